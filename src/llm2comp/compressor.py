@@ -1,0 +1,188 @@
+"""One set of weights that is encoder, student decoder and teacher.
+
+The encoder is the language model with its LoRA adapter and memory rows
+enabled; with the adapter disabled the very same tensors are the frozen,
+causal language model, bit-equal to the original (paper, "Context
+compression"; the released code keeps two full copies instead).
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llm2comp import recipe
+
+
+def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
+    """Add LoRA to the body, in place, and let only it and the table's last k rows train.
+
+    What trains is kept in float32 whatever the frozen weights are: bfloat16
+    would lose small updates.
+    """
+    embedding = body.get_input_embeddings()
+    name = next(name for name, module in body.named_modules() if module is embedding)
+    rows = embedding.num_embeddings
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        trainable_token_indices={name: list(range(rows - k, rows))},
+    )
+    adapted = get_peft_model(body, config)
+    for parameter in trainable_parameters(adapted).values():
+        parameter.data = parameter.data.float()
+    return adapted
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains, by name: LoRA factors and memory rows."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Compressor(nn.Module):
+    """Compress texts into memory, and go on from memory, with one set of weights.
+
+    Args:
+        model: causal LM whose embedding table ends with the k memory rows
+            (:func:`llm2comp.memory.add_memory_tokens`); its body gets the adapter.
+        k: number of memory tokens.
+        lora: the adapter to train.
+        bos_id: token before every text, if the model has one.
+        causal: the encoder's attention; the decoder is always causal.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, k: int, lora: recipe.Lora, *, bos_id: int | None, causal: bool
+    ) -> None:
+        super().__init__()
+        self.k = k
+        self.bos_id = bos_id
+        self.causal = causal
+        self.body = model.base_model
+        self.head = model.get_output_embeddings()
+        self.vocabulary = model.get_input_embeddings().num_embeddings - k
+        for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
+            parameter.requires_grad_(False)
+        self.adapted = add_adapter(self.body, lora, k)
+        self._frozen = False
+
+    @property
+    def memory_ids(self) -> list[int]:
+        """Token ids of the memory tokens."""
+        return list(range(self.vocabulary, self.vocabulary + self.k))
+
+    def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the memory outputs of a batch of texts.
+
+        Args:
+            input_ids: ``(batch, length)``, each row ``BOS text memory`` padded on either side.
+            attention_mask: ``(batch, length)``, 1 where a token is.
+
+        Returns:
+            ``(batch, k, hidden)``: last hidden states, after the final norm, at
+            the memory positions.
+        """
+        mode = {} if self.causal else {"is_causal": False}
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        states = self.body(
+            input_ids, attention_mask=attention_mask, position_ids=positions, **mode
+        ).last_hidden_state
+        return states[input_ids >= self.vocabulary].view(len(input_ids), self.k, -1)
+
+    def continue_from(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Let the frozen model read ``BOS memory tokens`` and return its states (the student).
+
+        Args:
+            memory: ``(batch, m, hidden)``; gradients flow into it.
+            input_ids: ``(batch, length)``, the tokens behind the memory, right-padded.
+            targets: ``(batch, 1 + length)``, true where a state is wanted:
+                first the last memory position, then each token's.
+
+        Returns:
+            ``(targets.sum(), hidden)``, rows in the order of ``targets``.
+        """
+        with self.frozen():
+            embed = self.body.get_input_embeddings()
+            tokens = embed(input_ids)
+            prefix = memory.to(tokens.dtype)
+            if self.bos_id is not None:
+                bos = embed(input_ids.new_full((len(input_ids), 1), self.bos_id))
+                prefix = torch.cat([bos, prefix], dim=1)
+            inputs = torch.cat([prefix, tokens], dim=1)
+            # Right padding under causal attention: no state that is read sees a pad.
+            states = self.body(inputs_embeds=inputs).last_hidden_state
+        return states[:, prefix.shape[1] - 1 :][targets]
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Let the frozen model read plain text and return its states (the teacher).
+
+        Args:
+            input_ids: ``(batch, length)``, right-padded.
+            targets: ``(batch, length)``, true where a state is wanted.
+
+        Returns:
+            ``(targets.sum(), hidden)``, without gradient.
+        """
+        with self.frozen():
+            return self.body(input_ids).last_hidden_state[targets]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory columns cut off.
+
+        States are flat because a batched product would copy the head's weight for each row.
+        """
+        return self.head(states)[:, : self.vocabulary].float()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write LoRA and memory rows in PEFT's format."""
+        self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Load LoRA and memory rows of the same shape, to train on from there.
+
+        Raises:
+            RuntimeError: if rank, target modules or number of memory rows differ.
+        """
+        saved = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(self.adapted, save_embedding_layers=False)
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
+            raise RuntimeError("tensors differ in name or shape")
+        set_peft_model_state_dict(self.adapted, saved)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block the body is the original, causal language model."""
+        with self.adapted.disable_adapter():
+            self._frozen = True
+            try:
+                yield
+            finally:
+                self._frozen = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute layer activations in the backward pass, each with its own adapter state.
+
+        The backward pass runs outside of :meth:`frozen`; without this context
+        the decoder would be recomputed with the adapter on.
+        """
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), self.frozen() if self._frozen else nullcontext()
+
+        self.body.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
+        )

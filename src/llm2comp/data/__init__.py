@@ -1,0 +1,1 @@
+"""Text for training and evaluation: packaged sources, local files and hub datasets."""

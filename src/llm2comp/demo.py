@@ -1,0 +1,83 @@
+"""The demonstration: a language model becomes a text encoder, step by step, on real text."""
+
+import itertools
+import json
+from pathlib import Path
+
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+
+from llm2comp import recipe, release, scores, shipped
+from llm2comp.cache import whole_file
+from llm2comp.data import catalog
+from llm2comp.evaluation import table
+from llm2comp.search import search_all
+from llm2comp.stages import chain
+
+PASSAGES = 300
+QUERIES = (
+    "what happens when jurors cannot agree on a verdict",
+    "the calm middle of a hurricane",
+    "illness from too little vitamin B1",
+)
+"""Each is answered by one of the passages, in other words."""
+
+
+def run(out: Path) -> None:
+    """Train the demo recipe in ``out``, then print the table, three searches and how to go on.
+
+    Raises:
+        UserError: as :func:`llm2comp.stages.chain.train` does.
+    """
+    console = Console(highlight=False)
+    plan = recipe.load_recipe(shipped.recipe_path("demo"))
+    console.print(f"[bold]{plan.backbone.name}[/bold] becomes a text encoder, in {out}")
+    console.print(_about_the_start(plan))
+    model_folder = chain.train(plan, out)
+    released = release.names()
+    rows = scores.score_run(plan, out, released)
+    sizes = "quick sizes" if plan.evaluation.quick else "whole sets"
+    console.print(f"\n[bold]Scores[/bold] ({sizes}, x 100; samples and time are of training)")
+    table.show(rows, scores.costs(plan, out), console)
+    console.print(f"released: {', '.join(released)}, trained longer by recipes/smollm2-135m.yaml\n")
+    _search(SentenceTransformer(str(model_folder)), out, console)
+    console.print("[bold]Use it[/bold]")
+    console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
+
+
+def _about_the_start(plan: recipe.Recipe) -> str:
+    first = plan.stages[0]
+    if isinstance(first, recipe.Pretext) and first.start_from:
+        return (
+            "Stage 1 does not begin from nothing: it goes on from the released\n"
+            f"{first.start_from}. To begin from nothing takes hours:\n"
+            "llm2comp train smollm2-135m --out runs/full"
+        )
+    return "Every stage begins from nothing."
+
+
+def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
+    file = out / "passages.jsonl"
+    passages = itertools.islice(catalog.rows("boolq-passages"), PASSAGES)
+    with whole_file(file) as partial:
+        lines = (json.dumps(passage, ensure_ascii=False) + "\n" for passage in passages)
+        partial.write_text("".join(lines), encoding="utf-8")
+    console.print(f"[bold]Searches[/bold] over {PASSAGES} Wikipedia passages ({file})")
+    for query, hits in zip(QUERIES, search_all(model, file, QUERIES, top_k=2), strict=True):
+        console.print(query, markup=False)
+        for hit in hits:
+            text = " ".join(hit.text.split())
+            console.print(
+                f"  {hit.score:.3f}  {text}", markup=False, no_wrap=True, overflow="ellipsis"
+            )
+    console.print()
+
+
+def _python(folder: Path) -> str:
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({str(folder)!r})\n"
+        'query = model.encode_query("how do whales breathe")\n'
+        'passages = model.encode_document(["Whales are mammals.", "Roman coins were found."])\n'
+        "print(model.similarity(query, passages))"
+    )

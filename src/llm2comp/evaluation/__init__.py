@@ -1,0 +1,1 @@
+"""Score encoders on offline mteb tasks, and put the scores into tables."""

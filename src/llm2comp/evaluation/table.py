@@ -1,0 +1,56 @@
+"""Scores of several models as one table, on the terminal or in Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llm2comp.evaluation.runner import Score
+
+Rows = Mapping[str, Sequence[Score]]
+"""Scores by the model's name, in the order of the rows."""
+Extra = Mapping[str, Mapping[str, str]]
+"""Further columns: their heading, then the cell by the model's name."""
+
+MISSING = "-"
+
+
+def show(rows: Rows, extra: Extra | None = None, console: Console | None = None) -> None:
+    """Print the table: a row a model, a column a task, their mean, then further columns."""
+    heading, *body = _cells(rows, extra)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(heading[0])
+    for title in heading[1:]:
+        table.add_column(title, justify="right")
+    for cells in body:
+        table.add_row(*map(Text, cells))  # not read as markup
+    (console or Console()).print(table)
+
+
+def markdown(rows: Rows, extra: Extra | None = None) -> str:
+    """Return the same table in Markdown, ending in a line break."""
+    heading, *body = _cells(rows, extra)
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (heading, rule, *body)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+
+
+def _cells(rows: Rows, extra: Extra | None) -> list[list[str]]:
+    tasks = list(dict.fromkeys(score.task for scores in rows.values() for score in scores))
+    extra = extra or {}
+    table = [["model", *tasks, "mean", *extra]]
+    for name, scores in rows.items():
+        points = {score.task: score.main_score for score in scores}
+        table.append(
+            [
+                name,
+                *(f"{points[task]:.1f}" if task in points else MISSING for task in tasks),
+                # A mean over fewer tasks would not compare with its neighbours.
+                f"{sum(points.values()) / len(tasks):.1f}"
+                if len(points) == len(tasks)
+                else MISSING,
+                *(column.get(name, MISSING) for column in extra.values()),
+            ]
+        )
+    return table

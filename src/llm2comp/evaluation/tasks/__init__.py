@@ -1,0 +1,19 @@
+"""The tasks, as mteb tasks whose data come from the catalogue and not from the hub.
+
+A task is one file that subclasses an mteb task and :class:`~.offline.OfflineTask`,
+and one line here.
+"""
+
+from llm2comp.evaluation.tasks.offline import OfflineTask
+from llm2comp.evaluation.tasks.squad import SQuADRetrieval
+from llm2comp.evaluation.tasks.sts17 import STS17
+from llm2comp.evaluation.tasks.sts_benchmark import STSBenchmark
+
+TASKS: dict[str, type[OfflineTask]] = {
+    "STSBenchmark": STSBenchmark,
+    "STS17": STS17,
+    "SQuADRetrieval": SQuADRetrieval,
+}
+"""Every task by its name, in the order in which tables show them."""
+
+__all__ = ["TASKS", "OfflineTask"]

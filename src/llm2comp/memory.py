@@ -1,0 +1,107 @@
+"""Memory tokens: their rows, their place behind every text, and the pooling over them."""
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordWeights
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llm2comp import recipe
+from llm2comp.errors import UserError
+
+
+def memory_tokens(k: int) -> list[str]:
+    """Return the names of k memory tokens."""
+    return [f"<|memory_{i}|>" for i in range(k)]
+
+
+def add_memory_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: recipe.Memory, seed: int
+) -> PreTrainedTokenizerFast:
+    """Append k memory rows to the model's embedding table, in place, and extend the tokenizer.
+
+    Returns:
+        A tokenizer that puts ``BOS`` before and the memory tokens behind every
+        text; its truncation cuts the text, never the memory tokens.
+
+    Raises:
+        UserError: if the tokenizer is not a fast one, or the text for
+            ``init: text`` has no tokens.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer of {tokenizer.name_or_path} has no fast version; llm2comp needs one")
+    table = model.get_input_embeddings().weight.detach().float()
+    rows = _initial_rows(table, tokenizer, memory, seed)
+    extended = _with_memory(tokenizer, memory.tokens, first_id=table.shape[0])
+    model.resize_token_embeddings(table.shape[0] + memory.tokens, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-memory.tokens :] = rows.to(model.dtype)
+    return extended
+
+
+def _initial_rows(
+    table: torch.Tensor, tokenizer: PreTrainedTokenizerBase, memory: recipe.Memory, seed: int
+) -> torch.Tensor:
+    """Return ``(k, hidden)`` rows; never alike, so that the tokens can specialise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(memory.tokens, table.shape[1], generator=generator) * table.std(0).cpu()
+    if memory.init == "random":
+        return table.mean(0).cpu() + noise
+    ids = tokenizer(memory.init_text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UserError(f"memory.init_text {memory.init_text!r} has no tokens")
+    repeated = (ids * memory.tokens)[-memory.tokens :]
+    return table[repeated].cpu() + 0.02 * noise
+
+
+def _with_memory(
+    tokenizer: PreTrainedTokenizerBase, k: int, first_id: int
+) -> PreTrainedTokenizerFast:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # the caller's stays as it is
+    # Some embedding tables are padded beyond the tokenizer: fill up, so that ids meet rows.
+    gap = first_id - len(tokenizer)
+    if gap < 0:
+        raise UserError(
+            f"tokenizer of {tokenizer.name_or_path} has {-gap} more tokens than the model has rows"
+        )
+    backend.add_special_tokens([f"<|unused_row_{i}|>" for i in range(gap)])
+    backend.add_special_tokens(memory_tokens(k))
+    known = {
+        name: getattr(tokenizer, name)
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if getattr(tokenizer, name) is not None
+    }
+    known.setdefault("pad_token", known.get("eos_token", memory_tokens(k)[0]))
+    bos = known.get("bos_token")
+    parts = ([bos] if bos else []) + ["$A", *memory_tokens(k)]
+    pair = ([bos] if bos else []) + ["$A", "$B", *memory_tokens(k)]
+    backend.post_processor = TemplateProcessing(
+        single=parts,
+        pair=pair,
+        special_tokens=[(t, backend.token_to_id(t)) for t in dict.fromkeys(parts) if t != "$A"],
+    )
+    # The generic class keeps the post-processor as it is; model-specific ones rebuild it on load.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="right",
+        truncation_side="right",
+        split_special_tokens=True,  # a text that spells a memory token must not become one
+        **known,
+    )
+
+
+def memory_pooling(tokenizer: PreTrainedTokenizerBase, k: int, hidden: int) -> list[nn.Module]:
+    """Return stock modules that average the memory outputs of a text to unit length.
+
+    ``WordWeights`` weighs memory tokens 1 and all else 0; ``Pooling(mean)``
+    divides by the sum of the weights (paper: the embedding is the mean of the
+    k memory outputs).
+    """
+    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    weights = dict.fromkeys(memory_tokens(k), 1.0)
+    return [
+        WordWeights(vocabulary, weights, unknown_word_weight=0.0),
+        Pooling(hidden, pooling_mode="mean"),
+        Normalize(),
+    ]

@@ -1,0 +1,81 @@
+"""What an objective gets: passages cut into a text and its continuation, as padded tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass
+class Batch:
+    """Passages ``n_1 … n_L``, each cut at its own a; everything is right-padded.
+
+    Attributes:
+        input_ids: ``(batch, 1 + a + k)``, ``BOS n_1 … n_a m_1 … m_k``.
+        attention_mask: ``(batch, 1 + a + k)``, of ``input_ids``.
+        passage_ids: ``(batch, 1 + L)``, ``BOS n_1 … n_L``.
+        teacher_targets: ``(batch, 1 + L)``, true at ``n_a … n_L``.
+        text_ids: ``(batch, a)``, ``n_1 … n_a``.
+        text_mask: ``(batch, a)``, true where a token is.
+        continuation_ids: ``(batch, L - a)``, ``n_{a+1} … n_L``.
+        continuation_mask: ``(batch, L - a)``, true where a token is.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    passage_ids: Tensor
+    teacher_targets: Tensor
+    text_ids: Tensor
+    text_mask: Tensor
+    continuation_ids: Tensor
+    continuation_mask: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        passages: list[list[int]],
+        splits: list[int],
+        *,
+        memory_ids: list[int],
+        bos_id: int | None,
+        pad_id: int,
+    ) -> "Batch":
+        """Cut each passage (token ids without specials) at its split and pad.
+
+        Raises:
+            ValueError: if a split leaves no text or no continuation.
+        """
+        bos = [] if bos_id is None else [bos_id]
+        for passage, a in zip(passages, splits, strict=True):
+            if not 0 < a < len(passage):
+                raise ValueError(f"split {a} is not inside a passage of {len(passage)} tokens")
+        texts = [p[:a] for p, a in zip(passages, splits, strict=True)]
+        continuations = [p[a:] for p, a in zip(passages, splits, strict=True)]
+        input_ids, attention_mask = _pad([[*bos, *text, *memory_ids] for text in texts], pad_id)
+        passage_ids, passage_mask = _pad([[*bos, *passage] for passage in passages], pad_id)
+        text_ids, text_mask = _pad(texts, pad_id)
+        continuation_ids, continuation_mask = _pad(continuations, pad_id)
+        position = torch.arange(passage_ids.shape[1])
+        last_of_text = torch.tensor(splits)[:, None] + len(bos) - 1
+        return cls(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            passage_ids=passage_ids,
+            teacher_targets=passage_mask & (position >= last_of_text),
+            text_ids=text_ids,
+            text_mask=text_mask,
+            continuation_ids=continuation_ids,
+            continuation_mask=continuation_mask,
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    tensors = [torch.tensor(row) for row in rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = pad_sequence(tensors, batch_first=True, padding_value=pad_id)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,0 +1,12 @@
+"""RC: the frozen model says the whole text again from its memory (paper, "Reconstruction")."""
+
+from torch import Tensor
+
+from llm2comp.compressor import Compressor
+from llm2comp.objectives.batch import Batch
+from llm2comp.objectives.cross_entropy import tokens_given_memory
+
+
+def reconstruction_loss(compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    """Return the cross-entropy of ``n_1 … n_a`` given memory, in nats per token."""
+    return tokens_given_memory(compressor, memory, batch.text_ids, batch.text_mask)

@@ -1,0 +1,32 @@
+"""Losses over rows of states, in chunks, so that memory does not grow with batch x vocabulary."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 256
+"""Rows whose logits exist at a time: 256 x 49,152 float32 logits are 50 MB."""
+
+
+def mean_over_samples(mask: Tensor) -> Tensor:
+    """Return a weight for each true position of ``mask`` (batch, length).
+
+    Summed with these weights, a per-position loss is averaged over the
+    positions of a sample, then over samples.
+    """
+    per_sample = 1.0 / (mask.sum(dim=1, keepdim=True) * len(mask))
+    return per_sample.expand(mask.shape)[mask]
+
+
+def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Sum ``loss(*rows)`` over chunks of rows; logits are made again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return torch.stack([loss(*part) for part in _chunks(rows)]).sum()
+    parts = [checkpoint(loss, *part, use_reentrant=False) for part in _chunks(rows)]
+    return torch.stack(parts).sum()
+
+
+def _chunks(rows: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(row.split(CHUNK) for row in rows), strict=True))

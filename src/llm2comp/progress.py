@@ -1,0 +1,51 @@
+"""One look for every progress bar over texts: done, rate, time left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} texts/s" if speed else "")
+
+
+def text_progress() -> Progress:
+    """Return a bar over texts, on standard error so that output stays clean."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def advancing(model: SentenceTransformer, progress: Progress, task: Any) -> Iterator[None]:
+    """Advance a bar by the texts of every batch that the model embeds within the block."""
+
+    def count(_: nn.Module, __: Any, features: dict[str, Any]) -> None:
+        progress.advance(task, len(features["sentence_embedding"]))
+
+    hook = model.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

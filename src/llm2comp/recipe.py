@@ -1,0 +1,267 @@
+"""What a run is: a recipe names a backbone, its memory tokens, the stages and the tasks.
+
+A recipe is a YAML file checked by the models below. Unknown keys are errors
+that name the nearest known key; ``key=value`` overrides use dotted paths, with
+a stage addressed by its name (``pretext.steps=100``).
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm2comp.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Attention = Literal["causal", "bidirectional"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Backbone(_Strict):
+    """The causal language model that becomes an encoder."""
+
+    name: str = "smollm2-135m"
+    """A packaged default, a local folder, a ``.gguf`` file, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute precision in training; ``auto`` is bfloat16 where the processor has it."""
+    trust_remote_code: bool = False
+
+
+class Memory(_Strict):
+    """The k memory tokens behind a text (paper, section "Context compression")."""
+
+    tokens: Annotated[int, Field(ge=1, le=32)] = 8
+    init: Literal["random", "text"] = "random"
+    """``random``: drawn like the embedding table; ``text``: the rows of ``init_text``."""
+    init_text: str = '\nThis text means in one word:"'
+
+
+class Lora(_Strict):
+    """LoRA of one stage; merged before the next stage adds its own."""
+
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class DataSource(_Strict):
+    """One source of rows and its share of the mixture."""
+
+    source: str
+    """A name of ``llm2comp data list``, a local .txt/.jsonl/.csv/.parquet, or a hub id."""
+    split: str = "train"
+    columns: dict[str, str] = {}
+    """Maps our column (text, anchor, positive, negative) to the source's."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    query_instruction: str = ""
+    """Pairs only: put before each query as ``instruction + ":" + query + "\\n"``."""
+
+
+class Passages(_Strict):
+    """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
+
+    min_chars: int = 1000
+    max_tokens: PositiveInt = 512
+    """Longer passages are dropped, or cut when ``crop`` is set."""
+    crop: bool = False
+
+
+class Split(_Strict):
+    """Where a passage of L tokens is cut into text and continuation.
+
+    Uniform in ``[low, L - margin]`` (the paper has 10 and 10), or in
+    ``[low, high]`` when ``high`` is given; ``low == high`` is a fixed split.
+    """
+
+    low: PositiveInt = 10
+    high: PositiveInt | None = None
+    margin: PositiveInt = 10
+    continuation: PositiveInt | None = None
+    """At most this many tokens are predicted; all that follow, when not given."""
+    per: Literal["sample", "batch"] = "sample"
+    """``batch`` cuts all passages of a batch alike, so that nothing is padded."""
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    """Start at the fixed split ``start`` and widen linearly to the range in this many steps."""
+    start: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Split":
+        if self.high is not None and self.high < self.low:
+            raise ValueError(f"high ({self.high}) is below low ({self.low})")
+        if self.ramp_steps and self.start is None:
+            raise ValueError("ramp_steps needs start, the split to begin from")
+        return self
+
+
+class StageBase(_Strict):
+    """What every stage is told: data, adapter, attention and optimiser."""
+
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    lora: Lora = Lora()
+    attention: Attention | None = None
+    """The encoder's attention from this stage on; ``None`` keeps what the stage before had."""
+    steps: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    memory_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
+    max_length: PositiveInt = 512
+    """Tokens of a text, memory tokens not counted; text beyond is cut."""
+    save_steps: PositiveInt = 50
+    log_steps: PositiveInt = 10
+    gradient_checkpointing: bool = False
+
+
+class Pretext(StageBase):
+    """Stage 1: learn to compress."""
+
+    stage: Literal["pretext"] = "pretext"
+    objective: str = "distillation"
+    passages: Passages = Passages()
+    split: Split = Split()
+    attention: Attention | None = "causal"
+    bidirectional_from_step: int | None = None
+    """Opens a causal encoder's attention at this step."""
+    start_from: str | None = None
+    """A trained stage 1 (folder or released name) whose LoRA and memory rows to start from."""
+    eval_steps: PositiveInt = 20
+    eval_passages: PositiveInt = 64
+
+
+class Unsupervised(StageBase):
+    """Stage 2 (UCL): SimCSE, the same text twice under different dropout."""
+
+    stage: Literal["unsupervised"] = "unsupervised"
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    mini_batch_size: PositiveInt = 32
+
+
+class Supervised(StageBase):
+    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives."""
+
+    stage: Literal["supervised"] = "supervised"
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    mini_batch_size: PositiveInt = 32
+
+
+Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]
+
+
+class Evaluation(_Strict):
+    """What ``llm2comp train`` scores after each stage."""
+
+    tasks: list[str] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
+    quick: bool = True
+    baselines: list[str] = []
+
+
+class Recipe(_Strict):
+    """A whole run."""
+
+    name: str
+    seed: int = 0
+    backbone: Backbone = Backbone()
+    memory: Memory = Memory()
+    prompts: dict[str, str] = {"query": "", "document": ""}
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    evaluation: Evaluation = Evaluation()
+    on_bad_row: Literal["fail", "skip"] = "fail"
+
+    @model_validator(mode="after")
+    def _one_of_each_in_order(self) -> "Recipe":
+        order = ["pretext", "unsupervised", "supervised"]
+        names = [stage.stage for stage in self.stages]
+        if names != [name for name in order if name in names]:
+            raise ValueError(f"stages are {names}; each may stand once, in the order {order}")
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe, with ``dotted.key=value`` overrides applied first.
+
+    Raises:
+        UserError: if the file is missing, is not YAML, or says something unknown;
+            the message names the file, the key and the nearest known key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"recipe {path} must be a mapping of keys, see recipes/demo.yaml")
+    for override in overrides or []:
+        _apply(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"recipe {path}: {_explain(error)}") from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        stages = raw.get("stages") or []
+        named = [s for s in stages if isinstance(s, dict) and s.get("stage") == parent]
+        node = named[0] if node is raw and named else _child(node, parent, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = yaml.safe_load(text)
+    else:
+        node[last] = yaml.safe_load(text)
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, override)]
+    child = node.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise UserError(f"override {override!r}: {key!r} holds a value, not further keys")
+    return child
+
+
+def _index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(node) - 1}")
+    return int(key)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where or 'recipe'}: {first['msg']} (got {_short(first['input'])})"
+    nearest = difflib.get_close_matches(str(first["loc"][-1]), sorted(_known_keys()), n=1, cutoff=0)
+    return f"{where}: unknown key; did you mean {nearest[0]!r}?"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys() -> Iterator[str]:
+    for model in _models(_Strict):
+        yield from model.model_fields
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _models(child)

@@ -1,0 +1,104 @@
+"""What UCL and SCL share: an encoder folder in, contrastive training, an encoder folder out."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+from llm2comp import encoder, recipe
+from llm2comp.compressor import add_adapter
+from llm2comp.hardware import compute_dtype
+from llm2comp.stages import training
+
+
+class ContrastiveTrainer(training.AdapterCheckpoints, SentenceTransformerTrainer):
+    """The sentence-transformers Trainer, saving only what trains."""
+
+
+def train_contrastive(
+    run: recipe.Recipe,
+    stage: recipe.Unsupervised | recipe.Supervised,
+    data: Dataset | DatasetDict,
+    source: Path,
+    folder: Path,
+    work: Path,
+    log: training.RunLog,
+    *,
+    batch_sampler: BatchSamplers,
+    attention_dropout: float = 0.0,
+) -> None:
+    """Train a fresh adapter on an encoder folder with in-batch negatives, and write the next one.
+
+    Args:
+        run: the whole recipe.
+        stage: its contrastive stage.
+        data: columns anchor, positive and perhaps negative; a batch is of one dataset.
+        source: the encoder folder to start from.
+        folder: the encoder folder to write.
+        work: where checkpoints are kept until the folder is written.
+        log: losses go here.
+        batch_sampler: of sentence-transformers.
+        attention_dropout: in training only.
+    """
+    lineage = encoder.read_lineage(source)
+    dtype = compute_dtype(run.backbone.dtype)
+    attention = {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
+    model = SentenceTransformer(
+        str(source),
+        device=None if torch.cuda.is_available() else "cpu",
+        model_kwargs={"dtype": dtype},
+        config_kwargs={"attention_dropout": attention_dropout, **attention},
+    )
+    model.requires_grad_(False)
+    torch.manual_seed(run.seed)  # LoRA's initial weights
+    adapted = add_adapter(model[0].model, stage.lora, lineage["memory"]["tokens"])
+    if stage.gradient_checkpointing:
+        model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    rate = stage.memory_learning_rate
+    arguments = SentenceTransformerTrainingArguments(
+        **training.training_arguments(stage, work, run.seed, dtype),
+        learning_rate_mapping={training.MEMORY_ROWS: rate} if rate else {},
+        batch_sampler=batch_sampler,
+    )
+    trainer = ContrastiveTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        loss=_loss(model, stage, gather=arguments.world_size > 1),
+    )
+    training.run(trainer, work, stage.stage, log)
+    adapter = work / encoder.ADAPTER
+    adapted.save_pretrained(str(adapter), save_embedding_layers=False)
+    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)
+    merged.max_seq_length = model.max_seq_length
+    encoder.merge(merged, adapter)
+    causal = merged[0].model.config.is_causal
+    merged[0].model.config.use_bidirectional_attention = not causal
+    lineage["stages"].append({**stage.model_dump(), "causal": causal})
+    encoder.save(merged, folder, adapter, lineage)
+
+
+def _loss(
+    model: SentenceTransformer, stage: recipe.Unsupervised | recipe.Supervised, *, gather: bool
+) -> torch.nn.Module:
+    """InfoNCE over in-batch negatives; cached (GradCache) only where a batch needs it.
+
+    The two have equal gradients; the cached one costs a forward pass more.
+    """
+    scale = 1.0 / stage.temperature
+    if stage.batch_size <= stage.mini_batch_size:
+        return MultipleNegativesRankingLoss(model, scale=scale, gather_across_devices=gather)
+    return CachedMultipleNegativesRankingLoss(
+        model, scale=scale, mini_batch_size=stage.mini_batch_size, gather_across_devices=gather
+    )

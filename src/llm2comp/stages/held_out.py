@@ -1,0 +1,83 @@
+"""The gap: does memory carry its own text, or has it become a generic prefix?"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from llm2comp.compressor import Compressor
+from llm2comp.objectives import Batch, Objective
+
+TOKENS = 64
+"""Held-out passages are judged on their first 64 tokens: 48 compressed, 16 predicted."""
+KEPT = 0.75
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Measurements of a compressor on held-out passages, losses in nats per token.
+
+    Attributes:
+        own: loss with the text's own memory.
+        other: loss with the memory of another text.
+        zeroed: loss with memory set to zero.
+        gap: ``other - own``, the information that memory carries.
+        token_cosine: mean cosine between the k memory tokens of a text.
+        text_cosine: mean cosine between the embeddings of different texts.
+    """
+
+    own: float
+    other: float
+    zeroed: float
+    gap: float
+    token_cosine: float
+    text_cosine: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the measurements rounded for a log line."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def cut(passages: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """Cut held-out passages to their first 64 tokens and split them at three quarters."""
+    short = [passage[:TOKENS] for passage in passages]
+    return short, [max(1, int(KEPT * len(passage))) for passage in short]
+
+
+@torch.no_grad()
+def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) -> HeldOut:
+    """Measure own, other's and zeroed memory over batches of at least two passages each."""
+    training = compressor.training
+    compressor.eval()
+    rows = [_measure(compressor, objective, batch) for batch in batches]
+    compressor.train(training)
+    sizes = torch.tensor([float(len(batch.input_ids)) for batch in batches])
+    own, other, zeroed, tokens, texts = ((torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum())
+    return HeldOut(
+        own=own.item(),
+        other=other.item(),
+        zeroed=zeroed.item(),
+        gap=(other - own).item(),
+        token_cosine=tokens.item(),
+        text_cosine=texts.item(),
+    )
+
+
+def _measure(compressor: Compressor, objective: Objective, batch: Batch) -> Tensor:
+    memory = compressor.compress(batch.input_ids, batch.attention_mask)
+    given = (memory, memory.roll(1, dims=0), torch.zeros_like(memory))
+    losses = [objective(compressor, which, batch).float() for which in given]
+    embeddings = memory.float().mean(1)
+    cosines = [mean_cosine(memory.float()).mean(), mean_cosine(embeddings)]
+    return torch.stack([*losses, *cosines]).cpu()
+
+
+def mean_cosine(vectors: Tensor) -> Tensor:
+    """Return the mean cosine ``(…)`` between different vectors of ``(…, n, hidden)``; 1 if n is 1."""
+    n = vectors.shape[-2]
+    if n == 1:
+        return torch.ones(vectors.shape[:-2])
+    unit = normalize(vectors, dim=-1)
+    return (unit.sum(-2).square().sum(-1) - n) / (n * (n - 1))

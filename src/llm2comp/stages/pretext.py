@@ -1,0 +1,301 @@
+"""Stage 1: teach memory tokens to carry a text, with the frozen model as the judge."""
+
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from llm2comp import encoder, recipe, release
+from llm2comp.backbone import load_backbone
+from llm2comp.compressor import Compressor
+from llm2comp.data.passages import load_passages
+from llm2comp.errors import UserError
+from llm2comp.hardware import compute_dtype
+from llm2comp.memory import add_memory_tokens
+from llm2comp.objectives import OBJECTIVES, Batch, Objective
+from llm2comp.stages import held_out, training
+
+logger = logging.getLogger("llm2comp")
+
+FLAT_GAP = 0.1
+"""A gap below this, in nats a token, says that memory has become a generic prefix."""
+
+
+class PretextModel(nn.Module):
+    """A compressor and its objective, as the Trainer wants them: batch in, loss out."""
+
+    def __init__(self, compressor: Compressor, objective: Objective) -> None:
+        super().__init__()
+        self.compressor = compressor
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}``."""
+        batch = batch.to(self.compressor.body.device)
+        memory = self.compressor.compress(batch.input_ids, batch.attention_mask)
+        return {"loss": self.objective(self.compressor, memory, batch)}
+
+
+class PretextTrainer(training.AdapterCheckpoints, Trainer):
+    """The Trainer, saving only what trains."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns rows of ``input_ids`` and ``split`` into a :class:`Batch`."""
+
+    memory_ids: list[int]
+    bos_id: int | None
+    pad_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Batch]:
+        """Return ``{"batch": Batch}``."""
+        passages = [list(row["input_ids"]) for row in rows]
+        return {"batch": self.batch(passages, [row["split"] for row in rows])}
+
+    def batch(self, passages: list[list[int]], splits: list[int]) -> Batch:
+        """Pad passages and their splits."""
+        return Batch.of(
+            passages, splits, memory_ids=self.memory_ids, bos_id=self.bos_id, pad_id=self.pad_id
+        )
+
+
+def train_pretext(
+    run: recipe.Recipe, stage: recipe.Pretext, folder: Path, work: Path, log: training.RunLog
+) -> None:
+    """Train stage 1 on the recipe's backbone and write its encoder folder.
+
+    Args:
+        run: the whole recipe.
+        stage: its pretext stage.
+        folder: the encoder folder to write.
+        work: where checkpoints are kept until the folder is written.
+        log: losses and gaps go here.
+
+    Raises:
+        UserError: if the data, the backbone or ``start_from`` cannot be used.
+    """
+    if stage.objective not in OBJECTIVES:
+        raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
+    dtype = compute_dtype(run.backbone.dtype)
+    model, tokenizer = _extended_backbone(run, stage, dtype)
+    held, rows = _passages(run, stage, tokenizer)
+    torch.manual_seed(run.seed)  # LoRA's initial weights
+    compressor = Compressor(
+        model,
+        run.memory.tokens,
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=stage.attention != "bidirectional",
+    )
+    if stage.gradient_checkpointing:
+        compressor.enable_gradient_checkpointing()
+    if stage.start_from:
+        _start_from(compressor, stage)
+    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
+    pretext = PretextModel(compressor, OBJECTIVES[stage.objective])
+    groups = training.parameter_groups(training.trainable_parameters(pretext).items(), stage)
+    trainer = PretextTrainer(
+        model=pretext,
+        args=TrainingArguments(
+            **training.training_arguments(stage, work, run.seed, dtype),
+            train_sampling_strategy="sequential",  # shuffled already, with a split for each row
+            remove_unused_columns=False,
+        ),
+        train_dataset=rows,
+        data_collator=collator,
+        optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
+    )
+    trainer.add_callback(GapWatch(pretext, _batches(held, collator), stage, dtype, log))
+    training.run(trainer, work, stage.stage, log)
+    _write(run, stage, compressor, folder, work)
+
+
+def _extended_backbone(
+    run: recipe.Recipe, stage: recipe.Pretext, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    opens = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    model, tokenizer = load_backbone(
+        run.backbone.name,
+        dtype=dtype,
+        bidirectional=opens,
+        trust_remote_code=run.backbone.trust_remote_code,
+    )
+    return model, add_memory_tokens(model, tokenizer, run.memory, run.seed)
+
+
+def _passages(
+    run: recipe.Recipe, stage: recipe.Pretext, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], Dataset]:
+    """Return held-out passages, and training rows in the order in which they are seen."""
+    wanted = stage.steps * stage.batch_size
+    passages = load_passages(
+        stage.data,
+        tokenizer,
+        stage.passages,
+        count=wanted + stage.eval_passages,
+        seed=run.seed,
+        on_bad_row=run.on_bad_row,
+    )["input_ids"]
+    held, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
+    if len(held) < 2 or len(rest) < stage.batch_size:
+        raise UserError(
+            f"pretext has {len(passages)} passages after the filter, too few for batches of "
+            f"{stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
+        )
+    generator = random.Random(run.seed)
+    order = [i for _ in range(-(-wanted // len(rest))) for i in _shuffled(len(rest), generator)]
+    seen = [list(rest[i]) for i in order[:wanted]]
+    splits = list(split_points([len(p) for p in seen], stage, generator))
+    limit = stage.split.continuation
+    cut = [p[: a + limit] if limit else p for p, a in zip(seen, splits, strict=True)]
+    return [list(p) for p in held], Dataset.from_dict({"input_ids": cut, "split": splits})
+
+
+def _shuffled(n: int, generator: random.Random) -> list[int]:
+    return generator.sample(range(n), n)
+
+
+def split_points(
+    lengths: list[int], stage: recipe.Pretext, generator: random.Random
+) -> Iterator[int]:
+    """Draw where each passage is cut, in the order in which passages are seen.
+
+    With ``ramp_steps`` the range widens linearly from the fixed ``start``:
+    compression ignites on a fixed split and fails on a wide one
+    (docs/ignition.md).
+    """
+    rule = stage.split
+    for first in range(0, len(lengths), stage.batch_size):
+        batch = lengths[first : first + stage.batch_size]
+        step = first // stage.batch_size
+        if rule.per == "batch":
+            yield from [_split_point(min(batch), rule, step, generator)] * len(batch)
+        else:
+            yield from (_split_point(length, rule, step, generator) for length in batch)
+
+
+def _split_point(length: int, rule: recipe.Split, step: int, generator: random.Random) -> int:
+    low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
+    if rule.start is not None and step < rule.ramp_steps:
+        widened = step / rule.ramp_steps
+        low = round(rule.start + widened * (low - rule.start))
+        high = round(rule.start + widened * (high - rule.start))
+    high = max(1, min(high, length - 1))
+    return generator.randint(min(low, high), high)
+
+
+def _start_from(compressor: Compressor, stage: recipe.Pretext) -> None:
+    """Load a trained stage 1 into the adapter, to train on from there."""
+    source = release.adapter_of(str(stage.start_from))
+    try:
+        compressor.load_adapter(source)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
+            f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
+        ) from error
+
+
+def _batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+    size = held_out.BATCH
+    starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
+    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
+
+
+class GapWatch(TrainerCallback):
+    """Measures the gap on held-out text, records it, warns once if it stays flat.
+
+    Also opens a causal encoder's attention at ``bidirectional_from_step``.
+    """
+
+    def __init__(
+        self,
+        pretext: PretextModel,
+        batches: list[Batch],
+        stage: recipe.Pretext,
+        dtype: torch.dtype,
+        log: training.RunLog,
+    ) -> None:
+        self.pretext = pretext
+        device = pretext.compressor.body.device
+        self.batches = [batch.to(device) for batch in batches]
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+        self.stage = stage
+        self.log_file = log
+        self.flat = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure the untrained memory."""
+        self._set_attention(state.global_step)
+        if state.global_step == 0:
+            self._measure(state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Open the attention when its step has come."""
+        self._set_attention(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure every ``eval_steps`` and at the end."""
+        if state.global_step % self.stage.eval_steps == 0 or state.global_step == state.max_steps:
+            self._measure(state)
+
+    def _set_attention(self, step: int) -> None:
+        opens = self.stage.bidirectional_from_step
+        if opens is not None:
+            self.pretext.compressor.causal = step < opens
+
+    def _measure(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        with self.autocast:
+            result = held_out.measure(
+                self.pretext.compressor, self.pretext.objective, self.batches
+            )
+        self.log_file.write(stage="pretext", step=state.global_step, held_out=result.as_dict())
+        self.log_file.console.print(
+            f"[dim]step {state.global_step}: held-out loss {result.own:.3f}, with another text's "
+            f"memory {result.other:.3f}, gap {result.gap:.3f}; cosine between memory tokens "
+            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}"
+        )
+        self.flat = self.flat + 1 if state.global_step and result.gap < FLAT_GAP else 0
+        if self.flat == 3:
+            logger.warning(
+                "memory carries little of its text (gap %.3f nats a token at step %d): compression "
+                "has not ignited; try causal attention, a fixed split and a higher learning rate, "
+                "see docs/ignition.md",
+                result.gap,
+                state.global_step,
+            )
+
+
+def _write(
+    run: recipe.Recipe, stage: recipe.Pretext, compressor: Compressor, folder: Path, work: Path
+) -> None:
+    """Merge the adapter into the float32 backbone and write the encoder folder."""
+    adapter = work / encoder.ADAPTER
+    compressor.save_adapter(adapter)
+    lineage = encoder.new_lineage(run)
+    lineage["stages"].append({**stage.model_dump(), "causal": compressor.causal})
+    encoder.save(encoder.build(lineage, [adapter]), folder, adapter, lineage)

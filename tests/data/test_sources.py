@@ -1,0 +1,136 @@
+"""Rows from files: every mistake is reported with its line, or skipped and counted."""
+
+import logging
+from pathlib import Path
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm2comp.data import sources
+from llm2comp.errors import UserError
+from llm2comp.recipe import DataSource
+
+
+def read(path: Path | str, on_bad_row: str = "fail", **fields: object) -> list[dict[str, str]]:
+    source = DataSource.model_validate({"source": str(path)} | fields)
+    return list(sources.rows(source, ["text"], on_bad_row))
+
+
+BAD_FILES = {
+    "blank.txt": (b"one\n\nthree\n", 2, "empty"),
+    "latin.txt": (b"one\ntwo\ncaf\xe9\n", 3, "not valid Unicode"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', 2, "broken JSON"),
+    "blank.jsonl": (b'{"text": "a"}\n\n{"text": "b"}\n', 2, "empty line"),
+    "list.jsonl": (b'["a"]\n', 1, "a JSON object was expected"),
+    "number.jsonl": (b'{"text": "a"}\n{"text": 3}\n', 2, "holds int, not a string"),
+    "null.jsonl": (b'{"text": null}\n', 1, "holds NoneType"),
+    "other.jsonl": (b'{"text": "a"}\n{"title": "b"}\n', 2, "no column 'text'; there are title"),
+    "surrogate.jsonl": (b'{"text": "\\ud800"}\n', 1, "not valid Unicode"),
+    "other.csv": (b"title\nb\n", 2, "no column 'text'; there are title"),
+    "fields.csv": (b'text,n\n"a\nb",1\nc\n', 4, "1 fields where the header has 2"),
+    "blank.csv": (b"text,n\na,1\n ,2\n", 3, "empty"),
+    "latin.csv": (b"text\ncaf\xe9\n", 2, "not valid Unicode"),
+    "quote.csv": (b'text\na\n"b\nc\n', 3, "broken CSV"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_row_is_reported_with_its_line(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, line, reason = BAD_FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+    with caplog.at_level(logging.WARNING, "llm2comp"):
+        assert all(row["text"].strip() for row in read(path, "skip"))
+    assert caplog.messages == [f"{path}: skipped 1 bad rows"]
+
+
+def test_parquet_is_reported_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"] * 1500 + [None, "b"]}), path)
+    with pytest.raises(UserError, match=r"a\.parquet:1501: column 'text' holds NoneType"):
+        read(path)
+    assert len(read(path, "skip")) == 1501
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
+def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    texts = ["one", "two\u2028still two", "日本語 🦉", "x" * 200_000]
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    else:
+        lines = {
+            "a.txt": texts,
+            "a.jsonl": [f'{{"text": "{text}"}}' for text in texts],
+            "a.csv": ["text", *texts],
+        }[name]
+        path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    assert [row["text"] for row in read(path)] == texts
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("body,id\nhello,1\n")
+    assert read(path, columns={"text": "body"}) == [{"text": "hello"}]
+    with pytest.raises(UserError, match=r"no column 'text'; there are body, id \(map it: columns"):
+        read(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.csv cannot be read: No such file"):
+        read(tmp_path / "gone.csv")
+    (tmp_path / "a.xml").write_text("<a/>")
+    with pytest.raises(UserError, match=r"cannot read \.xml; use \.txt, \.jsonl, \.csv, \.parquet"):
+        read(tmp_path / "a.xml")
+    (tmp_path / "a.parquet").write_text("not parquet")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        read(tmp_path / "a.parquet")
+
+
+def test_unknown_source_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="nearest: 'boolq-passages'"):
+        read("boolq-pasages")
+
+
+@pytest.mark.parametrize("name", ["squad-dev", "stsb", "trec", "smollm2-135m"])
+def test_evaluation_sets_are_refused_before_any_download(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} .* never trained on"):
+        read(name)
+
+
+def test_hub_out_of_reach_is_one_line_that_names_the_packaged_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("name resolution failed\nretrying")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"hub cannot be reached.*boolq-passages") as error:
+        read("owner/name:config")
+    assert "\n" not in str(error.value)
+
+
+def test_hub_rows_are_streamed_with_configuration_and_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def load(*args: object, **options: object) -> list[dict[str, object]]:
+        calls.append((args, options))
+        return [{"text": "a"}, {"text": None}]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert read("owner/name:config", "skip", split="test") == [{"text": "a"}]
+    assert calls == [(("owner/name", "config"), {"split": "test", "streaming": True})]
+    with pytest.raises(UserError, match="owner/name:2: column 'text' holds NoneType"):
+        read("owner/name")

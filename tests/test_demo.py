@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from llm2comp import baselines, demo, release, scores
+from llm2comp.data import catalog
+from llm2comp.evaluation.runner import Score
+from llm2comp.recipe import load_recipe
+from llm2comp.shipped import recipe_path
+from llm2comp.stages import chain
+from llm2comp.stages.folders import FOLDERS
+
+LOG = """
+{"stage": "pretext", "step": 10, "loss": 1.5}
+{"stage": "pretext", "folder": "1-pretext", "done": true, "seconds": 61.4}
+{"stage": "unsupervised", "folder": "2-unsupervised", "done": true, "seconds": 30.0}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with an untrained encoder in the place of each stage's."""
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    for name in [*FOLDERS.values(), chain.MODEL]:
+        baselines.build("weighted-mean", tiny_backbone).save_pretrained(str(out / name))
+    (out / "run.jsonl").write_text(LOG.lstrip())
+    return out
+
+
+def scored(model: SentenceTransformer, tasks: list[str]) -> list[Score]:
+    assert model.encode(["a"]).shape == (1, 32)
+    return [Score(task, "cosine", 12.34, 1.0, 10, 10.0, 5, True) for task in tasks]
+
+
+def test_costs_come_from_the_recipe_and_the_log(run_folder: Path) -> None:
+    run = load_recipe(recipe_path("demo"), ["pretext.steps=10", "pretext.batch_size=200"])
+    costs = scores.costs(run, run_folder)
+    assert costs["samples"]["after stage 1"] == "2,000"
+    assert costs["time"] == {"after stage 1": "61 s", "after UCL": "30 s"}
+
+
+def test_the_demo_shows_table_searches_and_how_to_go_on(
+    run_folder: Path,
+    tiny_backbone: Path,
+    sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(chain, "train", lambda plan, out: out / chain.MODEL)
+    monkeypatch.setattr(scores, "backbone_folder", lambda name: tiny_backbone)
+    monkeypatch.setattr(
+        scores.runner, "evaluate", lambda model, name, tasks, *_, **__: scored(model, tasks)
+    )
+    monkeypatch.setattr(release, "names", lambda: ["released-one"])
+    stand_in = SentenceTransformer(str(run_folder / chain.MODEL))
+    monkeypatch.setattr(release, "load_model", lambda name: stand_in)
+    monkeypatch.setattr(catalog, "rows", lambda name: ({"text": text} for text in sentences))
+    demo.run(run_folder)
+    output = capsys.readouterr().out
+    assert "goes on from the released" in output
+    table = [line for line in output.splitlines() if "12.3" in line]
+    rows = ["last-token", "weighted-mean", "prompteol", *scores.LABELS.values(), "released-one"]
+    assert [line.partition("  ")[0] for line in table] == rows
+    for query in demo.QUERIES:
+        shown = output.partition(query)[2].splitlines()[1:3]
+        assert all(line.split("  ")[-1].rstrip("…") in " ".join(sentences) for line in shown)
+    python = output.partition("Use it\n")[2]
+    exec(python.replace("print", "_ = "))  # what it tells a newcomer to type must run

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+
+from llm2comp.errors import UserError
+from llm2comp.recipe import Pretext, load_recipe
+from llm2comp.shipped import recipe_path
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+MINIMAL = """
+name: minimal
+stages:
+  - stage: pretext
+    data: [{source: boolq-passages}]
+    steps: 10
+    batch_size: 2
+    learning_rate: 1.0e-3
+  - stage: unsupervised
+    data: [{source: nlp-corpus-sentences}]
+    steps: 5
+    batch_size: 4
+    learning_rate: 1.0e-4
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert [stage.stage for stage in recipe.stages] == ["pretext", "unsupervised", "supervised"]
+
+
+def test_the_promised_recipes_are_shipped() -> None:
+    assert {path.stem for path in RECIPES} >= {"demo", "smollm2-135m", "llama2-7b", "mistral-7b"}
+
+
+def test_llama2_has_the_settings_of_the_paper() -> None:
+    recipe = load_recipe(recipe_path("llama2-7b"))
+    pretext, unsupervised, supervised = recipe.stages
+    assert recipe.memory.tokens == 8
+    assert [stage.steps * stage.batch_size for stage in recipe.stages] == [32_000, 128_000, 204_800]
+    assert [stage.learning_rate for stage in recipe.stages] == [1e-4, 3e-5, 1e-4]
+    assert [stage.weight_decay for stage in recipe.stages] == [1e-5, 1e-3, 3e-4]
+    assert [stage.max_grad_norm for stage in recipe.stages] == [2.0, 1.0, 0.0]
+    assert unsupervised.temperature == supervised.temperature == 0.05
+    assert "k_proj" not in pretext.lora.target_modules
+
+
+def test_overrides_address_a_stage_by_name(minimal: Path) -> None:
+    recipe = load_recipe(
+        minimal, ["seed=3", "pretext.steps=99", "unsupervised.lora.r=4", "memory.tokens=2"]
+    )
+    assert recipe.seed == 3
+    assert [stage.steps for stage in recipe.stages] == [99, 5]
+    assert [stage.lora.r for stage in recipe.stages] == [16, 4]
+    assert recipe.memory.tokens == 2
+
+
+def test_overrides_reach_into_lists(minimal: Path) -> None:
+    recipe = load_recipe(minimal, ["pretext.data.0.source=texts.txt", "stages.1.batch_size=8"])
+    assert recipe.stages[0].data[0].source == "texts.txt"
+    assert recipe.stages[1].batch_size == 8
+
+
+def test_overrides_hold_yaml_values(minimal: Path) -> None:
+    recipe = load_recipe(minimal, ["pretext.lora.target_modules=[q_proj, v_proj]"])
+    assert recipe.stages[0].lora.target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretext.learning_rat=1", r"learning_rat.*did you mean 'learning_rate'"),
+        ("memroy.tokens=4", r"memroy.*did you mean 'memory'"),
+        ("pretext.steps=0", r"steps.*greater than 0"),
+        ("pretext.steps=many", r"steps.*integer"),
+        ("memory.tokens=33", r"tokens.*less than or equal to 32"),
+        ("pretext.split.ramp_steps=5", r"ramp_steps needs start"),
+        ("pretext.data=[]", r"data.*at least 1 item"),
+        ("seed", r"'seed' is not of the form key=value"),
+        ("seed.deeper=1", r"seed"),
+        ("stages.7.steps=1", r"'7' is not one of 0 to 1"),
+        ("pretext.data.first.source=x", r"'first' is not one of 0 to 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(
+    minimal: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(minimal, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping"),
+        ("- 1\n", "must be a mapping"),
+        ("name: [unclosed\n", "is not YAML"),
+        ("name: x\n", "stages"),
+        (MINIMAL.replace("stage: pretext", "stage: pretest"), "stage"),
+        (MINIMAL.replace("stage: pretext", "stage: supervised"), "in the order"),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(path)
+    assert "broken.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_shipped_recipe_is_found_by_name_and_a_file_by_path(minimal: Path) -> None:
+    assert load_recipe(recipe_path("demo")).name == "demo"
+    assert recipe_path(str(minimal)) == minimal
+    with pytest.raises(UserError, match=r"shipped recipes are .*smollm2-135m"):
+        recipe_path("smollm3")
+
+
+def test_the_shipped_stage_1_begins_causal() -> None:
+    stage = load_recipe(recipe_path("smollm2-135m")).stages[0]
+    assert isinstance(stage, Pretext)
+    assert stage.attention == "causal"
