@@ -49,7 +49,7 @@ def step(compressor: Compressor, optimizer: torch.optim.Optimizer) -> Tensor:
 
 def frozen_hash(compressor: Compressor) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(compressor.named_parameters()):
+    for _, parameter in sorted(compressor.named_parameters()):
         if not parameter.requires_grad:
             digest.update(parameter.detach().numpy().tobytes())
     return digest.hexdigest()
@@ -95,7 +95,7 @@ def test_compress_does_not_depend_on_padding_side(tiny_backbone: Path) -> None:
 
 
 def test_bidirectional_memory_sees_back_and_forth(tiny_backbone: Path) -> None:
-    """Under bidirectional attention the first memory token sees the last; under causal it cannot."""
+    """Under bidirectional attention the first memory token sees the last; else it cannot."""
     for causal in (True, False):
         compressor = make(tiny_backbone, causal=causal).eval()
         text = torch.tensor([[1, 20, 30, *compressor.memory_ids]])

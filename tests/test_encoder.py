@@ -1,4 +1,4 @@
-"""The encoder folder: stock sentence-transformers loads it, without this package, to the same vectors."""
+"""The encoder folder: stock sentence-transformers loads it alone, to the same vectors."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def trained(
     ).eval()
     with torch.no_grad():
         for parameter in trainable_parameters(compressor).values():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
     lineage = encoder.new_lineage(run)
     lineage["stages"].append({"stage": "pretext", "causal": request.param, "max_length": 64})
@@ -117,7 +117,8 @@ def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]
     assert lineage["memory"]["tokens"] == 4
     assert lineage["versions"]["torch"] == torch.__version__
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as adapter:
-        assert not [name for name in adapter.keys() if "embed" in name and "delta" not in name]
+        names = set(adapter.keys())
+    assert not [name for name in names if "embed" in name and "delta" not in name]
 
 
 @pytest.mark.parametrize("causal", [True, False])

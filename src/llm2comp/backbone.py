@@ -146,7 +146,9 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> N
             require(first_moved, "its attention stays causal when asked to be bidirectional")
         else:
             require(not first_moved, "its attention is not causal")
-        require(not moved(plain, states(text, left=3, **mode)), f"left padding changes {kind} states")
+        require(
+            not moved(plain, states(text, left=3, **mode)), f"left padding changes {kind} states"
+        )
         require(
             not moved(plain, states(text, right=3, **mode)), f"right padding changes {kind} states"
         )

@@ -141,7 +141,7 @@ class Compressor(nn.Module):
             return self.body(input_ids).last_hidden_state[targets]
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory columns cut off.
+        """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory cut off.
 
         States are flat because a batched product would copy the head's weight for each row.
         """

@@ -54,7 +54,8 @@ def assemble(
     body.config.use_bidirectional_attention = not causal  # read by embedding servers
     specials = tokenizer.num_special_tokens_to_add()
     tokenizer.model_max_length = min(
-        max_length + specials, getattr(body.config, "max_position_embeddings", max_length + specials)
+        max_length + specials,
+        getattr(body.config, "max_position_embeddings", max_length + specials),
     )
     with tempfile.TemporaryDirectory() as scratch:
         body.save_pretrained(scratch)
@@ -82,7 +83,9 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
         parameter.requires_grad_(False)
 
 
-def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: dict[str, Any]) -> None:
+def save(
+    encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: dict[str, Any]
+) -> None:
     """Write an encoder folder whole, with its adapter and ``llm2comp.json``."""
     with whole_folder(folder) as partial:
         encoder.save_pretrained(str(partial))

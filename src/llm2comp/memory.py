@@ -30,7 +30,9 @@ def add_memory_tokens(
             ``init: text`` has no tokens.
     """
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer of {tokenizer.name_or_path} has no fast version; llm2comp needs one")
+        raise UserError(
+            f"tokenizer of {tokenizer.name_or_path} has no fast version; llm2comp needs one"
+        )
     table = model.get_input_embeddings().weight.detach().float()
     rows = _initial_rows(table, tokenizer, memory, seed)
     extended = _with_memory(tokenizer, memory.tokens, first_id=table.shape[0])
@@ -58,7 +60,9 @@ def _initial_rows(
 def _with_memory(
     tokenizer: PreTrainedTokenizerBase, k: int, first_id: int
 ) -> PreTrainedTokenizerFast:
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # the caller's stays as it is
+    backend = Tokenizer.from_str(
+        tokenizer.backend_tokenizer.to_str()
+    )  # the caller's stays as it is
     # Some embedding tables are padded beyond the tokenizer: fill up, so that ids meet rows.
     gap = first_id - len(tokenizer)
     if gap < 0:

@@ -1,4 +1,4 @@
-"""Each objective equals a literal reference: two separate full models, full logits, one text at a time."""
+"""Each objective equals a literal reference: two separate full models, full logits, no batches."""
 
 import copy
 from pathlib import Path

@@ -9,6 +9,4 @@ from llm2comp.objectives.cross_entropy import tokens_given_memory
 
 def continuation_loss(compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy of ``n_{a+1} … n_L`` given memory, in nats per token."""
-    return tokens_given_memory(
-        compressor, memory, batch.continuation_ids, batch.continuation_mask
-    )
+    return tokens_given_memory(compressor, memory, batch.continuation_ids, batch.continuation_mask)

@@ -60,9 +60,7 @@ def _train_stage(
     if isinstance(stage, recipe.Pretext):
         train_pretext(run, stage, folder, work, log)
     elif source is None:
-        raise UserError(
-            f"recipe {run.name}: {stage.stage} needs an encoder to start from; put pretext before it"
-        )
+        raise UserError(f"recipe {run.name}: {stage.stage} needs an encoder; put pretext before it")
     elif isinstance(stage, recipe.Unsupervised):
         train_unsupervised(run, stage, source, folder, work, log)
     else:

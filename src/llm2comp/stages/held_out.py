@@ -54,7 +54,7 @@ def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) 
     rows = [_measure(compressor, objective, batch) for batch in batches]
     compressor.train(training)
     sizes = torch.tensor([float(len(batch.input_ids)) for batch in batches])
-    own, other, zeroed, tokens, texts = ((torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum())
+    own, other, zeroed, tokens, texts = (torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum()
     return HeldOut(
         own=own.item(),
         other=other.item(),
@@ -75,7 +75,7 @@ def _measure(compressor: Compressor, objective: Objective, batch: Batch) -> Tens
 
 
 def mean_cosine(vectors: Tensor) -> Tensor:
-    """Return the mean cosine ``(…)`` between different vectors of ``(…, n, hidden)``; 1 if n is 1."""
+    """Return the mean cosine between different vectors of ``(…, n, hidden)``; 1 if n is 1."""
     n = vectors.shape[-2]
     if n == 1:
         return torch.ones(vectors.shape[:-2])

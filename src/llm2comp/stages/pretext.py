@@ -270,9 +270,7 @@ class GapWatch(TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self.autocast:
-            result = held_out.measure(
-                self.pretext.compressor, self.pretext.objective, self.batches
-            )
+            result = held_out.measure(self.pretext.compressor, self.pretext.objective, self.batches)
         self.log_file.write(stage="pretext", step=state.global_step, held_out=result.as_dict())
         self.log_file.console.print(
             f"[dim]step {state.global_step}: held-out loss {result.own:.3f}, with another text's "

@@ -33,7 +33,9 @@ class AdapterCheckpoints:
     model: nn.Module
     args: TrainingArguments
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().cpu() for n, p in trainable_parameters(self.model).items()}
@@ -48,7 +50,9 @@ class AdapterCheckpoints:
                 parameter.copy_(saved[name])
 
 
-def training_arguments(stage: StageBase, work: Path, seed: int, dtype: torch.dtype) -> dict[str, Any]:
+def training_arguments(
+    stage: StageBase, work: Path, seed: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """Return the keyword arguments that a stage hands to its TrainingArguments."""
     return {
         "output_dir": str(work),
