@@ -56,7 +56,7 @@ def trained(
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
     lineage = encoder.new_lineage(run)
-    lineage["stages"].append({"stage": "pretext", "causal": request.param, "max_length": 64})
+    lineage["stages"].append({"stage": "pretext", "causal": request.param})
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)
     return compressor, tmp_path / "folder"

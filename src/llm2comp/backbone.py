@@ -8,9 +8,10 @@ A backbone is named by a packaged default (``smollm2-135m``), a local folder, a
 import hashlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,7 +62,7 @@ def load_backbone(
             f"backbone {name!r} cannot be loaded ({reason[:200]}); "
             f"give a local folder, a .gguf file, a reachable hub id, or one of {sorted(PACKAGED)}"
         ) from error
-    model.eval()
+    model.train(False)
     probe(model, name, bidirectional=bidirectional)
     return model, tokenizer
 
@@ -105,6 +106,16 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
 
 
+def body_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model without its language-modelling head."""
+    return cast(PreTrainedModel, model.base_model)
+
+
+def token_table(model: PreTrainedModel) -> nn.Embedding:
+    """Return a model's table of token embeddings."""
+    return cast(nn.Embedding, model.get_input_embeddings())
+
+
 @torch.no_grad()
 def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> None:
     """Check the properties that the method rests on, by running the model.
@@ -116,8 +127,8 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> N
     Raises:
         UserError: naming the first property that does not hold.
     """
-    body = model.base_model
-    size = model.get_input_embeddings().num_embeddings
+    body = body_of(model)
+    size = token_table(model).num_embeddings
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(min(100, size // 2), size, (1, 6), generator=generator).to(model.device)
     changed = text.clone()
@@ -129,7 +140,8 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> N
         mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = body(padded, attention_mask=mask, position_ids=positions, **mode)
-        return output.last_hidden_state[:, left : left + ids.shape[1]].float()
+        states: torch.Tensor = output.last_hidden_state
+        return states[:, left : left + ids.shape[1]].float()
 
     def moved(one: torch.Tensor, other: torch.Tensor) -> bool:
         return bool((one - other).norm() > tolerance * one.norm())

@@ -9,6 +9,7 @@ compression"; the released code keeps two full copies instead).
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import (
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm2comp import recipe
+from llm2comp.backbone import body_of, token_table
 
 
 def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
@@ -31,7 +33,7 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
     What trains is kept in float32 whatever the frozen weights are: bfloat16
     would lose small updates.
     """
-    embedding = body.get_input_embeddings()
+    embedding = token_table(body)
     name = next(name for name, module in body.named_modules() if module is embedding)
     rows = embedding.num_embeddings
     config = LoraConfig(
@@ -71,9 +73,9 @@ class Compressor(nn.Module):
         self.k = k
         self.bos_id = bos_id
         self.causal = causal
-        self.body = model.base_model
-        self.head = model.get_output_embeddings()
-        self.vocabulary = model.get_input_embeddings().num_embeddings - k
+        self.body = body_of(model)
+        self.head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        self.vocabulary = token_table(model).num_embeddings - k
         for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
             parameter.requires_grad_(False)
         self.adapted = add_adapter(self.body, lora, k)
@@ -83,6 +85,11 @@ class Compressor(nn.Module):
     def memory_ids(self) -> list[int]:
         """Token ids of the memory tokens."""
         return list(range(self.vocabulary, self.vocabulary + self.k))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return token_table(self.body).weight.device
 
     def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the memory outputs of a batch of texts.
@@ -97,7 +104,7 @@ class Compressor(nn.Module):
         """
         mode = {} if self.causal else {"is_causal": False}
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        states = self.body(
+        states: Tensor = self.body(
             input_ids, attention_mask=attention_mask, position_ids=positions, **mode
         ).last_hidden_state
         return states[input_ids >= self.vocabulary].view(len(input_ids), self.k, -1)
@@ -123,7 +130,7 @@ class Compressor(nn.Module):
                 prefix = torch.cat([bos, prefix], dim=1)
             inputs = torch.cat([prefix, tokens], dim=1)
             # Right padding under causal attention: no state that is read sees a pad.
-            states = self.body(inputs_embeds=inputs).last_hidden_state
+            states: Tensor = self.body(inputs_embeds=inputs).last_hidden_state
         return states[:, prefix.shape[1] - 1 :][targets]
 
     @torch.no_grad()
@@ -138,14 +145,16 @@ class Compressor(nn.Module):
             ``(targets.sum(), hidden)``, without gradient.
         """
         with self.frozen():
-            return self.body(input_ids).last_hidden_state[targets]
+            states: Tensor = self.body(input_ids).last_hidden_state
+        return states[targets]
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory cut off.
 
         States are flat because a batched product would copy the head's weight for each row.
         """
-        return self.head(states)[:, : self.vocabulary].float()
+        logits: Tensor = self.head(states)
+        return logits[:, : self.vocabulary].float()
 
     def save_adapter(self, folder: Path) -> None:
         """Write LoRA and memory rows in PEFT's format."""

@@ -10,7 +10,7 @@ import json
 import platform
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llm2comp
 from llm2comp import recipe
-from llm2comp.backbone import load_backbone
+from llm2comp.backbone import body_of, load_backbone
 from llm2comp.cache import whole_folder
 from llm2comp.errors import UserError
 from llm2comp.memory import add_memory_tokens, memory_pooling
@@ -49,7 +49,7 @@ def assemble(
         prompts: for ``encode_query`` and ``encode_document``.
         max_length: tokens of a text, specials and memory not counted.
     """
-    body = model.base_model
+    body = body_of(model)
     body.config.is_causal = causal
     body.config.use_bidirectional_attention = not causal  # read by embedding servers
     specials = tokenizer.num_special_tokens_to_add()
@@ -67,6 +67,11 @@ def assemble(
     )
 
 
+def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
+    """Return the transformers model within an encoder."""
+    return cast(PreTrainedModel, encoder[0].model)
+
+
 def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     """Merge an adapter folder (LoRA and memory rows) into an encoder, in place.
 
@@ -74,13 +79,12 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
         UserError: if the adapter cannot be read or is of another shape.
     """
     try:
-        adapted = PeftModel.from_pretrained(encoder[0].model, str(adapter))
+        adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"adapter {adapter} does not fit this encoder: {reason}") from error
     encoder[0].model = adapted.merge_and_unload()
-    for parameter in encoder[0].model.parameters():
-        parameter.requires_grad_(False)
+    encoder.requires_grad_(False)
 
 
 def save(
@@ -132,7 +136,7 @@ def build(lineage: dict[str, Any], adapters: list[Path]) -> SentenceTransformer:
         memory.tokens,
         causal=last["causal"],
         prompts=lineage["prompts"],
-        max_length=last["max_length"],
+        max_length=lineage["max_length"],
     )
     for adapter in adapters:
         merge(encoder, adapter)
@@ -147,6 +151,7 @@ def new_lineage(run: recipe.Recipe) -> dict[str, Any]:
         "backbone": run.backbone.model_dump(),
         "memory": run.memory.model_dump(),
         "prompts": run.prompts,
+        "max_length": run.max_length,
         "seed": run.seed,
         "stages": [],
         "versions": {

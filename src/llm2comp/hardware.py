@@ -10,7 +10,7 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 def native_bfloat16() -> bool:
     """Tell whether bfloat16 products are native; emulated ones are ruinously slow."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux: no public way to ask, so stay on the safe side

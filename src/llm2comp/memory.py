@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llm2comp import recipe
+from llm2comp.backbone import token_table
 from llm2comp.errors import UserError
 
 
@@ -33,12 +34,12 @@ def add_memory_tokens(
         raise UserError(
             f"tokenizer of {tokenizer.name_or_path} has no fast version; llm2comp needs one"
         )
-    table = model.get_input_embeddings().weight.detach().float()
+    table = token_table(model).weight.detach().float()
     rows = _initial_rows(table, tokenizer, memory, seed)
     extended = _with_memory(tokenizer, memory.tokens, first_id=table.shape[0])
     model.resize_token_embeddings(table.shape[0] + memory.tokens, mean_resizing=False)
     with torch.no_grad():
-        model.get_input_embeddings().weight[-memory.tokens :] = rows.to(model.dtype)
+        token_table(model).weight[-memory.tokens :] = rows.to(model.dtype)
     return extended
 
 
@@ -86,7 +87,7 @@ def _with_memory(
         special_tokens=[(t, backend.token_to_id(t)) for t in dict.fromkeys(parts) if t != "$A"],
     )
     # The generic class keeps the post-processor as it is; model-specific ones rebuild it on load.
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         padding_side="right",
         truncation_side="right",
@@ -102,7 +103,7 @@ def memory_pooling(tokenizer: PreTrainedTokenizerBase, k: int, hidden: int) -> l
     divides by the sum of the weights (paper: the embedding is the mean of the
     k memory outputs).
     """
-    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    vocabulary = [str(tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
     weights = dict.fromkeys(memory_tokens(k), 1.0)
     return [
         WordWeights(vocabulary, weights, unknown_word_weight=0.0),

@@ -117,7 +117,7 @@ class StageBase(_Strict):
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0
     max_length: PositiveInt = 512
-    """Tokens of a text, memory tokens not counted; text beyond is cut."""
+    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
     save_steps: PositiveInt = 50
     log_steps: PositiveInt = 10
     gradient_checkpointing: bool = False
@@ -175,6 +175,8 @@ class Recipe(_Strict):
     backbone: Backbone = Backbone()
     memory: Memory = Memory()
     prompts: dict[str, str] = {"query": "", "document": ""}
+    max_length: PositiveInt = 512
+    """Tokens of a text that the encoder reads, memory tokens not counted; the rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: Evaluation = Evaluation()
     on_bad_row: Literal["fail", "skip"] = "fail"

@@ -29,4 +29,4 @@ def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 
 
 def _chunks(rows: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(row.split(CHUNK) for row in rows), strict=True))
+    return list(zip(*(torch.split(row, CHUNK) for row in rows), strict=True))

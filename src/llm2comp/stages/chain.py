@@ -1,6 +1,7 @@
 """Run a recipe: stage after stage, skipping what is done, going on where a run was stopped."""
 
 import shutil
+import time
 from pathlib import Path
 
 import yaml
@@ -39,8 +40,9 @@ def train(run: recipe.Recipe, out: Path, console: Console | None = None) -> Path
             console.print(f"{folder.name}: done already, skipped")
         else:
             console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
+            started = time.monotonic()
             _train_stage(run, stage, source, folder, out / f".{folder.name}.work", log)
-            log.write(stage=stage.stage, folder=folder.name, done=True)
+            log.write(stage=stage.stage, done=True, seconds=round(time.monotonic() - started, 1))
         source = folder
     model = out / MODEL
     if not model.exists():

@@ -61,9 +61,9 @@ def train_contrastive(
     )
     model.requires_grad_(False)
     torch.manual_seed(run.seed)  # LoRA's initial weights
-    adapted = add_adapter(model[0].model, stage.lora, lineage["memory"]["tokens"])
+    adapted = add_adapter(encoder.encoder_body(model), stage.lora, lineage["memory"]["tokens"])
     if stage.gradient_checkpointing:
-        model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.encoder_body(model).gradient_checkpointing_enable({"use_reentrant": False})
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     rate = stage.memory_learning_rate
     arguments = SentenceTransformerTrainingArguments(
@@ -81,11 +81,10 @@ def train_contrastive(
     adapter = work / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
     merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)
-    merged.max_seq_length = model.max_seq_length
     encoder.merge(merged, adapter)
-    causal = merged[0].model.config.is_causal
-    merged[0].model.config.use_bidirectional_attention = not causal
-    lineage["stages"].append({**stage.model_dump(), "causal": causal})
+    config = encoder.encoder_body(merged).config
+    config.use_bidirectional_attention = not config.is_causal
+    lineage["stages"].append({**stage.model_dump(), "causal": config.is_causal})
     encoder.save(merged, folder, adapter, lineage)
 
 

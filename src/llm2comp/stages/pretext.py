@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -22,7 +21,7 @@ from transformers import (
 
 from llm2comp import encoder, recipe, release
 from llm2comp.backbone import load_backbone
-from llm2comp.compressor import Compressor
+from llm2comp.compressor import Compressor, trainable_parameters
 from llm2comp.data.passages import load_passages
 from llm2comp.errors import UserError
 from llm2comp.hardware import compute_dtype
@@ -46,13 +45,9 @@ class PretextModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}``."""
-        batch = batch.to(self.compressor.body.device)
+        batch = batch.to(self.compressor.device)
         memory = self.compressor.compress(batch.input_ids, batch.attention_mask)
         return {"loss": self.objective(self.compressor, memory, batch)}
-
-
-class PretextTrainer(training.AdapterCheckpoints, Trainer):
-    """The Trainer, saving only what trains."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,8 @@ def train_pretext(
         _start_from(compressor, stage)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
     pretext = PretextModel(compressor, OBJECTIVES[stage.objective])
-    groups = training.parameter_groups(training.trainable_parameters(pretext).items(), stage)
-    trainer = PretextTrainer(
+    groups = training.parameter_groups(trainable_parameters(pretext).items(), stage)
+    trainer = training.AdapterCheckpoints(
         model=pretext,
         args=TrainingArguments(
             **training.training_arguments(stage, work, run.seed, dtype),
@@ -233,7 +228,7 @@ class GapWatch(TrainerCallback):
         log: training.RunLog,
     ) -> None:
         self.pretext = pretext
-        device = pretext.compressor.body.device
+        device = pretext.compressor.device
         self.batches = [batch.to(device) for batch in batches]
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
         self.stage = stage

@@ -27,16 +27,13 @@ from llm2comp.recipe import StageBase
 WEIGHTS = "trainable.safetensors"
 
 
-class AdapterCheckpoints:
-    """Trainer mixin: a checkpoint holds LoRA, memory rows and trainer state, no frozen weights."""
-
-    model: nn.Module
-    args: TrainingArguments
+class AdapterCheckpoints(Trainer):
+    """A Trainer whose checkpoints hold LoRA, memory rows and trainer state, no frozen weights."""
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().cpu() for n, p in trainable_parameters(self.model).items()}
         save_file(tensors, folder / WEIGHTS)
