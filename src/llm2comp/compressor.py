@@ -192,6 +192,6 @@ class Compressor(nn.Module):
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), self.frozen() if self._frozen else nullcontext()
 
-        self.body.gradient_checkpointing_enable(
+        self.body.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
             gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
         )

@@ -116,8 +116,6 @@ class StageBase(_Strict):
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0
-    max_length: PositiveInt = 512
-    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
     save_steps: PositiveInt = 50
     log_steps: PositiveInt = 10
     gradient_checkpointing: bool = False
@@ -146,6 +144,8 @@ class Unsupervised(StageBase):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     mini_batch_size: PositiveInt = 32
+    max_length: PositiveInt = 512
+    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
 
 
 class Supervised(StageBase):
@@ -154,6 +154,8 @@ class Supervised(StageBase):
     stage: Literal["supervised"] = "supervised"
     temperature: Annotated[float, Field(gt=0)] = 0.05
     mini_batch_size: PositiveInt = 32
+    max_length: PositiveInt = 512
+    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]

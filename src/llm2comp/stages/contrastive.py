@@ -63,7 +63,8 @@ def train_contrastive(
     torch.manual_seed(run.seed)  # LoRA's initial weights
     adapted = add_adapter(encoder.encoder_body(model), stage.lora, lineage["memory"]["tokens"])
     if stage.gradient_checkpointing:
-        encoder.encoder_body(model).gradient_checkpointing_enable({"use_reentrant": False})
+        body = encoder.encoder_body(model)
+        body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     rate = stage.memory_learning_rate
     arguments = SentenceTransformerTrainingArguments(

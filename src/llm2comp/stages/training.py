@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -35,7 +35,10 @@ class AdapterCheckpoints(Trainer):
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: p.detach().cpu() for n, p in trainable_parameters(self.model).items()}
+        tensors = {
+            n: p.detach().cpu()
+            for n, p in trainable_parameters(cast(nn.Module, self.model)).items()
+        }
         save_file(tensors, folder / WEIGHTS)
 
     def _load_from_checkpoint(
@@ -43,7 +46,9 @@ class AdapterCheckpoints(Trainer):
     ) -> None:
         saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         with torch.no_grad():
-            for name, parameter in trainable_parameters(model or self.model).items():
+            for name, parameter in trainable_parameters(
+                cast(nn.Module, model or self.model)
+            ).items():
                 parameter.copy_(saved[name])
 
 
