@@ -1,3 +1,5 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,8 @@ def run_folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def scored(model: SentenceTransformer, tasks: list[str]) -> list[Score]:
-    assert model.encode(["a"]).shape == (1, 32)
+def scored(model: SentenceTransformer | None, tasks: list[str]) -> list[Score]:
+    assert model is None or model.encode(["a"]).shape == (1, 32)
     return [Score(task, "cosine", 12.34, 1.0, 10, 10.0, 5, True) for task in tasks]
 
 
@@ -43,6 +45,7 @@ def test_costs_come_from_the_recipe_and_the_log(run_folder: Path) -> None:
 def test_the_demo_shows_table_searches_and_how_to_go_on(
     run_folder: Path,
     tiny_backbone: Path,
+    tmp_path: Path,
     sentences: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -52,15 +55,18 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     monkeypatch.setattr(
         scores.runner, "evaluate", lambda model, name, tasks, *_, **__: scored(model, tasks)
     )
-    monkeypatch.setattr(release, "names", lambda: ["released-one"])
-    stand_in = SentenceTransformer(str(run_folder / chain.MODEL))
-    monkeypatch.setattr(release, "load_model", lambda name: stand_in)
+    recipe_tasks = load_recipe(recipe_path("demo")).evaluation.tasks
+    released = tmp_path / "released-one"
+    released.mkdir()
+    row = [asdict(score) for score in scored(None, recipe_tasks)]
+    (released / scores.SCORES).write_text(json.dumps({"after SCL": row}))
+    monkeypatch.setattr(release, "RELEASED", tmp_path)
     monkeypatch.setattr(catalog, "rows", lambda name: ({"text": text} for text in sentences))
     demo.run(run_folder)
     output = capsys.readouterr().out
     assert "goes on from the released" in output
     table = [line for line in output.splitlines() if "12.3" in line]
-    rows = ["last-token", "weighted-mean", "prompteol", *scores.LABELS.values(), "released-one"]
+    rows = ["last-token", "weighted-mean", *scores.LABELS.values(), "released-one (released)"]
     assert [line.partition("  ")[0] for line in table] == rows
     for query in demo.QUERIES:
         shown = output.partition(query)[2].splitlines()[1:3]

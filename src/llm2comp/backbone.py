@@ -23,6 +23,7 @@ from transformers import (
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
+from llm2comp.hub import require_model
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 """Backbones that install from a package index: catalogue name to GGUF member."""
@@ -60,7 +61,7 @@ def load_backbone(
         reason = " ".join(str(error).split())
         raise UserError(
             f"backbone {name!r} cannot be loaded ({reason[:200]}); "
-            f"give a local folder, a .gguf file, a reachable hub id, or one of {sorted(PACKAGED)}"
+            f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
     model.train(False)
     probe(model, name, bidirectional=bidirectional)
@@ -89,6 +90,7 @@ def resolve(name: str) -> str:
         return str(local)
     if name.startswith((".", "/", "~")):
         raise UserError(f"backbone {name}: no such folder")
+    require_model(name)
     return name
 
 

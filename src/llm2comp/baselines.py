@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -42,12 +43,13 @@ BASELINES = {
 }
 
 
-def build(name: str, backbone_dir: Path) -> SentenceTransformer:
+def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Make a training-free encoder.
 
     Args:
         name: a key of :data:`BASELINES`.
         backbone_dir: transformers folder of a causal language model.
+        dtype: of the weights in memory.
 
     Returns:
         A model of unit vectors, as wide as the backbone's hidden states.
@@ -63,6 +65,7 @@ def build(name: str, backbone_dir: Path) -> SentenceTransformer:
     transformer = Transformer(
         str(backbone_dir),
         max_seq_length=MAX_TOKENS,
+        model_kwargs={"dtype": dtype},
         unpad_inputs=False,
         # Otherwise a tokenizer with a chat template wraps every text in it.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},

@@ -18,6 +18,7 @@ from llm2comp.errors import UserError
 
 BadRow = Literal["fail", "skip"]
 Prompt = Literal["query", "document"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 class _Commands(TyperGroup):
@@ -206,6 +207,9 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="Fixed subsamples.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for mteb's result files.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    dtype: Annotated[
+        Precision, typer.Option(help="auto is bfloat16 where the processor has it.")
+    ] = "float32",
 ) -> None:
     """Score models on offline mteb tasks and print one table.
 
@@ -220,14 +224,17 @@ def evaluate(
     from llm2comp import baselines, release, scores
     from llm2comp.evaluation import runner, table
     from llm2comp.evaluation.tasks import TASKS
+    from llm2comp.hardware import compute_dtype
 
+    precision = compute_dtype(dtype)
     names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",")]
     rows = {}
     for name in baseline or []:
-        encoder = baselines.build(name, scores.backbone_folder(backbone))
+        encoder = baselines.build(name, scores.backbone_folder(backbone), precision)
         rows[name] = runner.evaluate(encoder, name, names, quick, out, batch_size)
     for name in models or []:
-        rows[name] = runner.evaluate(release.load_model(name), name, names, quick, out, batch_size)
+        encoder = release.load_model(name, precision)
+        rows[name] = runner.evaluate(encoder, name, names, quick, out, batch_size)
     table.show(rows)
 
 

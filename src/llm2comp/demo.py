@@ -34,12 +34,13 @@ def run(out: Path) -> None:
     console.print(f"[bold]{plan.backbone.name}[/bold] becomes a text encoder, in {out}")
     console.print(_about_the_start(plan))
     model_folder = chain.train(plan, out)
-    released = release.names()
-    rows = scores.score_run(plan, out, released)
+    rows = scores.score_run(plan, out)
+    for name in release.names():  # as recorded when it was released
+        rows[f"{name} (released)"] = scores.read_scores(release.RELEASED / name)["after SCL"]
     sizes = "quick sizes" if plan.evaluation.quick else "whole sets"
     console.print(f"\n[bold]Scores[/bold] ({sizes}, x 100; samples and time are of training)")
     table.show(rows, scores.costs(plan, out), console)
-    console.print(f"released: {', '.join(released)}, trained longer by recipes/smollm2-135m.yaml\n")
+    console.print("released: trained longer, by recipes/smollm2-135m.yaml; recorded scores\n")
     _search(SentenceTransformer(str(model_folder)), out, console)
     console.print("[bold]Use it[/bold]")
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole

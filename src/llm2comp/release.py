@@ -17,6 +17,7 @@ from llm2comp import encoder
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
+from llm2comp.hub import require_model
 from llm2comp.stages.folders import FOLDERS
 
 RELEASED = Path(__file__).parent / "released"
@@ -72,7 +73,7 @@ def adapter_of(name: str) -> Path:
     return shipped
 
 
-def load_model(name: str) -> SentenceTransformer:
+def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Load an encoder by name: local folder, released model, peer, or hub id.
 
     Raises:
@@ -83,13 +84,15 @@ def load_model(name: str) -> SentenceTransformer:
         source = str(fetch(name))
     elif name in PEERS:
         source = str(catalog.fetch(name))
+    elif not Path(name).is_dir():
+        require_model(name)
     try:
-        return SentenceTransformer(source)
+        return SentenceTransformer(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model {name!r} cannot be loaded ({reason}); give an encoder folder, a reachable hub "
-            f"id, or one of {', '.join([*names(), *PEERS])}"
+            f"model {name!r} cannot be loaded ({reason}); "
+            f"give an encoder folder, a hub id, or one of {', '.join([*names(), *PEERS])}"
         ) from error
 
 
@@ -109,6 +112,8 @@ def pack(run: Path, target: Path) -> None:
             tensors = load_file(weights)
             save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, weights)
         shutil.copyfile(run / "model" / encoder.LINEAGE, partial / encoder.LINEAGE)
+        if (run / "scores.json").exists():
+            shutil.copyfile(run / "scores.json", partial / "scores.json")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
 """Score what a run started from and what each of its stages made, for one table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import backbone, baselines, release
+from llm2comp.cache import whole_file
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
+from llm2comp.hardware import compute_dtype
 from llm2comp.recipe import Recipe
 from llm2comp.stages.folders import FOLDERS
 
@@ -19,36 +24,55 @@ LABELS = {
     "supervised": "after SCL",
 }
 """How tables call the encoder after each stage."""
+SCORES = "scores.json"
+
+Scores = dict[str, list[runner.Score]]
+"""Scores by the name of a row."""
 
 
-def score_run(
-    run: Recipe, out: Path, released: Sequence[str] = ()
-) -> dict[str, list[runner.Score]]:
-    """Score the recipe's baselines, the encoder after each stage, and released encoders.
+def score_run(run: Recipe, out: Path) -> Scores:
+    """Score the recipe's baselines and the encoder after each stage.
+
+    They compute in the recipe's ``backbone.dtype``, as training does. Rows are
+    kept in ``out/scores.json`` as they come, and are not computed twice.
 
     Args:
         run: its ``evaluation`` says on what, and with which baselines.
-        out: the folder of the finished run; results are also kept in ``out/scores``.
-        released: names of released encoders to add as further rows.
+        out: the folder of the finished run.
 
     Returns:
         Scores by row, in the order of the table.
     """
-    rows: dict[str, list[runner.Score]] = {}
-
-    def add(name: str, model: SentenceTransformer) -> None:
-        settings = run.evaluation
-        rows[name] = runner.evaluate(
-            model, name, settings.tasks, settings.quick, output=out / "scores"
-        )
-
-    for name in run.evaluation.baselines:
-        add(name, baselines.build(name, backbone_folder(run.backbone.name)))
+    settings = run.evaluation
+    dtype = compute_dtype(run.backbone.dtype)
+    models: dict[str, Callable[[], SentenceTransformer]] = {
+        name: partial(_baseline, run, name, dtype) for name in settings.baselines
+    }
     for stage in run.stages:
-        add(LABELS[stage.stage], SentenceTransformer(str(out / FOLDERS[stage.stage])))
-    for name in released:
-        add(name, release.load_model(name))
+        folder = str(out / FOLDERS[stage.stage])
+        models[LABELS[stage.stage]] = partial(release.load_model, folder, dtype)
+    kept = read_scores(out)
+    rows: Scores = {}
+    for name, load in models.items():
+        rows[name] = kept.get(name, [])
+        if [(s.task, s.quick) for s in rows[name]] != [(t, settings.quick) for t in settings.tasks]:
+            rows[name] = runner.evaluate(load(), name, settings.tasks, settings.quick)
+            with whole_file(out / SCORES) as file:
+                as_dicts = {row: [asdict(s) for s in found] for row, found in rows.items()}
+                file.write_text(json.dumps(as_dicts, indent=2) + "\n", encoding="utf-8")
     return rows
+
+
+def read_scores(folder: Path) -> Scores:
+    """Return the rows that ``scores.json`` of a run or a release holds; none if it is not there."""
+    if not (folder / SCORES).exists():
+        return {}
+    rows = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    return {name: [runner.Score(**score) for score in found] for name, found in rows.items()}
+
+
+def _baseline(run: Recipe, name: str, dtype: torch.dtype) -> SentenceTransformer:
+    return baselines.build(name, backbone_folder(run.backbone.name), dtype)
 
 
 def backbone_folder(name: str) -> Path:
