@@ -1,8 +1,10 @@
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -229,11 +231,15 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
 def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.hub, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", lambda *_, **__: time.sleep(5))
+    silent = threading.Event()
+    monkeypatch.setattr(
+        doctor.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(bytes(silent.wait(5)))
+    )
     start = time.monotonic()
     finding = doctor.examine()[-1]
     assert (finding.name, finding.status) == ("hub", "note")
     assert time.monotonic() - start < 3
+    silent.set()
 
 
 def test_evaluate_shows_a_row_a_model(

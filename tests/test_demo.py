@@ -66,7 +66,7 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     output = capsys.readouterr().out
     assert "goes on from the released" in output
     table = [line for line in output.splitlines() if "12.3" in line]
-    rows = ["last-token", "weighted-mean", *scores.LABELS.values(), "released-one (released)"]
+    rows = ["last-token", "weighted-mean", *scores.LABELS.values(), "released-one"]
     assert [line.partition("  ")[0] for line in table] == rows
     for query in demo.QUERIES:
         shown = output.partition(query)[2].splitlines()[1:3]
