@@ -1,0 +1,64 @@
+"""The released model on real weights: what its record says, and its memory carries the text."""
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+import llm2comp
+from llm2comp import encoder, recipe, release, scores
+from llm2comp.backbone import load_backbone
+from llm2comp.compressor import Compressor
+from llm2comp.data.passages import load_passages
+from llm2comp.evaluation import runner
+from llm2comp.hardware import compute_dtype
+from llm2comp.memory import add_memory_tokens
+from llm2comp.objectives import OBJECTIVES
+from llm2comp.stages import held_out
+from llm2comp.stages.pretext import Collator
+
+pytestmark = pytest.mark.slow
+NAME = "smollm2-135m-llm2comp"
+
+
+def test_memory_of_the_released_stage_1_carries_its_text() -> None:
+    """On the passages that its training held out: own memory against another's, zeros, untrained."""
+    lineage = encoder.read_lineage(release.RELEASED / NAME)
+    trained = {k: v for k, v in lineage["stages"][0].items() if k != "causal"}
+    stage = recipe.Pretext.model_validate(trained)
+    memory = recipe.Memory.model_validate(lineage["memory"])
+    dtype = compute_dtype("auto")
+    model, tokenizer = load_backbone("smollm2-135m", dtype=dtype, bidirectional=False)
+    ids = torch.tensor([[1, 504, 3575, 282]])
+    with torch.no_grad():
+        original = model(ids).logits[0].float()
+    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"])
+    passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage["seed"])
+    compressor = Compressor(
+        model, memory.tokens, stage.lora, bos_id=tokenizer.bos_token_id, causal=True
+    )
+    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
+    held = [list(row) for row in passages["input_ids"]]
+    batches = [collator.batch(*held_out.cut(held[i : i + 16])) for i in (0, 16)]
+    objective = OBJECTIVES[stage.objective]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        untrained = held_out.measure(compressor, objective, batches)
+        compressor.load_adapter(release.adapter_of(f"{NAME}/1-pretext"))
+        trained_memory = held_out.measure(compressor, objective, batches)
+    assert trained_memory.gap > 0.8
+    assert trained_memory.own < untrained.own / 2
+    assert trained_memory.zeroed > trained_memory.own + 0.5
+    targets = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(compressor.logits(compressor.read(ids, targets)), original)
+
+
+def test_the_released_model_scores_what_is_recorded() -> None:
+    model = SentenceTransformer(str(llm2comp.fetch(NAME)), device="cpu")
+    recorded = scores.read_scores(release.RELEASED / NAME)["after SCL"]
+    expected = next(score.main_score for score in recorded if score.task == "STS17")
+    (score,) = runner.evaluate(model, NAME, ["STS17"])
+    assert score.main_score == pytest.approx(expected, abs=0.3)  # recorded in bfloat16
+
+
+def test_the_release_is_small() -> None:
+    size = sum(file.stat().st_size for file in release.RELEASED.rglob("*") if file.is_file())
+    assert size <= 30e6
