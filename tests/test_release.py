@@ -21,9 +21,10 @@ NAME = "smollm2-135m-llm2comp"
 
 
 def test_memory_of_the_released_stage_1_carries_its_text() -> None:
-    """On the passages that its training held out: own memory against another's, zeros, untrained."""
+    """Judged on passages held out of its training: against other memory, zeros and untrained."""
     lineage = encoder.read_lineage(release.RELEASED / NAME)
-    trained = {k: v for k, v in lineage["stages"][0].items() if k != "causal"}
+    trained = lineage["stages"][0]
+    causal = trained.pop("causal")
     stage = recipe.Pretext.model_validate(trained)
     memory = recipe.Memory.model_validate(lineage["memory"])
     dtype = compute_dtype("auto")
@@ -34,7 +35,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"])
     passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage["seed"])
     compressor = Compressor(
-        model, memory.tokens, stage.lora, bos_id=tokenizer.bos_token_id, causal=True
+        model, memory.tokens, stage.lora, bos_id=tokenizer.bos_token_id, causal=causal
     )
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
     held = [list(row) for row in passages["input_ids"]]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from llm2comp.backbone import token_table
 from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Objective
 
@@ -23,6 +24,7 @@ class HeldOut:
         own: loss with the text's own memory.
         other: loss with the memory of another text.
         zeroed: loss with memory set to zero.
+        last_tokens: loss with the embeddings of the text's last k tokens in place of memory.
         gap: ``other - own``, the information that memory carries.
         token_cosine: mean cosine between the k memory tokens of a text.
         text_cosine: mean cosine between the embeddings of different texts.
@@ -31,6 +33,7 @@ class HeldOut:
     own: float
     other: float
     zeroed: float
+    last_tokens: float
     gap: float
     token_cosine: float
     text_cosine: float
@@ -54,24 +57,37 @@ def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) 
     rows = [_measure(compressor, objective, batch) for batch in batches]
     compressor.train(training)
     sizes = torch.tensor([float(len(batch.input_ids)) for batch in batches])
-    own, other, zeroed, tokens, texts = (torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum()
+    own, other, zeroed, last, tokens, texts = (
+        (torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum()
+    ).tolist()
     return HeldOut(
-        own=own.item(),
-        other=other.item(),
-        zeroed=zeroed.item(),
-        gap=(other - own).item(),
-        token_cosine=tokens.item(),
-        text_cosine=texts.item(),
+        own=own,
+        other=other,
+        zeroed=zeroed,
+        last_tokens=last,
+        gap=other - own,
+        token_cosine=tokens,
+        text_cosine=texts,
     )
 
 
 def _measure(compressor: Compressor, objective: Objective, batch: Batch) -> Tensor:
     memory = compressor.compress(batch.input_ids, batch.attention_mask)
-    given = (memory, memory.roll(1, dims=0), torch.zeros_like(memory))
+    last = _last_tokens(compressor, batch)
+    given = (memory, memory.roll(1, dims=0), torch.zeros_like(memory), last)
     losses = [objective(compressor, which, batch).float() for which in given]
     embeddings = memory.float().mean(1)
     cosines = [mean_cosine(memory.float()).mean(), mean_cosine(embeddings)]
     return torch.stack([*losses, *cosines]).cpu()
+
+
+def _last_tokens(compressor: Compressor, batch: Batch) -> Tensor:
+    """Return the embeddings ``(batch, k, hidden)`` of each text's last k tokens."""
+    ends = batch.text_mask.sum(1, keepdim=True)
+    places = ends - compressor.k + torch.arange(compressor.k, device=ends.device)
+    ids = batch.text_ids.gather(1, places.clamp(min=0))
+    embeddings: Tensor = token_table(compressor.body)(ids)
+    return embeddings
 
 
 def mean_cosine(vectors: Tensor) -> Tensor:

@@ -269,7 +269,8 @@ class GapWatch(TrainerCallback):
         self.log_file.write(stage="pretext", step=state.global_step, held_out=result.as_dict())
         self.log_file.console.print(
             f"[dim]step {state.global_step}: held-out loss {result.own:.3f}, with another text's "
-            f"memory {result.other:.3f}, gap {result.gap:.3f}; cosine between memory tokens "
+            f"memory {result.other:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
+            f"{result.last_tokens:.3f}; cosine between memory tokens "
             f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}"
         )
         self.flat = self.flat + 1 if state.global_step and result.gap < FLAT_GAP else 0
