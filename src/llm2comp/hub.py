@@ -1,7 +1,9 @@
 """Ask the Hugging Face hub, briefly, before a library would retry for minutes."""
 
+from collections.abc import Callable
+
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import HfApi, errors
 
 from llm2comp.errors import UserError
 
@@ -14,19 +16,37 @@ def require_model(name: str) -> None:
     Raises:
         UserError: if neither.
     """
+    if not _is_cached(name):
+        _require("model", name, HfApi().model_info)
+
+
+def require_dataset(name: str) -> None:
+    """Check that the hub has a dataset.
+
+    Raises:
+        UserError: if it does not, or cannot be reached.
+    """
+    _require("dataset", name, HfApi().dataset_info)
+
+
+def _is_cached(name: str) -> bool:
     try:
-        if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
-            return
-        huggingface_hub.HfApi().model_info(name, timeout=REACH_SECONDS)
-    except errors.HFValidationError as error:
-        raise UserError(f"{name!r} is neither a folder nor of the form of a hub id") from error
-    except errors.RepositoryNotFoundError as error:  # gated models too
+        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    except errors.HFValidationError:
+        return False
+
+
+def _require(kind: str, name: str, ask: Callable[..., object]) -> None:
+    try:
+        ask(name, timeout=REACH_SECONDS)
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:  # gated ones too
         raise UserError(
-            f"{name!r} is not a folder, and the hub has no such model that you may read; "
-            "check the name, or log in with `hf auth login`"
+            f"the hub has no {kind} {name!r} that you may read, nor is there such a file or "
+            "folder; check the name, or log in with `hf auth login`"
         ) from error
     except Exception as error:  # whichever HTTP library is below, it has its own exceptions
         raise UserError(
-            f"{name!r} is not a folder, and the hub cannot be reached to look for it "
-            f"({type(error).__name__}); check the name or the network"
+            f"there is no local {name!r}, and the hub cannot be reached for it "
+            f"({type(error).__name__}); check name and network, or use a local one or a packaged "
+            "one of `llm2comp data list`"
         ) from error

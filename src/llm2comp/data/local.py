@@ -39,7 +39,7 @@ def read(path: Path) -> Iterator[Numbered]:
     try:
         yield from reader(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -99,7 +99,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
                     number += 1
                     yield number, row
     except pa.ArrowException as error:
-        raise UserError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
+        raise UserError(f"{path}: is not a readable Parquet file: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
