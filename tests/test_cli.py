@@ -88,7 +88,7 @@ def test_search_puts_the_text_itself_first(
     [
         (["train", "absent.yaml", "--out", "run"], "absent.yaml: no such file"),
         (["train", "demo", "pretext.steos=1", "--out", "run"], "did you mean 'steps'"),
-        (["encode", "{encoder}", "absent.txt", "--out", "x.npy"], "absent.txt: no such file"),
+        (["encode", "{encoder}", "absent.txt", "--out", "x.npy"], "absent.txt: cannot be read"),
         (["encode", "{encoder}", "{texts}", "--out", "x.csv"], "x.csv"),
         (["evaluate"], "name a model, or a --baseline"),
         (["evaluate", "{encoder}", "--tasks", "STS99"], "unknown task 'STS99'"),

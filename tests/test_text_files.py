@@ -39,10 +39,11 @@ def test_line_breaks_within_a_csv_cell_stay_in_the_text(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl:2: broken JSON"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"body": "y"}\n', r"a\.jsonl:3: no 'text'; it has body"),
+        ("a.jsonl", b'{"text": "x"}\n\n', r"a\.jsonl:2: empty line"),
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: 'text' is not a string but int"),
-        ("a.jsonl", b"[1]\n", r"a\.jsonl:1: no 'text'"),
-        ("a.csv", b"id,text\n1,x\n2\n", r"a\.csv:3: 'text' is not a string but NoneType"),
+        ("a.jsonl", b'{"body": "y"}\n', r"a\.jsonl:1: no 'text'; it has body"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl:1: a JSON object was expected"),
+        ("a.csv", b"id,text\n1,x\n2\n", r"a\.csv:3: 1 fields where the header has 2"),
         ("a.csv", b"id,body\n1,x\n", r"a\.csv:2: no 'text'; it has id, body"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt:2: not UTF-8"),
         ("a.parquet", b"PAR2 nothing", r"a\.parquet: "),
@@ -57,7 +58,7 @@ def test_a_bad_row_is_named(tmp_path: Path, name: str, content: bytes, message: 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.txt: no such file"):
+    with pytest.raises(UserError, match=r"gone\.txt: cannot be read: No such file"):
         list(read_texts(tmp_path / "gone.txt"))
 
 

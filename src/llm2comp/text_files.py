@@ -17,8 +17,8 @@ COLUMN = "text"
 def read_texts(file: Path) -> Iterator[str]:
     """Yield the texts of a .txt (one a line), .jsonl, .csv or .parquet file.
 
-    Structured files hold them under ``text``. Lone surrogates and bytes that
-    are not UTF-8, which no tokenizer takes, become U+FFFD.
+    Structured files hold them under ``text``. Lone surrogates, which JSON can
+    spell and no tokenizer takes, become U+FFFD.
 
     Raises:
         UserError: if the file is missing, of another kind, or has a row
@@ -34,7 +34,10 @@ def read_texts(file: Path) -> Iterator[str]:
             raise UserError(
                 f"{file}:{number}: {COLUMN!r} is not a string but {type(text).__name__}"
             )
-        yield replace_surrogates(text)
+        clean = replace_surrogates(text)
+        if clean != text and file.suffix != ".jsonl":  # where no escape can spell a surrogate
+            raise UserError(f"{file}:{number}: not UTF-8; convert the file first")
+        yield clean
 
 
 def replace_surrogates(text: str) -> str:

@@ -86,7 +86,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.csv cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"gone\.csv: cannot be read: No such file"):
         read(tmp_path / "gone.csv")
     (tmp_path / "a.xml").write_text("<a/>")
     with pytest.raises(UserError, match=r"cannot read \.xml; use \.txt, \.jsonl, \.csv, \.parquet"):
