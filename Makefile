@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -25,6 +25,10 @@ bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
 
 docs: .venv/.docs  ## build the documentation into site/, with every link checked
 	$(BIN)/zensical build --strict --clean
+
+release: .venv/.installed  ## train the released encoder anew, from nothing (see README for the time)
+	$(BIN)/llm2comp train recipes/smollm2-135m.yaml --out runs/release
+	$(BIN)/python -m llm2comp.release runs/release smollm2-135m-llm2comp
 
 clean:  ## remove what the other targets made, except runs/
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -56,7 +56,7 @@ def trained(
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
     lineage = encoder.new_lineage(run)
-    lineage["stages"].append({"stage": "pretext", "causal": request.param})
+    lineage["stages"].append({**run.stages[0].model_dump(), "causal": request.param})
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)
     return compressor, tmp_path / "folder"
@@ -113,6 +113,8 @@ def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]
     assert suffixes <= {".safetensors", ".json", ".md", ".jinja"}
     config = json.loads((folder / "config.json").read_text())
     assert config["is_causal"] is not config["use_bidirectional_attention"]
+    card = (folder / "README.md").read_text()
+    assert "| pretext | distillation | x | 1 x 1 | 1 |" in card
     lineage = encoder.read_lineage(folder)
     assert lineage["memory"]["tokens"] == 4
     assert lineage["versions"]["torch"] == torch.__version__

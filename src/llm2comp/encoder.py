@@ -22,6 +22,7 @@ import llm2comp
 from llm2comp import recipe
 from llm2comp.backbone import body_of, load_backbone
 from llm2comp.cache import whole_folder
+from llm2comp.card import model_card
 from llm2comp.errors import UserError
 from llm2comp.memory import add_memory_tokens, memory_pooling
 
@@ -92,7 +93,9 @@ def save(
 ) -> None:
     """Write an encoder folder whole, with its adapter and ``llm2comp.json``."""
     with whole_folder(folder) as partial:
-        encoder.save_pretrained(str(partial))
+        encoder.save_pretrained(str(partial), create_model_card=False)
+        card = model_card(lineage, encoder_body(encoder).config.hidden_size)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
         text = json.dumps(lineage, indent=2, ensure_ascii=False)
         (partial / LINEAGE).write_text(text + "\n", encoding="utf-8")

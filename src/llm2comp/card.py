@@ -1,0 +1,59 @@
+"""The model card of an encoder folder: what it is, what it was trained on, how to use it."""
+
+from typing import Any
+
+TEMPLATE = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, llm2comp]
+---
+# {name}, after stage {count} ({last})
+
+A text encoder made of the causal language model `{backbone}` by teaching it to compress: {k} memory
+tokens stand behind every text, and the embedding is the mean of their outputs. Method: *Learning to
+Compress* (Zhang et al., AAAI-26, arXiv 2511.17129), as implemented by llm2comp. Attention is
+{attention}; vectors have {width} dimensions and unit length; texts are cut at {length} tokens.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/of/this/folder")
+vectors = model.encode(["The river rises in the mountains."])
+```
+
+| stage | objective | data | steps x batch | peak learning rate |
+|---|---|---|---|---|
+{stages}
+
+Seed {seed}. The whole lineage, with package versions, is in `llm2comp.json`; `adapter/` holds what
+the last stage trained, in PEFT's format.
+"""
+
+
+def model_card(lineage: dict[str, Any], width: int) -> str:
+    """Write the card of an encoder from its lineage.
+
+    Args:
+        lineage: content of ``llm2comp.json``, with one stage at least.
+        width: dimensions of a vector.
+    """
+    last = lineage["stages"][-1]
+    return TEMPLATE.format(
+        name=lineage["name"],
+        count=len(lineage["stages"]),
+        last=last["stage"],
+        backbone=lineage["backbone"]["name"],
+        k=lineage["memory"]["tokens"],
+        attention="causal" if last["causal"] else "bidirectional",
+        width=width,
+        length=lineage["max_length"],
+        stages="\n".join(map(_row, lineage["stages"])),
+        seed=lineage["seed"],
+    )
+
+
+def _row(stage: dict[str, Any]) -> str:
+    data = ", ".join(source["source"] for source in stage["data"])
+    objective = stage.get("objective", "contrastive")
+    size = f"{stage['steps']:,} x {stage['batch_size']:,}"
+    return f"| {stage['stage']} | {objective} | {data} | {size} | {stage['learning_rate']:g} |"
