@@ -7,6 +7,7 @@ Imports of torch and of what builds on it stand inside the commands, so that
 import errno
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -59,6 +60,15 @@ def explain(error: BaseException) -> str | None:
 def _stop(message: str, status: int) -> NoReturn:
     typer.echo(f"llm2comp: {message}", err=True)
     raise typer.Exit(status)
+
+
+def _quiet() -> None:
+    """Silence what libraries print of their own workings; downloads keep their bars."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # PEFT asks the old name of a transformers property, once for every adapter.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
 
 
 app = typer.Typer(
@@ -135,6 +145,7 @@ def train(
     from llm2comp.evaluation import table
     from llm2comp.stages import chain
 
+    _quiet()
     model = chain.train(loaded, out)
     if loaded.evaluation.tasks:
         table.show(scores.score_run(loaded, out), scores.costs(loaded, out))
@@ -164,6 +175,7 @@ def encode(
     from llm2comp import release
     from llm2comp.encode import encode_file
 
+    _quiet()
     encoder = release.load_model(model)
     rows = encode_file(encoder, file, out, batch_size=batch_size, prompt_name=prompt)
     typer.echo(f"{out}: {rows:,} vectors")
@@ -188,6 +200,7 @@ def search(
     from llm2comp import release
     from llm2comp.search import search as nearest
 
+    _quiet()
     for hit in nearest(release.load_model(model), file, query, top_k=top_k):
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
 
@@ -226,6 +239,7 @@ def evaluate(
     from llm2comp.evaluation.tasks import TASKS
     from llm2comp.hardware import compute_dtype
 
+    _quiet()
     precision = compute_dtype(dtype)
     names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",")]
     rows = {}
@@ -298,6 +312,7 @@ def demo(
     """
     from llm2comp.demo import run
 
+    _quiet()
     run(out)
 
 

@@ -1,6 +1,7 @@
 """What UCL and SCL share: an encoder folder in, contrastive training, an encoder folder out."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -23,6 +24,9 @@ from llm2comp.stages import training
 
 class ContrastiveTrainer(training.AdapterCheckpoints, SentenceTransformerTrainer):
     """The sentence-transformers Trainer, saving only what trains."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: the card is written from the lineage."""
 
 
 def train_contrastive(
