@@ -11,6 +11,7 @@ from llm2comp import recipe, release, scores, shipped
 from llm2comp.cache import whole_file
 from llm2comp.data import catalog
 from llm2comp.evaluation import table
+from llm2comp.hardware import compute_dtype
 from llm2comp.search import search_all
 from llm2comp.stages import chain
 
@@ -41,7 +42,7 @@ def run(out: Path) -> None:
     console.print(f"\n[bold]Scores[/bold] ({sizes}, x 100; samples and time are of training)")
     table.show(rows, scores.costs(plan, out), console)
     console.print("released: trained longer, by recipes/smollm2-135m.yaml; recorded scores\n")
-    _search(SentenceTransformer(str(model_folder)), out, console)
+    _search(release.load_model(str(model_folder), compute_dtype("auto")), out, console)
     console.print("[bold]Use it[/bold]")
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
 
@@ -51,7 +52,7 @@ def _about_the_start(plan: recipe.Recipe) -> str:
     if isinstance(first, recipe.Pretext) and first.start_from:
         return (
             "Stage 1 does not begin from nothing: it goes on from the released\n"
-            f"{first.start_from}. To begin from nothing takes hours:\n"
+            f"{first.start_from}. To begin from nothing takes about an hour:\n"
             "llm2comp train smollm2-135m --out runs/full"
         )
     return "Every stage begins from nothing."

@@ -9,8 +9,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from llm2comp.data import catalog
 from llm2comp.evaluation.tasks.offline import OfflineTask
 
-QUICK_QUESTIONS = 500
-QUICK_PARAGRAPHS = 1000
+QUICK_QUESTIONS = 300
+QUICK_PARAGRAPHS = 500
 QUICK_CHARACTERS = 320
 """About 64 tokens; whole paragraphs would cost a 135M model three more minutes on two cores."""
 SEED = 0
@@ -19,7 +19,7 @@ SEED = 0
 class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
     """SQuAD v1.1 dev: 10,565 questions over 2,067 paragraphs; nDCG@10.
 
-    The quick version has 500 questions and 1,000 paragraphs, all theirs and
+    The quick version has 300 questions and 500 paragraphs, all theirs and
     others, drawn by a fixed seed, each paragraph cut behind the last word that
     ends within its first 320 characters. An answer may lie behind the cut, so
     quick scores are lower than whole ones and compare only with each other.
