@@ -41,10 +41,15 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     held = [list(row) for row in passages["input_ids"]]
     batches = [collator.batch(*held_out.cut(held[i : i + 16])) for i in (0, 16)]
     objective = OBJECTIVES[stage.objective]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        untrained = held_out.measure(compressor, objective, batches)
-        compressor.load_adapter(release.adapter_of(f"{NAME}/1-pretext"))
-        trained_memory = held_out.measure(compressor, objective, batches)
+
+    def measure() -> held_out.HeldOut:
+        # A context each: autocast keeps its casts of weights until it ends.
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return held_out.measure(compressor, objective, batches)
+
+    untrained = measure()
+    compressor.load_adapter(release.adapter_of(f"{NAME}/1-pretext"))
+    trained_memory = measure()
     assert trained_memory.gap > 0.8
     assert trained_memory.own < untrained.own / 2
     assert trained_memory.zeroed > trained_memory.own + 0.5
