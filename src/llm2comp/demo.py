@@ -37,7 +37,8 @@ def run(out: Path) -> None:
     model_folder = chain.train(plan, out)
     rows = scores.score_run(plan, out)
     for name in release.names():  # as recorded when it was released
-        rows[name] = scores.read_scores(release.RELEASED / name)["after SCL"]
+        recorded = scores.read_scores(release.RELEASED / name)["after SCL"]
+        rows[name] = [score for score in recorded if score.task in plan.evaluation.tasks]
     sizes = "quick sizes" if plan.evaluation.quick else "whole sets"
     console.print(f"\n[bold]Scores[/bold] ({sizes}, x 100; samples and time are of training)")
     table.show(rows, scores.costs(plan, out), console)
