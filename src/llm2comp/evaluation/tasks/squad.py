@@ -21,8 +21,8 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
 
     The quick version has 300 questions and 500 paragraphs, all theirs and
     others, drawn by a fixed seed, each paragraph cut behind the last word that
-    ends within its first 320 characters. An answer may lie behind the cut, so
-    quick scores are lower than whole ones and compare only with each other.
+    ends within its first 320 characters. An answer may lie behind the cut, and
+    there are fewer paragraphs to confuse: quick scores compare only with each other.
 
     Source: Rajpurkar et al., 2016. The set must stay out of training.
     """
