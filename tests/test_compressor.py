@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -18,13 +19,19 @@ K = 2
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 5, 6, 7, 8, 9]])
 
 
-def make(backbone: Path, *, causal: bool = False, dropout: float = 0.0) -> Compressor:
+def make(
+    backbone: Path,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    scale: Literal["none", "embeddings"] = "none",
+) -> Compressor:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(backbone)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
     lora = recipe.Lora(r=4, alpha=8, dropout=dropout)
-    return Compressor(model, K, lora, bos_id=tokenizer.bos_token_id, causal=causal)
+    return Compressor(model, K, lora, bos_id=tokenizer.bos_token_id, causal=causal, scale=scale)
 
 
 def make_batch(compressor: Compressor) -> Batch:
@@ -146,3 +153,15 @@ def test_adapter_round_trip_and_refusal_of_another_shape(
     wider = Compressor(model, K, recipe.Lora(r=8), bos_id=1, causal=True)
     with pytest.raises(RuntimeError, match="name or shape"):
         wider.load_adapter(tmp_path / "adapter")
+
+
+def test_scaled_memory_has_the_norm_of_token_embeddings(tiny_backbone: Path) -> None:
+    compressor = make(tiny_backbone, scale="embeddings")
+    memory = torch.randn(3, K, compressor.body.config.hidden_size) * 50
+    assert make(tiny_backbone).as_input(memory) is memory
+    table = compressor.body.get_input_embeddings().weight[:-K]
+    mean_norm = table.norm(dim=-1).mean()
+    scaled = compressor.as_input(memory)
+    torch.testing.assert_close(scaled.norm(dim=-1), mean_norm.expand(3, K))
+    cosine = torch.cosine_similarity(scaled, memory, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones(3, K))

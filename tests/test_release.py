@@ -35,7 +35,12 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"])
     passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage["seed"])
     compressor = Compressor(
-        model, memory.tokens, stage.lora, bos_id=tokenizer.bos_token_id, causal=causal
+        model,
+        memory.tokens,
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=causal,
+        scale=memory.scale,
     )
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
     held = [list(row) for row in passages["input_ids"]]

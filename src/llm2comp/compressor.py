@@ -9,7 +9,7 @@ compression"; the released code keeps two full copies instead).
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from peft import (
@@ -19,8 +19,10 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from llm2comp import recipe
@@ -44,6 +46,10 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
         trainable_token_indices={name: list(range(rows - k, rows))},
     )
     adapted = get_peft_model(body, config)
+    for module in adapted.modules():
+        # Autocast casts for itself; PEFT's own cast would copy each input to float32 and back.
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
     for parameter in trainable_parameters(adapted).values():
         parameter.data = parameter.data.float()
     return adapted
@@ -64,10 +70,18 @@ class Compressor(nn.Module):
         lora: the adapter to train.
         bos_id: token before every text, if the model has one.
         causal: the encoder's attention; the decoder is always causal.
+        scale: ``embeddings`` or ``none``, see :meth:`as_input`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, k: int, lora: recipe.Lora, *, bos_id: int | None, causal: bool
+        self,
+        model: PreTrainedModel,
+        k: int,
+        lora: recipe.Lora,
+        *,
+        bos_id: int | None,
+        causal: bool,
+        scale: Literal["none", "embeddings"] = "none",
     ) -> None:
         super().__init__()
         self.k = k
@@ -75,7 +89,11 @@ class Compressor(nn.Module):
         self.causal = causal
         self.body = body_of(model)
         self.head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        self.vocabulary = token_table(model).num_embeddings - k
+        table = token_table(model).weight
+        self.vocabulary = len(table) - k
+        self.token_norm = (
+            table[:-k].float().norm(dim=-1).mean().item() if scale == "embeddings" else None
+        )
         for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
             parameter.requires_grad_(False)
         self.adapted = add_adapter(self.body, lora, k)
@@ -108,6 +126,18 @@ class Compressor(nn.Module):
             input_ids, attention_mask=attention_mask, position_ids=positions, **mode
         ).last_hidden_state
         return states[input_ids >= self.vocabulary].view(len(input_ids), self.k, -1)
+
+    def as_input(self, memory: Tensor) -> Tensor:
+        """Return memory outputs ``(batch, k, hidden)`` as the decoder is to read them.
+
+        Scaled to ``embeddings``, each vector gets the mean norm of the token
+        embeddings. States leave the final norm many times longer than an
+        embedding, so unscaled memory drowns what the decoder's layers add to it
+        (docs/ignition.md); the paper feeds it unscaled.
+        """
+        if self.token_norm is None:
+            return memory
+        return normalize(memory.float(), dim=-1) * self.token_norm
 
     def continue_from(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read ``BOS memory tokens`` and return its states (the student).

@@ -41,6 +41,9 @@ class Memory(_Strict):
     init: Literal["random", "text"] = "random"
     """``random``: drawn like the embedding table; ``text``: the rows of ``init_text``."""
     init_text: str = '\nThis text means in one word:"'
+    scale: Literal["none", "embeddings"] = "none"
+    """``embeddings``: the decoder reads each memory token at the mean norm of a token embedding;
+    ``none``: as it left the encoder, as in the paper. The text's embedding is the same."""
 
 
 class Lora(_Strict):

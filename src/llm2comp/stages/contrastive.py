@@ -82,7 +82,7 @@ def train_contrastive(
         train_dataset=data,
         loss=_loss(model, stage, gather=arguments.world_size > 1),
     )
-    training.run(trainer, work, stage.stage, log)
+    training.run(trainer, work, stage.stage, log, longest=model.max_seq_length)
     adapter = work / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
     merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)

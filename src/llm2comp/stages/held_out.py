@@ -74,7 +74,8 @@ def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) 
 def _measure(compressor: Compressor, objective: Objective, batch: Batch) -> Tensor:
     memory = compressor.compress(batch.input_ids, batch.attention_mask)
     last = _last_tokens(compressor, batch)
-    given = (memory, memory.roll(1, dims=0), torch.zeros_like(memory), last)
+    own = compressor.as_input(memory)
+    given = (own, own.roll(1, dims=0), torch.zeros_like(own), last)
     losses = [objective(compressor, which, batch).float() for which in given]
     embeddings = memory.float().mean(1)
     cosines = [mean_cosine(memory.float()).mean(), mean_cosine(embeddings)]

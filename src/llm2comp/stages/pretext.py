@@ -47,7 +47,8 @@ class PretextModel(nn.Module):
         """Return ``{"loss": scalar}``."""
         batch = batch.to(self.compressor.device)
         memory = self.compressor.compress(batch.input_ids, batch.attention_mask)
-        return {"loss": self.objective(self.compressor, memory, batch)}
+        prefix = self.compressor.as_input(memory)
+        return {"loss": self.objective(self.compressor, prefix, batch)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def train_pretext(
         stage.lora,
         bos_id=tokenizer.bos_token_id,
         causal=stage.attention != "bidirectional",
+        scale=run.memory.scale,
     )
     if stage.gradient_checkpointing:
         compressor.enable_gradient_checkpointing()
@@ -117,7 +119,8 @@ def train_pretext(
         optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
     )
     trainer.add_callback(GapWatch(pretext, _batches(held, collator), stage, dtype, log))
-    training.run(trainer, work, stage.stage, log)
+    longest = stage.passages.max_tokens + run.memory.tokens + 1
+    training.run(trainer, work, stage.stage, log, longest=longest)
     _write(run, stage, compressor, folder, work)
 
 

@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.compressor import trainable_parameters
+from llm2comp.hardware import training_attention
 from llm2comp.recipe import StageBase
 
 WEIGHTS = "trainable.safetensors"
@@ -79,13 +80,14 @@ def training_arguments(
     }
 
 
-def run(trainer: Trainer, work: Path, label: str, log: "RunLog") -> None:
-    """Train, from the last whole checkpoint if there is one."""
+def run(trainer: Trainer, work: Path, label: str, log: "RunLog", *, longest: int) -> None:
+    """Train on texts of at most ``longest`` tokens, from the last whole checkpoint if any."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
     trainer.add_callback(RunProgress(label, log))
     checkpoint = last_checkpoint(work)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with training_attention(longest):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def last_checkpoint(work: Path) -> Path | None:
