@@ -55,10 +55,10 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     monkeypatch.setattr(
         scores.runner, "evaluate", lambda model, name, tasks, *_, **__: scored(model, tasks)
     )
-    recipe_tasks = load_recipe(recipe_path("demo")).evaluation.tasks
+    evaluation = load_recipe(recipe_path("demo")).evaluation
     released = tmp_path / "released-one"
     released.mkdir()
-    row = [asdict(score) for score in scored(None, recipe_tasks)]
+    row = [asdict(score) for score in scored(None, evaluation.tasks)]
     (released / scores.SCORES).write_text(json.dumps({"after SCL": row}))
     monkeypatch.setattr(release, "RELEASED", tmp_path)
     monkeypatch.setattr(catalog, "rows", lambda name: ({"text": text} for text in sentences))
@@ -66,7 +66,7 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     output = capsys.readouterr().out
     assert "goes on from the released" in output
     table = [line for line in output.splitlines() if "12.3" in line]
-    rows = ["last-token", "weighted-mean", *scores.LABELS.values(), "released-one"]
+    rows = [*evaluation.baselines, *scores.LABELS.values(), "released-one"]
     assert [line.partition("  ")[0] for line in table] == rows
     for query in demo.QUERIES:
         shown = output.partition(query)[2].splitlines()[1:3]

@@ -56,6 +56,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     compressor.load_adapter(release.adapter_of(f"{NAME}/1-pretext"))
     trained_memory = measure()
     assert trained_memory.gap > 0.8
+    assert trained_memory.own < trained_memory.last_tokens
     assert trained_memory.own < untrained.own / 2
     assert trained_memory.zeroed > trained_memory.own + 0.5
     targets = torch.ones_like(ids, dtype=torch.bool)

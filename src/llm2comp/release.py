@@ -5,6 +5,7 @@ rows, bfloat16) with the lineage; :func:`fetch` merges them into the packaged
 backbone, once, in the user's cache.
 """
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -48,13 +49,21 @@ def fetch(name: str) -> Path:
     stage = stage or stages[-1]
     if stage not in stages:
         raise UserError(f"{release} has no stage {stage!r}; it has {', '.join(stages)}")
-    folder = cache_dir() / "models" / release / stage
+    trained = stages[: stages.index(stage) + 1]
+    adapters = [RELEASED / release / name for name in trained]
+    folder = cache_dir() / "models" / f"{release}-{_digest(adapters)}" / stage
     if not folder.exists():
-        trained = stages[: stages.index(stage) + 1]
-        adapters = [RELEASED / release / name for name in trained]
         lineage["stages"] = lineage["stages"][: len(adapters)]
         encoder.save(encoder.build(lineage, adapters), folder, adapters[-1], lineage)
     return folder
+
+
+def _digest(adapters: list[Path]) -> str:
+    """Name the weights, so that a package's next release is not taken for the last one's."""
+    whole = hashlib.sha256()
+    for adapter in adapters:
+        whole.update((adapter / "adapter_model.safetensors").read_bytes())
+    return whole.hexdigest()[:8]
 
 
 def adapter_of(name: str) -> Path:
