@@ -137,7 +137,8 @@ class Compressor(nn.Module):
         """
         if self.token_norm is None:
             return memory
-        return normalize(memory.float(), dim=-1) * self.token_norm
+        scaled: Tensor = normalize(memory.float(), dim=-1) * self.token_norm
+        return scaled
 
     def continue_from(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read ``BOS memory tokens`` and return its states (the student).
