@@ -48,6 +48,7 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
     adapted = get_peft_model(body, config)
     for module in adapted.modules():
         # Autocast casts for itself; PEFT's own cast would copy each input to float32 and back.
+        # (peft.helpers.disable_input_dtype_casting fails on the memory rows' layer.)
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     for parameter in trainable_parameters(adapted).values():
