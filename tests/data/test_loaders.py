@@ -1,6 +1,7 @@
 """Passages, sentences and pairs, as the three stages ask for them."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def text_source(path: Path, texts: list[str], weight: float = 1.0) -> DataSource
     return DataSource(source=str(path), weight=weight)
 
 
-def pair_source(path: Path, rows: list[dict[str, str]], **fields: object) -> DataSource:
+def pair_source(path: Path, rows: Sequence[Mapping[str, object]], **fields: object) -> DataSource:
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return DataSource.model_validate({"source": str(path)} | fields)
 
@@ -114,3 +115,27 @@ def test_a_negative_missing_in_some_rows_is_a_bad_row(tmp_path: Path) -> None:
     rows = [{"anchor": "q", "positive": "p", "negative": "n"}, {"anchor": "r", "positive": "s"}]
     with pytest.raises(UserError, match=r"a\.jsonl:2: no column 'negative'"):
         load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)
+
+
+def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None:
+    rows = [
+        {"anchor": f"q{i}", "positive": f"p{i}", "score": str(i / 2) if i % 2 else i / 2}
+        for i in range(10)
+    ]
+    found = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
+    (dataset,) = found.values()
+    assert dataset.column_names == ["anchor", "positive", "score"]
+    assert {row["anchor"]: row["score"] for row in dataset} == {f"q{i}": i / 2 for i in range(10)}
+
+
+@pytest.mark.parametrize("score", ["high", "nan", True, None, ""])
+def test_a_score_that_is_no_number_is_a_bad_row(tmp_path: Path, score: object) -> None:
+    rows = [{"anchor": "q", "positive": "p", "score": s} for s in (0.0, score)]
+    with pytest.raises(UserError, match=r"a\.jsonl:2: column 'score' holds .*, not a number"):
+        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)
+
+
+def test_negatives_and_scores_in_one_source_are_refused(tmp_path: Path) -> None:
+    rows = [{"anchor": "q", "positive": "p", "negative": "n", "score": 1.0}]
+    with pytest.raises(UserError, match=r"a\.jsonl: has both negatives and scores"):
+        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=1, seed=0)

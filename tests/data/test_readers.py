@@ -71,11 +71,13 @@ def test_sentences_come_document_by_document(tmp_path: Path) -> None:
     assert list(readers.nlp_corpus_sentences(tmp_path)) == [{"text": "text 2"}, {"text": "text 10"}]
 
 
-def test_stsb_pairs_are_those_of_high_score(tmp_path: Path) -> None:
+def test_stsb_train_has_the_scores_of_its_split_only(tmp_path: Path) -> None:
     line = 'g\tfile\t2012\t1\t{}\tA "man.\tA person.\textra\n'
     for split in readers.STSB_SPLITS:
-        (tmp_path / f"sts-{split}.csv").write_text(line.format("4.000") + line.format("3.9"))
-    assert list(readers.stsb_pairs(tmp_path)) == [{"anchor": 'A "man.', "positive": "A person."}]
+        (tmp_path / f"sts-{split}.csv").write_text(line.format(split) + line.format("3.9"))
+    pair = {"anchor": 'A "man.', "positive": "A person."}
+    expected = [pair | {"score": score} for score in ("train", "3.9")]
+    assert list(readers.stsb_train(tmp_path)) == expected
     assert [row["split"] for row in readers.stsb(tmp_path)][::2] == ["train", "dev", "test"]
 
 

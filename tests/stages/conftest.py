@@ -21,6 +21,11 @@ def tiny_recipe(
     pairs = zip(texts[::2], texts[1::2], strict=True)
     lines = [json.dumps({"anchor": anchor, "positive": positive}) for anchor, positive in pairs]
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    scored = [
+        json.dumps({"anchor": texts[i], "positive": texts[i + 1], "score": i % 6})
+        for i in range(100)
+    ]
+    (folder / "scored.jsonl").write_text("\n".join(scored) + "\n")
     common = {"lora": {"r": 4}, "learning_rate": 1e-2, "save_steps": 4, "log_steps": 2}
     recipe = {
         "name": "tiny",
@@ -48,7 +53,9 @@ def tiny_recipe(
             },
             {
                 "stage": "supervised",
-                "data": [{"source": str(folder / "pairs.jsonl")}],
+                "data": [
+                    {"source": str(folder / name)} for name in ("pairs.jsonl", "scored.jsonl")
+                ],
                 "steps": 20,
                 "batch_size": 8,
                 "mini_batch_size": 4,

@@ -47,7 +47,7 @@ class CatalogEntry(BaseModel):
     @property
     def trainable(self) -> bool:
         """Whether its rows may be trained on; the others are test sets."""
-        return self.kind in ("passages", "sentences", "pairs")
+        return self.kind in ("passages", "sentences", "pairs", "scored-pairs")
 
 
 @functools.cache

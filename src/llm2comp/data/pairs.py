@@ -1,4 +1,4 @@
-"""Query and passage pairs, or triples with a hard negative, for supervised contrastive learning."""
+"""Pairs for supervised contrastive learning: plain, with a hard negative, or with a score."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import datasets
 
 from llm2comp.data import mixture
+from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
@@ -15,27 +16,27 @@ logger = logging.getLogger("llm2comp")
 def load_pairs(
     sources: Sequence[DataSource], count: int, seed: int, on_bad_row: str = "fail"
 ) -> datasets.DatasetDict:
-    r"""Draw pairs or triples, one dataset a source, sizes in proportion to the weights.
+    r"""Draw pairs, triples or scored pairs, one dataset a source, sizes by the weights.
 
     Batches are to be made within one dataset, so that in-batch negatives are of
     one kind. A source that runs out leaves its share to the others.
 
     Args:
-        sources: where rows with columns ``anchor`` and ``positive``, and ``negative`` where a
-            source has it, come from.
+        sources: where rows with columns ``anchor`` and ``positive``, and ``negative`` or
+            ``score`` where a source has it, come from.
         count: how many rows in all; there may be fewer, which is logged.
         seed: same seed, same rows in the same order.
         on_bad_row: ``fail`` or ``skip``, see ``sources.rows``.
 
     Returns:
         A dataset for each source under its name (``name#2`` for a second use of it), with columns
-        anchor, positive and perhaps negative; an instruction of a source stands in its anchors
-        as ``instruction + ":" + query + "\n"`` (paper, stage 3).
+        anchor, positive and perhaps negative or score (a float); an instruction of a source stands
+        in its anchors as ``instruction + ":" + query + "\n"`` (paper, stage 3).
 
     Raises:
-        UserError: if a source cannot be read or has no rows.
+        UserError: if a source cannot be read, has no rows, or has both negatives and scores.
     """
-    rows = mixture.streams(sources, ["anchor", "positive"], seed, on_bad_row, ["negative"])
+    rows = mixture.streams(sources, ["anchor", "positive"], seed, on_bad_row, ["negative", SCORE])
     draws = mixture.mixed([_new(s) for s in rows], [s.weight for s in sources], count)
     drawn: list[list[dict[str, str]]] = [[] for _ in sources]
     for place, row in mixture.counted(draws, "pairs", count):
@@ -50,11 +51,15 @@ def load_pairs(
                 f"{source.source}: no pairs to draw; it is empty, or its weight is too small for "
                 f"{count} pairs in all"
             )
+        if {"negative", SCORE} <= found[0].keys():
+            raise UserError(f"{source.source}: has both negatives and scores; use one of them")
         used = [earlier.source for earlier in sources[:place]].count(source.source)
-        instructed = [row | {"anchor": _instruct(source, row["anchor"])} for row in found]
-        result[source.source + (f"#{used + 1}" if used else "")] = datasets.Dataset.from_list(
-            instructed
+        dataset = datasets.Dataset.from_list(
+            [row | {"anchor": _instruct(source, row["anchor"])} for row in found]
         )
+        if SCORE in dataset.column_names:
+            dataset = dataset.cast_column(SCORE, datasets.Value("float32"))
+        result[source.source + (f"#{used + 1}" if used else "")] = dataset
     return datasets.DatasetDict(result)
 
 

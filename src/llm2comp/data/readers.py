@@ -21,7 +21,6 @@ Reader = Callable[[Path], Iterator[Row]]
 
 STSB_SPLITS = ("train", "dev", "test")
 MIN_PARAGRAPH_CHARS = 300
-MIN_PAIR_SCORE = 4.0
 PUBMED_TEST_FILE = "pubmed21n1298.xml.gz"
 PUBMED_TEST_JOURNALS = 20
 
@@ -166,11 +165,10 @@ def jeopardy_pairs(folder: Path) -> Iterator[Row]:
             yield {"anchor": clue, "positive": answer}
 
 
-def stsb_pairs(folder: Path) -> Iterator[Row]:
-    """Yield the train pairs that annotators scored 4 ("mostly equivalent") or above."""
+def stsb_train(folder: Path) -> Iterator[Row]:
+    """Yield the train pairs with their scores, 0 (unrelated) to 5 (equivalent)."""
     for row in _stsb_split(folder, "train"):
-        if float(row["score"]) >= MIN_PAIR_SCORE:
-            yield {"anchor": row["sentence1"], "positive": row["sentence2"]}
+        yield dict(anchor=row["sentence1"], positive=row["sentence2"], score=row["score"])
 
 
 def stsb(folder: Path) -> Iterator[Row]:
@@ -249,7 +247,7 @@ READERS: dict[str, Reader] = {
     "boolq-pairs": boolq_pairs,
     "pubmed-pairs": pubmed_pairs,
     "jeopardy-pairs": jeopardy_pairs,
-    "stsb-pairs": stsb_pairs,
+    "stsb-train": stsb_train,
     "stsb": stsb,
     "squad-dev": squad_dev,
     "20newsgroups": newsgroups,

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
 logger = logging.getLogger("llm2comp")
+
+SCORE = "score"
+"""The one column that holds a number."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -31,12 +35,13 @@ def rows(
             then on a row without them is bad.
 
     Returns:
-        Rows of column name to text; no text is blank.
+        Rows of column name to text; no text is blank, and ``score`` spells a number.
 
     Raises:
         UserError: at once, if the source is unknown, for evaluation only, or a package that
             cannot be fetched; while reading, if a file or the hub fails and, under ``fail``, at
-            the first bad row (not a row, a column missing, not a string, blank, not Unicode),
+            the first bad row (not a row, a column missing, not a string, blank, not Unicode, a
+            score that is no finite number),
             as ``FILE:LINE: what``.
     """
     return _checked(_numbered(source), source, columns, on_bad_row, optional)
@@ -57,7 +62,7 @@ def _checked(
     try:
         for number, values in numbered:
             if first and isinstance(values, Mapping):
-                wanted |= {o: theirs for o, theirs in extra.items() if values.get(theirs)}
+                wanted |= {o: t for o, t in extra.items() if values.get(t) not in (None, "")}
             problem = _problem(values, wanted)
             if problem is None and isinstance(values, Mapping):
                 first = False
@@ -108,6 +113,10 @@ def _problem(values: Mapping[str, object] | BadRow, wanted: Mapping[str, str]) -
             hint = "" if theirs != ours else f" (map it: columns: {{{ours}: ...}})"
             return f"no column {theirs!r}; there are {', '.join(map(str, values))}{hint}"
         text = values[theirs]
+        if ours == SCORE:
+            if not _is_number(text):
+                return f"column {theirs!r} holds {text!r}, not a number"
+            continue
         if not isinstance(text, str):
             return f"column {theirs!r} holds {type(text).__name__}, not a string"
         if not text.strip():
@@ -115,6 +124,13 @@ def _problem(values: Mapping[str, object] | BadRow, wanted: Mapping[str, str]) -
         if not _is_unicode(text):
             return f"column {theirs!r} is not valid Unicode; save the file as UTF-8"
     return None
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(str(value)))
+    except ValueError:
+        return False
 
 
 def _is_unicode(text: str) -> bool:

@@ -12,12 +12,14 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
+    CoSENTLoss,
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from llm2comp import encoder, recipe
 from llm2comp.compressor import add_adapter
+from llm2comp.data.sources import SCORE
 from llm2comp.hardware import compute_dtype
 from llm2comp.stages import training
 
@@ -41,12 +43,15 @@ def train_contrastive(
     batch_sampler: BatchSamplers,
     attention_dropout: float = 0.0,
 ) -> None:
-    """Train a fresh adapter on an encoder folder with in-batch negatives, and write the next one.
+    """Train a fresh adapter on an encoder folder, and write the next one.
+
+    Pairs are told from in-batch negatives; pairs with scores are put in their
+    order (CoSENT), for two of them may well be alike.
 
     Args:
         run: the whole recipe.
         stage: its contrastive stage.
-        data: columns anchor, positive and perhaps negative; a batch is of one dataset.
+        data: columns anchor, positive and perhaps negative or score; a batch is of one dataset.
         source: the encoder folder to start from.
         folder: the encoder folder to write.
         work: where checkpoints are kept until the folder is written.
@@ -80,7 +85,7 @@ def train_contrastive(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=_loss(model, stage, gather=arguments.world_size > 1),
+        loss=_losses(model, stage, data, gather=arguments.world_size > 1),
     )
     training.run(trainer, work, stage.stage, log, longest=model.max_seq_length)
     adapter = work / encoder.ADAPTER
@@ -93,7 +98,24 @@ def train_contrastive(
     encoder.save(merged, folder, adapter, lineage)
 
 
-def _loss(
+def _losses(
+    model: SentenceTransformer,
+    stage: recipe.Unsupervised | recipe.Supervised,
+    data: Dataset | DatasetDict,
+    *,
+    gather: bool,
+) -> torch.nn.Module | dict[str, torch.nn.Module]:
+    """Return the loss, or one a dataset."""
+    contrast = _info_nce(model, stage, gather=gather)
+    if isinstance(data, Dataset):
+        return contrast
+    order = CoSENTLoss(model, scale=1.0 / stage.temperature)
+    return {
+        name: order if SCORE in dataset.column_names else contrast for name, dataset in data.items()
+    }
+
+
+def _info_nce(
     model: SentenceTransformer, stage: recipe.Unsupervised | recipe.Supervised, *, gather: bool
 ) -> torch.nn.Module:
     """InfoNCE over in-batch negatives; cached (GradCache) only where a batch needs it.

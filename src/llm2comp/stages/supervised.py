@@ -1,4 +1,4 @@
-"""Stage 3 (SCL): queries, positives and hard negatives (paper, "SCL")."""
+"""Stage 3 (SCL): queries, positives and hard negatives (paper, "SCL"); scored pairs besides."""
 
 from pathlib import Path
 

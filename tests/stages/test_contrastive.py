@@ -1,0 +1,41 @@
+"""Scored pairs come to be ordered by their scores."""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer, util
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+from llm2comp import recipe
+from llm2comp.stages import chain, training
+from llm2comp.stages.contrastive import train_contrastive
+
+
+def test_training_on_scores_turns_the_order_of_pairs_round(
+    tiny_recipe: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    run = recipe.load_recipe(tiny_recipe)
+    chain.train(run.model_copy(update={"stages": run.stages[:1]}), tmp_path / "run")
+    source, folder = tmp_path / "run" / "model", tmp_path / "scored"
+    anchors, positives = [sentences[0]] * 7, sentences[1:]
+
+    def similarities(encoder: Path) -> list[float]:
+        model = SentenceTransformer(str(encoder), device="cpu")
+        values = util.pairwise_cos_sim(model.encode(anchors), model.encode(positives))
+        return [float(value) for value in values]
+
+    scores = [-similarity for similarity in similarities(source)]
+    pairs = {"anchor": anchors, "positive": positives, "score": scores}
+    train_contrastive(
+        run,
+        run.stages[2].model_copy(update={"steps": 40, "batch_size": 7}),
+        DatasetDict({"scored": Dataset.from_dict(pairs)}),
+        source,
+        folder,
+        tmp_path / "work",
+        training.RunLog(tmp_path / "run.jsonl", Console()),
+        batch_sampler=BatchSamplers.BATCH_SAMPLER,
+    )
+    assert spearmanr(similarities(folder), scores).statistic > 0.9
