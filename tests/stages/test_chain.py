@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import recipe, release
@@ -129,10 +130,14 @@ def test_a_release_gives_the_run_s_encoders_back(
             torch.from_numpy(trained), torch.from_numpy(released)
         )
         assert cosine.min() > 0.999  # the release keeps adapters in bfloat16
-    assert release.fetch("tiny") == release.fetch("tiny/3-supervised")
+    cached = release.fetch("tiny")
+    assert cached == release.fetch("tiny/3-supervised")
     for wrong, message in (("tiny/4-best", "no stage"), ("huge", "no released model")):
         with pytest.raises(UserError, match=message):
             release.fetch(wrong)
+    adapter = tmp_path / "released" / "tiny" / "3-supervised" / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(adapter).items()}, adapter)
+    assert weights(release.fetch("tiny")) != weights(cached), "another release, another folder"
 
 
 def test_a_contrastive_stage_without_an_encoder_is_refused(
