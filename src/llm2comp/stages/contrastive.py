@@ -59,6 +59,8 @@ def train_contrastive(
         batch_sampler: of sentence-transformers.
         attention_dropout: in training only.
     """
+    if isinstance(data, DatasetDict):  # a loss each, in modules of their names: no dots
+        data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
     lineage = encoder.read_lineage(source)
     dtype = compute_dtype(run.backbone.dtype)
     attention = {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
