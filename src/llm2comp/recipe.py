@@ -152,11 +152,12 @@ class Unsupervised(StageBase):
 
 
 class Supervised(StageBase):
-    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives."""
+    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives; scored pairs."""
 
     stage: Literal["supervised"] = "supervised"
     temperature: Annotated[float, Field(gt=0)] = 0.05
     mini_batch_size: PositiveInt = 32
+    """Texts in memory at once; a batch of scored pairs is not split."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
 

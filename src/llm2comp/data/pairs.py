@@ -58,6 +58,7 @@ def load_pairs(
             [row | {"anchor": _instruct(source, row["anchor"])} for row in found]
         )
         if SCORE in dataset.column_names:
+            logger.info("%s has scores: its pairs are put in their order (CoSENT)", source.source)
             dataset = dataset.cast_column(SCORE, datasets.Value("float32"))
         result[source.source + (f"#{used + 1}" if used else "")] = dataset
     return datasets.DatasetDict(result)
