@@ -12,10 +12,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError
+from llm2comp.template import surround
 
 MAX_TOKENS = 512
 """Tokens of a text and what is put around it; the text beyond is cut."""
@@ -84,23 +84,9 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def _surround(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> None:
-    """Put BOS and ``before`` in front of every text and ``after`` behind it, in place.
-
-    Done by the tokenizer's post-processor, so truncation cuts only the text.
-    """
+    """Put BOS and ``before`` in front of every text and ``after`` behind it, in place."""
     first = tokenizer.bos_token_id
     if first is None:
         first = tokenizer.eos_token_id  # separates documents where there is no BOS
-    ids = {
-        "before": [first, *tokenizer(before, add_special_tokens=False)["input_ids"]],
-        "after": tokenizer(after, add_special_tokens=False)["input_ids"],
-    }
-    behind = ["after"] if ids["after"] else []
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=["before", "$A", *behind],
-        pair=["before", "$A", "$B", *behind],
-        special_tokens=[
-            {"id": name, "ids": ids[name], "tokens": tokenizer.convert_ids_to_tokens(ids[name])}
-            for name in ["before", *behind]
-        ],
-    )
+    front, behind = tokenizer([before, after], add_special_tokens=False)["input_ids"]
+    surround(tokenizer.backend_tokenizer, [first, *front], behind)

@@ -3,13 +3,13 @@
 import torch
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordWeights
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llm2comp import recipe
 from llm2comp.backbone import token_table
 from llm2comp.errors import UserError
+from llm2comp.template import surround
 
 
 def memory_tokens(k: int) -> list[str]:
@@ -78,14 +78,9 @@ def _with_memory(
         if getattr(tokenizer, name) is not None
     }
     known.setdefault("pad_token", known.get("eos_token", memory_tokens(k)[0]))
-    bos = known.get("bos_token")
-    parts = ([bos] if bos else []) + ["$A", *memory_tokens(k)]
-    pair = ([bos] if bos else []) + ["$A", "$B", *memory_tokens(k)]
-    backend.post_processor = TemplateProcessing(
-        single=parts,
-        pair=pair,
-        special_tokens=[(t, backend.token_to_id(t)) for t in dict.fromkeys(parts) if t != "$A"],
-    )
+    ids = backend.get_vocab()
+    before = [ids[known["bos_token"]]] if "bos_token" in known else []
+    surround(backend, before, [ids[token] for token in memory_tokens(k)])
     # The generic class keeps the post-processor as it is; model-specific ones rebuild it on load.
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
