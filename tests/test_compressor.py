@@ -13,7 +13,7 @@ from llm2comp import recipe
 from llm2comp.compressor import Compressor, trainable_parameters
 from llm2comp.memory import add_memory_tokens
 from llm2comp.objectives import Batch
-from llm2comp.objectives.distillation import distillation_loss
+from llm2comp.objectives.distillation import Distillation
 
 K = 2
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 5, 6, 7, 8, 9]])
@@ -46,8 +46,7 @@ def make_batch(compressor: Compressor) -> Batch:
 
 def step(compressor: Compressor, optimizer: torch.optim.Optimizer) -> Tensor:
     batch = make_batch(compressor)
-    memory = compressor.compress(batch.input_ids, batch.attention_mask)
-    loss = distillation_loss(compressor, memory, batch)
+    loss = Distillation().loss(compressor, batch)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -128,8 +127,7 @@ def test_gradient_checkpointing_recomputes_with_the_right_adapter_state(
             for parameter in trainable_parameters(compressor).values():
                 parameter.add_(0.1)
         batch = make_batch(compressor)
-        memory = compressor.compress(batch.input_ids, batch.attention_mask)
-        distillation_loss(compressor, memory, batch).backward()
+        Distillation().loss(compressor, batch).backward()
         gradients.append([p.grad for p in trainable_parameters(compressor).values()])
     assert any(g.abs().max() > 0 for g in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):

@@ -45,7 +45,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
     held = [list(row) for row in passages["input_ids"]]
     batches = [collator.batch(*held_out.cut(held[i : i + 16])) for i in (0, 16)]
-    objective = OBJECTIVES[stage.objective]
+    objective = OBJECTIVES[stage.objective].of(tokenizer)
 
     def measure() -> held_out.HeldOut:
         # A context each: autocast keeps its casts of weights until it ends.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from llm2comp.objectives import OBJECTIVES
+
 TEMPLATE = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -9,10 +11,10 @@ tags: [sentence-transformers, feature-extraction, llm2comp]
 ---
 # {name}, after stage {count} ({last})
 
-A text encoder made of the causal language model `{backbone}` by teaching it to compress: {k} memory
-tokens stand behind every text, and the embedding is the mean of their outputs. Method: *Learning to
-Compress* (Zhang et al., AAAI-26, arXiv 2511.17129), as implemented by llm2comp. Attention is
-{attention}; vectors have {width} dimensions and unit length; texts are cut at {length} tokens.
+A text encoder made of the causal language model `{backbone}` by llm2comp, whose pretext objective
+was `{objective}`. An embedding is {embedding}. Attention is {attention}; vectors have {width}
+dimensions and unit length; texts are cut at {length} tokens. Method: *Learning to Compress* (Zhang et
+al., AAAI-26, arXiv 2511.17129), and the peers that it compares itself to.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -43,13 +45,22 @@ def model_card(lineage: dict[str, Any], width: int) -> str:
         count=len(lineage["stages"]),
         last=last["stage"],
         backbone=lineage["backbone"]["name"],
-        k=lineage["memory"]["tokens"],
+        objective=lineage["stages"][0]["objective"],
+        embedding=_embedding(lineage),
         attention="causal" if last["causal"] else "bidirectional",
         width=width,
         length=lineage["max_length"],
         stages="\n".join(map(_row, lineage["stages"])),
         seed=lineage["seed"],
     )
+
+
+def _embedding(lineage: dict[str, Any]) -> str:
+    form = OBJECTIVES[lineage["stages"][0]["objective"]].form
+    if form.pooling == "text":
+        return "the mean over the text's own tokens"
+    k = form.tokens(lineage["memory"]["tokens"])
+    return f"the mean over the outputs of {k} memory tokens, which stand behind every text"
 
 
 def _row(stage: dict[str, Any]) -> str:

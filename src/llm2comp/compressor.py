@@ -37,13 +37,13 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
     """
     embedding = token_table(body)
     name = next(name for name, module in body.named_modules() if module is embedding)
-    rows = embedding.num_embeddings
+    size = embedding.num_embeddings
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        trainable_token_indices={name: list(range(rows - k, rows))},
+        trainable_token_indices={name: list(range(size - k, size))} if k else None,
     )
     adapted = get_peft_model(body, config)
     for module in adapted.modules():
@@ -67,7 +67,7 @@ class Compressor(nn.Module):
     Args:
         model: causal LM whose embedding table ends with the k memory rows
             (:func:`llm2comp.memory.add_memory_tokens`); its body gets the adapter.
-        k: number of memory tokens.
+        k: number of memory rows; none for a pretext that pools over the text's own tokens.
         lora: the adapter to train.
         bos_id: token before every text, if the model has one.
         causal: the encoder's attention; the decoder is always causal.
@@ -93,7 +93,9 @@ class Compressor(nn.Module):
         table = token_table(model).weight
         self.vocabulary = len(table) - k
         self.token_norm = (
-            table[:-k].float().norm(dim=-1).mean().item() if scale == "embeddings" else None
+            table[: self.vocabulary].float().norm(dim=-1).mean().item()
+            if scale == "embeddings"
+            else None
         )
         for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
             parameter.requires_grad_(False)
@@ -110,23 +112,37 @@ class Compressor(nn.Module):
         """Where the weights are."""
         return token_table(self.body).weight.device
 
-    def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the memory outputs of a batch of texts.
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the encoder's last hidden states, after the final norm.
 
         Args:
-            input_ids: ``(batch, length)``, each row ``BOS text memory`` padded on either side.
+            input_ids: ``(batch, length)``, padded on either side.
             attention_mask: ``(batch, length)``, 1 where a token is.
 
         Returns:
-            ``(batch, k, hidden)``: last hidden states, after the final norm, at
-            the memory positions.
+            ``(batch, length, hidden)``.
         """
         mode = {} if self.causal else {"is_causal": False}
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         states: Tensor = self.body(
             input_ids, attention_mask=attention_mask, position_ids=positions, **mode
         ).last_hidden_state
-        return states[input_ids >= self.vocabulary].view(len(input_ids), self.k, -1)
+        return states
+
+    def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the memory outputs of a batch of texts.
+
+        Args:
+            input_ids: ``(batch, length)``, each row ``BOS text memory`` padded on either side,
+                with as many memory tokens as the others.
+            attention_mask: ``(batch, length)``, 1 where a token is.
+
+        Returns:
+            ``(batch, k, hidden)``: last hidden states, after the final norm, at
+            the memory positions.
+        """
+        states = self.encode(input_ids, attention_mask)
+        return states[input_ids >= self.vocabulary].view(len(input_ids), -1, states.shape[-1])
 
     def as_input(self, memory: Tensor) -> Tensor:
         """Return memory outputs ``(batch, k, hidden)`` as the decoder is to read them.

@@ -24,7 +24,9 @@ from llm2comp.backbone import body_of, load_backbone
 from llm2comp.cache import whole_folder
 from llm2comp.card import model_card
 from llm2comp.errors import UserError
-from llm2comp.memory import add_memory_tokens, memory_pooling
+from llm2comp.form import COMPRESSION, Form
+from llm2comp.memory import add_memory_tokens, pooling
+from llm2comp.objectives import OBJECTIVES
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder that holds what its stage trained, in PEFT's format."""
@@ -39,6 +41,7 @@ def assemble(
     causal: bool,
     prompts: dict[str, str] | None = None,
     max_length: int = 512,
+    form: Form = COMPRESSION,
 ) -> SentenceTransformer:
     """Make a sentence-transformers model of a causal LM's body with k memory rows.
 
@@ -48,7 +51,8 @@ def assemble(
         k: number of memory tokens.
         causal: the encoder's attention, recorded in the configuration.
         prompts: for ``encode_query`` and ``encode_document``.
-        max_length: tokens of a text, specials and memory not counted.
+        max_length: tokens of a text, specials, prompts and memory not counted.
+        form: of the objective that it is trained by.
     """
     body = body_of(model)
     body.config.is_causal = causal
@@ -62,10 +66,8 @@ def assemble(
         body.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         transformer = Transformer(scratch, unpad_inputs=False)
-    pooling = memory_pooling(tokenizer, k, body.config.hidden_size)
-    return SentenceTransformer(
-        modules=[transformer, *pooling], prompts=prompts or {}, similarity_fn_name="cosine"
-    )
+    modules = [transformer, *pooling(tokenizer, form, k, body.config.hidden_size)]
+    return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
@@ -132,7 +134,8 @@ def build(lineage: dict[str, Any], adapters: list[Path]) -> SentenceTransformer:
     memory = recipe.Memory.model_validate(lineage["memory"])
     last = lineage["stages"][len(adapters) - 1]
     model, tokenizer = load_backbone(lineage["backbone"]["name"], bidirectional=not last["causal"])
-    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"])
+    form = form_of(lineage)
+    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"], form)
     encoder = assemble(
         model,
         tokenizer,
@@ -140,10 +143,16 @@ def build(lineage: dict[str, Any], adapters: list[Path]) -> SentenceTransformer:
         causal=last["causal"],
         prompts=lineage["prompts"],
         max_length=lineage["max_length"],
+        form=form,
     )
     for adapter in adapters:
         merge(encoder, adapter)
     return encoder
+
+
+def form_of(lineage: dict[str, Any]) -> Form:
+    """Return the form that an encoder's pretext gave it."""
+    return OBJECTIVES[lineage["stages"][0]["objective"]].form
 
 
 def new_lineage(run: recipe.Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class Batch:
         input_ids: ``(batch, 1 + a + k)``, ``BOS n_1 … n_a m_1 … m_k``.
         attention_mask: ``(batch, 1 + a + k)``, of ``input_ids``.
         passage_ids: ``(batch, 1 + L)``, ``BOS n_1 … n_L``.
+        passage_mask: ``(batch, 1 + L)``, true where a token is.
         teacher_targets: ``(batch, 1 + L)``, true at ``n_a … n_L``.
         text_ids: ``(batch, a)``, ``n_1 … n_a``.
         text_mask: ``(batch, a)``, true where a token is.
@@ -25,6 +26,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     passage_ids: Tensor
+    passage_mask: Tensor
     teacher_targets: Tensor
     text_ids: Tensor
     text_mask: Tensor
@@ -62,6 +64,7 @@ class Batch:
             input_ids=input_ids,
             attention_mask=attention_mask.long(),
             passage_ids=passage_ids,
+            passage_mask=passage_mask,
             teacher_targets=passage_mask & (position >= last_of_text),
             text_ids=text_ids,
             text_mask=text_mask,

@@ -5,8 +5,14 @@ from torch import Tensor
 from llm2comp.compressor import Compressor
 from llm2comp.objectives.batch import Batch
 from llm2comp.objectives.cross_entropy import tokens_given_memory
+from llm2comp.objectives.objective import Compression
 
 
-def continuation_loss(compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
-    """Return the cross-entropy of ``n_{a+1} … n_L`` given memory, in nats per token."""
-    return tokens_given_memory(compressor, memory, batch.continuation_ids, batch.continuation_mask)
+class Continuation(Compression):
+    """The cross-entropy of ``n_{a+1} … n_L`` given memory."""
+
+    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+        """Return the loss in nats per token."""
+        return tokens_given_memory(
+            compressor, memory, batch.continuation_ids, batch.continuation_mask
+        )

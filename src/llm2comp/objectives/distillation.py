@@ -6,25 +6,29 @@ from torch.nn.functional import kl_div
 
 from llm2comp.compressor import Compressor
 from llm2comp.objectives.batch import Batch
+from llm2comp.objectives.objective import Compression
 from llm2comp.objectives.rows import mean_over_samples, sum_over_chunks
 
 
-def distillation_loss(compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
-    """Return ``KL(teacher || student)`` at temperature 1, in nats per position.
+class Distillation(Compression):
+    """``KL(teacher || student)`` at temperature 1.
 
     The teacher reads ``BOS n_1 … n_L``, the student ``BOS memory n_{a+1} … n_L``;
     compared are the distributions for ``n_{a+1} … n_L`` and the one after
     ``n_L``; mean over positions, then over samples.
     """
-    first = torch.ones_like(batch.continuation_mask[:, :1])
-    targets = torch.cat([first, batch.continuation_mask], dim=1)
-    student = compressor.continue_from(memory, batch.continuation_ids, targets)
-    teacher = compressor.read(batch.passage_ids, batch.teacher_targets)
 
-    def loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-        log_student = compressor.logits(student).log_softmax(-1)
-        log_teacher = compressor.logits(teacher).log_softmax(-1)
-        divergence = kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
-        return (divergence * weights).sum()
+    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+        """Return the loss in nats per position."""
+        first = torch.ones_like(batch.continuation_mask[:, :1])
+        targets = torch.cat([first, batch.continuation_mask], dim=1)
+        student = compressor.continue_from(memory, batch.continuation_ids, targets)
+        teacher = compressor.read(batch.passage_ids, batch.teacher_targets)
 
-    return sum_over_chunks(loss, student, teacher, mean_over_samples(targets))
+        def loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+            log_student = compressor.logits(student).log_softmax(-1)
+            log_teacher = compressor.logits(teacher).log_softmax(-1)
+            divergence = kl_div(log_student, log_teacher, reduction="none", log_target=True)
+            return (divergence.sum(-1) * weights).sum()
+
+        return sum_over_chunks(loss, student, teacher, mean_over_samples(targets))

@@ -5,8 +5,12 @@ from torch import Tensor
 from llm2comp.compressor import Compressor
 from llm2comp.objectives.batch import Batch
 from llm2comp.objectives.cross_entropy import tokens_given_memory
+from llm2comp.objectives.objective import Compression
 
 
-def reconstruction_loss(compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
-    """Return the cross-entropy of ``n_1 … n_a`` given memory, in nats per token."""
-    return tokens_given_memory(compressor, memory, batch.text_ids, batch.text_mask)
+class Reconstruction(Compression):
+    """The cross-entropy of ``n_1 … n_a`` given memory."""
+
+    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+        """Return the loss in nats per token."""
+        return tokens_given_memory(compressor, memory, batch.text_ids, batch.text_mask)

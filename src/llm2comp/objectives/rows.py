@@ -20,13 +20,12 @@ def mean_over_samples(mask: Tensor) -> Tensor:
     return per_sample.expand(mask.shape)[mask]
 
 
-def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Sum ``loss(*rows)`` over chunks of rows; logits are made again in the backward pass."""
+def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor, size: int | None = None) -> Tensor:
+    """Sum ``loss(*rows)`` over chunks of ``size`` rows (by default :data:`CHUNK`).
+
+    Logits are made again in the backward pass.
+    """
+    chunks = list(zip(*(torch.split(row, size or CHUNK) for row in rows), strict=True))
     if not torch.is_grad_enabled():
-        return torch.stack([loss(*part) for part in _chunks(rows)]).sum()
-    parts = [checkpoint(loss, *part, use_reentrant=False) for part in _chunks(rows)]
-    return torch.stack(parts).sum()
-
-
-def _chunks(rows: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(torch.split(row, CHUNK) for row in rows), strict=True))
+        return torch.stack([loss(*part) for part in chunks]).sum()
+    return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in chunks]).sum()

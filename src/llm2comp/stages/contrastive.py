@@ -72,12 +72,13 @@ def train_contrastive(
     )
     model.requires_grad_(False)
     torch.manual_seed(run.seed)  # LoRA's initial weights
-    adapted = add_adapter(encoder.encoder_body(model), stage.lora, lineage["memory"]["tokens"])
+    tokens = encoder.form_of(lineage).tokens(lineage["memory"]["tokens"])
+    adapted = add_adapter(encoder.encoder_body(model), stage.lora, tokens)
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
-    rate = stage.memory_learning_rate
+    rate = stage.memory_learning_rate if tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training.training_arguments(stage, work, run.seed, dtype),
         learning_rate_mapping={training.MEMORY_ROWS: rate} if rate else {},

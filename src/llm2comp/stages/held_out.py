@@ -1,5 +1,7 @@
 """The gap: does memory carry its own text, or has it become a generic prefix?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -8,7 +10,7 @@ from torch.nn.functional import normalize
 
 from llm2comp.backbone import token_table
 from llm2comp.compressor import Compressor
-from llm2comp.objectives import Batch, Objective
+from llm2comp.objectives import Batch, Compression, Objective
 
 TOKENS = 64
 """Held-out passages are judged on their first 64 tokens: 48 compressed, 16 predicted."""
@@ -50,16 +52,11 @@ def cut(passages: list[list[int]]) -> tuple[list[list[int]], list[int]]:
 
 
 @torch.no_grad()
-def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) -> HeldOut:
+def measure(compressor: Compressor, objective: Compression, batches: list[Batch]) -> HeldOut:
     """Measure own, other's and zeroed memory over batches of at least two passages each."""
-    training = compressor.training
-    compressor.eval()
-    rows = [_measure(compressor, objective, batch) for batch in batches]
-    compressor.train(training)
-    sizes = torch.tensor([float(len(batch.input_ids)) for batch in batches])
-    own, other, zeroed, last, tokens, texts = (
-        (torch.stack(rows) * sizes[:, None]).sum(0) / sizes.sum()
-    ).tolist()
+    with _evaluating(compressor):
+        rows = [_measure(compressor, objective, batch) for batch in batches]
+    own, other, zeroed, last, tokens, texts = _mean(rows, batches).tolist()
     return HeldOut(
         own=own,
         other=other,
@@ -71,12 +68,35 @@ def measure(compressor: Compressor, objective: Objective, batches: list[Batch]) 
     )
 
 
-def _measure(compressor: Compressor, objective: Objective, batch: Batch) -> Tensor:
+@torch.no_grad()
+def mean_loss(compressor: Compressor, objective: Objective, batches: list[Batch]) -> float:
+    """Return an objective's loss over batches; what it draws at random is the same each time."""
+    with _evaluating(compressor), torch.random.fork_rng():
+        torch.manual_seed(0)
+        losses = [objective.loss(compressor, batch).float().cpu() for batch in batches]
+    return _mean(losses, batches).item()
+
+
+@contextmanager
+def _evaluating(compressor: Compressor) -> Iterator[None]:
+    training = compressor.training
+    compressor.eval()
+    yield
+    compressor.train(training)
+
+
+def _mean(rows: list[Tensor], batches: list[Batch]) -> Tensor:
+    """Average over batches, by the number of their passages."""
+    sizes = torch.tensor([float(len(batch.input_ids)) for batch in batches])
+    return (torch.stack(rows, dim=-1) * sizes).sum(-1) / sizes.sum()
+
+
+def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> Tensor:
     memory = compressor.compress(batch.input_ids, batch.attention_mask)
     last = _last_tokens(compressor, batch)
     own = compressor.as_input(memory)
     given = (own, own.roll(1, dims=0), torch.zeros_like(own), last)
-    losses = [objective(compressor, which, batch).float() for which in given]
+    losses = [objective.given_memory(compressor, which, batch).float() for which in given]
     embeddings = memory.float().mean(1)
     cosines = [mean_cosine(memory.float()).mean(), mean_cosine(embeddings)]
     return torch.stack([*losses, *cosines]).cpu()

@@ -1,6 +1,5 @@
 """Stage 1: teach memory tokens to carry a text, with the frozen model as the judge."""
 
-import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
@@ -27,16 +23,11 @@ from llm2comp.errors import UserError
 from llm2comp.hardware import compute_dtype
 from llm2comp.memory import add_memory_tokens
 from llm2comp.objectives import OBJECTIVES, Batch, Objective
-from llm2comp.stages import held_out, training
-
-logger = logging.getLogger("llm2comp")
-
-FLAT_GAP = 0.1
-"""A gap below this, in nats a token, says that memory has become a generic prefix."""
+from llm2comp.stages import held_out, training, watch
 
 
 class PretextModel(nn.Module):
-    """A compressor and its objective, as the Trainer wants them: batch in, loss out."""
+    """A model and its objective, as the Trainer wants them: batch in, loss out."""
 
     def __init__(self, compressor: Compressor, objective: Objective) -> None:
         super().__init__()
@@ -46,9 +37,7 @@ class PretextModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}``."""
         batch = batch.to(self.compressor.device)
-        memory = self.compressor.compress(batch.input_ids, batch.attention_mask)
-        prefix = self.compressor.as_input(memory)
-        return {"loss": self.objective(self.compressor, prefix, batch)}
+        return {"loss": self.objective.loss(self.compressor, batch)}
 
 
 @dataclass(frozen=True)
@@ -84,17 +73,16 @@ def train_pretext(
         log: losses and gaps go here.
 
     Raises:
-        UserError: if the data, the backbone or ``start_from`` cannot be used.
+        UserError: if the objective, the data, the backbone or ``start_from`` cannot be used.
     """
-    if stage.objective not in OBJECTIVES:
-        raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
+    form = _objective(stage).form
     dtype = compute_dtype(run.backbone.dtype)
     model, tokenizer = _extended_backbone(run, stage, dtype)
     held, rows = _passages(run, stage, tokenizer)
     torch.manual_seed(run.seed)  # LoRA's initial weights
     compressor = Compressor(
         model,
-        run.memory.tokens,
+        form.rows(run.memory.tokens),
         stage.lora,
         bos_id=tokenizer.bos_token_id,
         causal=stage.attention != "bidirectional",
@@ -105,7 +93,8 @@ def train_pretext(
     if stage.start_from:
         _start_from(compressor, stage)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    pretext = PretextModel(compressor, OBJECTIVES[stage.objective])
+    objective = _objective(stage).of(tokenizer)
+    pretext = PretextModel(compressor, objective)
     groups = training.parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = training.AdapterCheckpoints(
         model=pretext,
@@ -118,10 +107,25 @@ def train_pretext(
         data_collator=collator,
         optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
     )
-    trainer.add_callback(GapWatch(pretext, _batches(held, collator), stage, dtype, log))
-    longest = stage.passages.max_tokens + run.memory.tokens + 1
+    if stage.bidirectional_from_step is not None:
+        trainer.add_callback(watch.AttentionSwitch(compressor, stage.bidirectional_from_step))
+    batches = _batches(held, collator)
+    trainer.add_callback(watch.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
+    longest = stage.passages.max_tokens + tokenizer.num_special_tokens_to_add()
     training.run(trainer, work, stage.stage, log, longest=longest)
     _write(run, stage, compressor, folder, work)
+
+
+def _objective(stage: recipe.Pretext) -> type[Objective]:
+    if stage.objective not in OBJECTIVES:
+        raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
+    objective = OBJECTIVES[stage.objective]
+    if objective.bidirectional and stage.attention != "bidirectional":
+        raise UserError(
+            f"objective {stage.objective} looks at both sides of a token; "
+            "set pretext.attention=bidirectional"
+        )
+    return objective
 
 
 def _extended_backbone(
@@ -134,7 +138,8 @@ def _extended_backbone(
         bidirectional=opens,
         trust_remote_code=run.backbone.trust_remote_code,
     )
-    return model, add_memory_tokens(model, tokenizer, run.memory, run.seed)
+    form = _objective(stage).form
+    return model, add_memory_tokens(model, tokenizer, run.memory, run.seed, form)
 
 
 def _passages(
@@ -214,77 +219,6 @@ def _batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
     size = held_out.BATCH
     starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
     return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
-
-
-class GapWatch(TrainerCallback):
-    """Measures the gap on held-out text, records it, warns once if it stays flat.
-
-    Also opens a causal encoder's attention at ``bidirectional_from_step``.
-    """
-
-    def __init__(
-        self,
-        pretext: PretextModel,
-        batches: list[Batch],
-        stage: recipe.Pretext,
-        dtype: torch.dtype,
-        log: training.RunLog,
-    ) -> None:
-        self.pretext = pretext
-        device = pretext.compressor.device
-        self.batches = [batch.to(device) for batch in batches]
-        self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
-        self.stage = stage
-        self.log_file = log
-        self.flat = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure the untrained memory."""
-        self._set_attention(state.global_step)
-        if state.global_step == 0:
-            self._measure(state)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Open the attention when its step has come."""
-        self._set_attention(state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure every ``eval_steps`` and at the end."""
-        if state.global_step % self.stage.eval_steps == 0 or state.global_step == state.max_steps:
-            self._measure(state)
-
-    def _set_attention(self, step: int) -> None:
-        opens = self.stage.bidirectional_from_step
-        if opens is not None:
-            self.pretext.compressor.causal = step < opens
-
-    def _measure(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        with self.autocast:
-            result = held_out.measure(self.pretext.compressor, self.pretext.objective, self.batches)
-        self.log_file.write(stage="pretext", step=state.global_step, held_out=result.as_dict())
-        self.log_file.console.print(
-            f"[dim]step {state.global_step}: held-out loss {result.own:.3f}, with another text's "
-            f"memory {result.other:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
-            f"{result.last_tokens:.3f}; cosine between memory tokens "
-            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}"
-        )
-        self.flat = self.flat + 1 if state.global_step and result.gap < FLAT_GAP else 0
-        if self.flat == 3:
-            logger.warning(
-                "memory carries little of its text (gap %.3f nats a token at step %d): compression "
-                "has not ignited; try causal attention, a fixed split and a higher learning rate, "
-                "see docs/ignition.md",
-                result.gap,
-                state.global_step,
-            )
 
 
 def _write(

@@ -1,0 +1,109 @@
+"""Watch stage 1 as it trains: what is held out, and when the attention opens."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llm2comp import recipe
+from llm2comp.compressor import Compressor
+from llm2comp.objectives import Batch, Compression, Objective
+from llm2comp.stages import held_out, training
+
+logger = logging.getLogger("llm2comp")
+
+FLAT_GAP = 0.1
+"""A gap below this, in nats a token, says that memory has become a generic prefix."""
+
+
+class AttentionSwitch(TrainerCallback):
+    """Opens a causal encoder's attention at ``bidirectional_from_step``."""
+
+    def __init__(self, compressor: Compressor, opens: int) -> None:
+        self.compressor = compressor
+        self.opens = opens
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set the attention of the step at which training begins or goes on."""
+        self.compressor.causal = state.global_step < self.opens
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Open the attention when its step has come."""
+        self.compressor.causal = state.global_step < self.opens
+
+
+class HeldOutWatch(TrainerCallback):
+    """Measures the objective on held-out text before the first step, every N steps and at the end.
+
+    An objective that compresses is judged by the gap, and there is one warning
+    if it stays flat; any other by its loss.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        objective: Objective,
+        batches: list[Batch],
+        stage: recipe.Pretext,
+        dtype: torch.dtype,
+        log: training.RunLog,
+    ) -> None:
+        self.compressor = compressor
+        self.objective = objective
+        device = compressor.device
+        self.batches = [batch.to(device) for batch in batches]
+        self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+        self.stage = stage
+        self.log_file = log
+        self.flat = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure what is untrained."""
+        if state.global_step == 0:
+            self._measure(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Measure every ``eval_steps`` and at the end."""
+        if state.global_step % self.stage.eval_steps == 0 or state.global_step == state.max_steps:
+            self._measure(state)
+
+    def _measure(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        step = state.global_step
+        if not isinstance(self.objective, Compression):
+            with self.autocast:
+                loss = held_out.mean_loss(self.compressor, self.objective, self.batches)
+            self.log_file.write(stage="pretext", step=step, held_out={"loss": round(loss, 4)})
+            self.log_file.console.print(f"[dim]step {step}: held-out loss {loss:.3f}")
+            return
+        with self.autocast:
+            result = held_out.measure(self.compressor, self.objective, self.batches)
+        self.log_file.write(stage="pretext", step=step, held_out=result.as_dict())
+        self.log_file.console.print(
+            f"[dim]step {step}: held-out loss {result.own:.3f}, with another text's "
+            f"memory {result.other:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
+            f"{result.last_tokens:.3f}; cosine between memory tokens "
+            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}"
+        )
+        self._warn_of_a_flat_gap(step, result.gap)
+
+    def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
+        self.flat = self.flat + 1 if step and gap < FLAT_GAP else 0
+        if self.flat == 3:
+            logger.warning(
+                "memory carries little of its text (gap %.3f nats a token at step %d): compression "
+                "has not ignited; try causal attention, a fixed split and a higher learning rate, "
+                "see docs/ignition.md",
+                gap,
+                step,
+            )
