@@ -13,8 +13,8 @@ tags: [sentence-transformers, feature-extraction, llm2comp]
 
 A text encoder made of the causal language model `{backbone}` by llm2comp, whose pretext objective
 was `{objective}`. An embedding is {embedding}. Attention is {attention}; vectors have {width}
-dimensions and unit length; texts are cut at {length} tokens. Method: *Learning to Compress* (Zhang et
-al., AAAI-26, arXiv 2511.17129), and the peers that it compares itself to.
+dimensions and unit length; texts are cut at {length} tokens. Method: *Learning to Compress* (Zhang
+et al., AAAI-26, arXiv 2511.17129), and the peers that it compares itself to.
 
 ```python
 from sentence_transformers import SentenceTransformer
