@@ -1,6 +1,8 @@
-"""Shared fixtures: a tiny Llama with a tokenizer, made in memory, so that tests run in seconds."""
+"""Shared fixtures, all small: a Llama made in memory, a run of three stages, evaluation sets."""
 
+import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llm2comp.data import catalog
+
+Rows = list[dict[str, str]]
 
 SENTENCES = [
     "A compiler translates source code into instructions that a processor can run.",
@@ -78,6 +85,100 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("LLM2COMP_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(
+    tiny_backbone: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A recipe of three short stages on the tiny backbone and local files; read-only."""
+    folder = tmp_path_factory.mktemp("recipe")
+    generator = random.Random(0)
+    words = " ".join(sentences).split()
+    texts = [" ".join(generator.choices(words, k=30)) for _ in range(200)]
+    (folder / "texts.txt").write_text("\n".join(texts) + "\n")
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    lines = [json.dumps({"anchor": anchor, "positive": positive}) for anchor, positive in pairs]
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    scored = [
+        json.dumps({"anchor": texts[i], "positive": texts[i + 1], "score": i % 6})
+        for i in range(100)
+    ]
+    (folder / "scored.jsonl").write_text("\n".join(scored) + "\n")
+    common = {"lora": {"r": 4}, "learning_rate": 1e-2, "save_steps": 4, "log_steps": 2}
+    recipe = {
+        "name": "tiny",
+        "backbone": {"name": str(tiny_backbone)},
+        "memory": {"tokens": 4},
+        "stages": [
+            {
+                "stage": "pretext",
+                "data": [{"source": str(folder / "texts.txt")}],
+                "passages": {"min_chars": 10, "max_tokens": 60, "crop": True},
+                "split": {"low": 20, "high": 30, "start": 25, "ramp_steps": 10},
+                "steps": 30,
+                "batch_size": 4,
+                "memory_learning_rate": 2e-2,
+                "eval_steps": 10,
+                "eval_passages": 8,
+                **common,
+            },
+            {
+                "stage": "unsupervised",
+                "data": [{"source": str(folder / "texts.txt")}],
+                "steps": 24,
+                "batch_size": 8,
+                **common,
+            },
+            {
+                "stage": "supervised",
+                "data": [
+                    {"source": str(folder / name)} for name in ("pairs.jsonl", "scored.jsonl")
+                ],
+                "steps": 20,
+                "batch_size": 8,
+                "mini_batch_size": 4,
+                "memory_learning_rate": 1e-3,
+                **common,
+            },
+        ],
+        "evaluation": {"tasks": []},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture
+def sets(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> dict[str, Rows]:
+    """Serve small sets in place of the catalogue's, and return them."""
+    draw = random.Random(0)
+    stsb = [
+        {
+            "split": split,
+            "file": origin,
+            "score": f"{draw.uniform(0, 5):.3f}",
+            "sentence1": draw.choice(sentences),
+            "sentence2": " ".join(draw.sample(sentences, 2)),
+        }
+        for split in ("train", "dev", "test")
+        for origin in ("MSRvid", "track5.en-en")
+        for _ in range(6)
+    ]
+    # Unlike each other: near-ties would be ranked by rounding.
+    contexts = [" ".join(draw.choices(sentences, k=7)) for _ in range(48)]
+    squad = [
+        {
+            "id": f"{index}-{asked}",
+            "question": f"{' '.join(context.split()[5 * asked : 5 * asked + 5])}?",
+            "context": context,
+        }
+        for index, context in enumerate(contexts)
+        for asked in range(2)
+    ]
+    served = {"stsb": stsb, "squad-dev": squad}
+    monkeypatch.setattr(catalog, "rows", lambda name: iter(served[name]))
+    return served
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

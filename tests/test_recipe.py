@@ -127,7 +127,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 def test_a_shipped_recipe_is_found_by_name_and_a_file_by_path(minimal: Path) -> None:
     assert load_recipe(recipe_path("demo")).name == "demo"
     assert recipe_path(str(minimal)) == minimal
-    with pytest.raises(UserError, match=r"shipped recipes are .*smollm2-135m"):
+    with pytest.raises(UserError, match=r"shipped are .*smollm2-135m"):
         recipe_path("smollm3")
 
 

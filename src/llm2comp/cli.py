@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -17,9 +17,15 @@ from typer.core import TyperGroup
 import llm2comp
 from llm2comp.errors import UserError
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 BadRow = Literal["fail", "skip"]
 Prompt = Literal["query", "document"]
 Precision = Literal["float32", "bfloat16", "auto"]
+Merge = Annotated[
+    float | None, typer.Option(help="Merge memory tokens whose cosine is at least this.")
+]
 
 
 class _Commands(TyperGroup):
@@ -60,6 +66,14 @@ def explain(error: BaseException) -> str | None:
 def _stop(message: str, status: int) -> NoReturn:
     typer.echo(f"llm2comp: {message}", err=True)
     raise typer.Exit(status)
+
+
+def _merging(model: "SentenceTransformer", threshold: float | None) -> "SentenceTransformer":
+    if threshold is None:
+        return model
+    from llm2comp.merging import merge_memory
+
+    return merge_memory(model, threshold)
 
 
 def _quiet() -> None:
@@ -164,6 +178,7 @@ def encode(
     prompt: Annotated[
         Prompt | None, typer.Option(help="Encode as queries or documents; else as neither.")
     ] = None,
+    merge: Merge = None,
 ) -> None:
     """Write the vectors of a file's texts, in order.
 
@@ -171,12 +186,13 @@ def encode(
     Examples:
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
       llm2comp encode runs/demo/model texts.jsonl --out vectors.parquet --prompt document
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
     """
     from llm2comp import release
     from llm2comp.encode import encode_file
 
     _quiet()
-    encoder = release.load_model(model)
+    encoder = _merging(release.load_model(model), merge)
     rows = encode_file(encoder, file, out, batch_size=batch_size, prompt_name=prompt)
     typer.echo(f"{out}: {rows:,} vectors")
 
@@ -190,18 +206,21 @@ def search(
     ],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     top_k: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 5,
+    merge: Merge = None,
 ) -> None:
     """Show the texts of a file nearest to a query.
 
     \b
-    Example:
+    Examples:
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
+      llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
     """
     from llm2comp import release
     from llm2comp.search import search as nearest
 
     _quiet()
-    for hit in nearest(release.load_model(model), file, query, top_k=top_k):
+    encoder = _merging(release.load_model(model), merge)
+    for hit in nearest(encoder, file, query, top_k=top_k):
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
 
 
@@ -223,6 +242,7 @@ def evaluate(
     dtype: Annotated[
         Precision, typer.Option(help="auto is bfloat16 where the processor has it.")
     ] = "float32",
+    merge: Merge = None,
 ) -> None:
     """Score models on offline mteb tasks and print one table.
 
@@ -231,6 +251,7 @@ def evaluate(
       llm2comp evaluate runs/demo/model minilm --quick
       llm2comp evaluate --baseline last-token --baseline prompteol --backbone smollm2-135m
       llm2comp evaluate smollm2-135m-llm2comp --tasks STS17 --out results
+      llm2comp evaluate smollm2-135m-llm2comp --tasks STS17 --merge 0.8
     """
     if not models and not baseline:
         raise UserError("nothing to evaluate: name a model, or a --baseline")
@@ -247,9 +268,48 @@ def evaluate(
         encoder = baselines.build(name, scores.backbone_folder(backbone), precision)
         rows[name] = runner.evaluate(encoder, name, names, quick, out, batch_size)
     for name in models or []:
-        encoder = release.load_model(name, precision)
-        rows[name] = runner.evaluate(encoder, name, names, quick, out, batch_size)
+        encoder = _merging(release.load_model(name, precision), merge)
+        row = name if merge is None else f"{name}, merged at {merge:g}"
+        rows[row] = runner.evaluate(encoder, row, names, quick, out, batch_size)
     table.show(rows)
+
+
+@app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the study; a stopped one goes on in it.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The study's smaller version, 20 minutes on 2 cores.")
+    ] = False,
+) -> None:
+    """Compare settings of a recipe over seeds, at an equal budget.
+
+    Each cell is a run of its own; one that fails does not stop the others.
+
+    \b
+    Examples:
+      llm2comp study pretext --quick --out runs/study/pretext-quick
+      llm2comp study my-study.yaml --out runs/study/mine
+    """
+    from llm2comp.shipped import study_path
+    from llm2comp.study.plan import load_study
+
+    loaded = load_study(study_path(study), quick=quick)
+
+    from llm2comp.evaluation import table
+    from llm2comp.study.run import StudyRun
+
+    _quiet()
+    found = StudyRun(loaded, out).run()
+    if loaded.tuning:
+        table.show_cells(found.cells_of_tuning())
+        typer.echo()
+    table.show_cells(found.cells_of_table())
+    typer.echo(f"{out / 'results.json'} holds the scores of every cell.")
+    for name, error in found.failed.items():
+        typer.echo(f"llm2comp: {name} failed: {error}", err=True)
+    raise typer.Exit(1 if found.failed else 0)
 
 
 @data_app.command("list")

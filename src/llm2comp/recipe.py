@@ -5,6 +5,7 @@ that name the nearest known key; ``key=value`` overrides use dotted paths, with
 a stage addressed by its name (``pretext.steps=100``).
 """
 
+import copy
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 Attention = Literal["causal", "bidirectional"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A mapping of known keys."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Backbone(_Strict):
+class Backbone(Strict):
     """The causal language model that becomes an encoder."""
 
     name: str = "smollm2-135m"
@@ -34,7 +37,7 @@ class Backbone(_Strict):
     trust_remote_code: bool = False
 
 
-class Memory(_Strict):
+class Memory(Strict):
     """The k memory tokens behind a text (paper, section "Context compression")."""
 
     tokens: Annotated[int, Field(ge=1, le=32)] = 8
@@ -46,7 +49,7 @@ class Memory(_Strict):
     ``none``: as it left the encoder, as in the paper. The text's embedding is the same."""
 
 
-class Lora(_Strict):
+class Lora(Strict):
     """LoRA of one stage; merged before the next stage adds its own."""
 
     r: PositiveInt = 16
@@ -55,7 +58,7 @@ class Lora(_Strict):
     target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class DataSource(_Strict):
+class DataSource(Strict):
     """One source of rows and its share of the mixture."""
 
     source: str
@@ -68,7 +71,7 @@ class DataSource(_Strict):
     """Pairs only: put before each query as ``instruction + ":" + query + "\\n"``."""
 
 
-class Passages(_Strict):
+class Passages(Strict):
     """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
 
     min_chars: int = 1000
@@ -77,7 +80,7 @@ class Passages(_Strict):
     crop: bool = False
 
 
-class Split(_Strict):
+class Split(Strict):
     """Where a passage of L tokens is cut into text and continuation.
 
     Uniform in ``[low, L - margin]`` (the paper has 10 and 10), or in
@@ -104,7 +107,7 @@ class Split(_Strict):
         return self
 
 
-class StageBase(_Strict):
+class StageBase(Strict):
     """What every stage is told: data, adapter, attention and optimiser."""
 
     data: Annotated[list[DataSource], Field(min_length=1)]
@@ -165,7 +168,7 @@ class Supervised(StageBase):
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """What ``llm2comp train`` scores after each stage."""
 
     tasks: list[str] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
@@ -173,7 +176,7 @@ class Evaluation(_Strict):
     baselines: list[str] = []
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole run."""
 
     name: str
@@ -203,20 +206,48 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         UserError: if the file is missing, is not YAML, or says something unknown;
             the message names the file, the key and the nearest known key.
     """
+    return parse(read_yaml(path, "recipe"), overrides or [], f"recipe {path}")
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a mapping of keys.
+
+    Raises:
+        UserError: if the file is missing or holds something else; ``what`` says what it should be.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"recipe {path} must be a mapping of keys, see recipes/demo.yaml")
-    for override in overrides or []:
-        _apply(raw, override)
+        raise UserError(f"{what} {path} must be a mapping of keys, see those of recipes/")
+    return raw
+
+
+def parse(raw: dict[str, Any], overrides: list[str], where: str) -> Recipe:
+    """Check a recipe that was read, with overrides.
+
+    Raises:
+        UserError: if it says something unknown; the message begins with ``where``.
+    """
     try:
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(changed(raw, overrides))
     except ValidationError as error:
-        raise UserError(f"recipe {path}: {_explain(error)}") from error
+        raise UserError(f"{where}: {explain(error)}") from error
+
+
+def changed(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of a recipe that was read, with overrides applied.
+
+    Raises:
+        UserError: if an override cannot be applied.
+    """
+    raw = copy.deepcopy(raw)
+    for override in overrides:
+        _apply(raw, override)
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -250,12 +281,14 @@ def _index(node: list[Any], key: str, override: str) -> int:
     return int(key)
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """Say the first thing that is wrong in one line, with the nearest known key."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{where or 'recipe'}: {first['msg']} (got {_short(first['input'])})"
-    nearest = difflib.get_close_matches(str(first["loc"][-1]), sorted(_known_keys()), n=1, cutoff=0)
+    known = sorted(_known_keys(error.title))
+    nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0)
     return f"{where}: unknown key; did you mean {nearest[0]!r}?"
 
 
@@ -264,9 +297,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _known_keys() -> Iterator[str]:
-    for model in _models(_Strict):
-        yield from model.model_fields
+def _known_keys(root: str) -> Iterator[str]:
+    """Yield the keys of the model called ``root``, and of those defined beside it."""
+    models = list(_models(Strict))
+    modules = {model.__module__ for model in models if model.__name__ == root}
+    for model in models:
+        if model.__module__ in modules:
+            yield from model.model_fields
 
 
 def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

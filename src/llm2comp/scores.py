@@ -6,7 +6,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
 
@@ -28,6 +27,8 @@ SCORES = "scores.json"
 
 Scores = dict[str, list[runner.Score]]
 """Scores by the name of a row."""
+Models = dict[str, Callable[[], SentenceTransformer]]
+"""What loads the model of a row, by the row's name."""
 
 
 def score_run(run: Recipe, out: Path) -> Scores:
@@ -44,16 +45,9 @@ def score_run(run: Recipe, out: Path) -> Scores:
         Scores by row, in the order of the table.
     """
     settings = run.evaluation
-    dtype = compute_dtype(run.backbone.dtype)
-    models: dict[str, Callable[[], SentenceTransformer]] = {
-        name: partial(_baseline, run, name, dtype) for name in settings.baselines
-    }
-    for stage in run.stages:
-        folder = str(out / FOLDERS[stage.stage])
-        models[LABELS[stage.stage]] = partial(release.load_model, folder, dtype)
     kept = read_scores(out)
     rows: Scores = {}
-    for name, load in models.items():
+    for name, load in (baseline_models(run) | stage_models(run, out)).items():
         rows[name] = kept.get(name, [])
         if [(s.task, s.quick) for s in rows[name]] != [(t, settings.quick) for t in settings.tasks]:
             rows[name] = runner.evaluate(load(), name, settings.tasks, settings.quick)
@@ -63,16 +57,29 @@ def score_run(run: Recipe, out: Path) -> Scores:
     return rows
 
 
+def baseline_models(run: Recipe) -> Models:
+    """Return what loads each of the recipe's baselines, in the precision of training."""
+    dtype = compute_dtype(run.backbone.dtype)
+
+    def load(name: str) -> SentenceTransformer:
+        return baselines.build(name, backbone_folder(run.backbone.name), dtype)
+
+    return {name: partial(load, name) for name in run.evaluation.baselines}
+
+
+def stage_models(run: Recipe, out: Path) -> Models:
+    """Return what loads the encoder after each stage of a finished run, by the stage's label."""
+    dtype = compute_dtype(run.backbone.dtype)
+    folders = {LABELS[stage.stage]: str(out / FOLDERS[stage.stage]) for stage in run.stages}
+    return {label: partial(release.load_model, folder, dtype) for label, folder in folders.items()}
+
+
 def read_scores(folder: Path) -> Scores:
     """Return the rows that ``scores.json`` of a run or a release holds; none if it is not there."""
     if not (folder / SCORES).exists():
         return {}
     rows = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     return {name: [runner.Score(**score) for score in found] for name, found in rows.items()}
-
-
-def _baseline(run: Recipe, name: str, dtype: torch.dtype) -> SentenceTransformer:
-    return baselines.build(name, backbone_folder(run.backbone.name), dtype)
 
 
 def backbone_folder(name: str) -> Path:

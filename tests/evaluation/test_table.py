@@ -18,7 +18,7 @@ EXTRA = {"time": {"first [a]": "12 s"}}
 
 
 def test_mean_is_given_only_over_all_tasks() -> None:
-    assert table.markdown(ROWS, EXTRA).splitlines() == [
+    assert table.markdown(table.score_cells(ROWS, EXTRA)).splitlines() == [
         "| model | One | Two | mean | time |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| first [a] | 40.0 | 60.0 | 50.0 | 12 s |",

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.cache import whole_file
 from llm2comp.errors import UserError
-from llm2comp.evaluation.tasks import TASKS, OfflineTask
+from llm2comp.evaluation.tasks import DEVELOPMENT, TASKS, OfflineTask
 from llm2comp.progress import advancing, text_progress
 
 
@@ -51,7 +51,7 @@ def evaluate(
     Args:
         model: any sentence-transformers model.
         name: how results call it.
-        tasks: names of ``evaluation.tasks.TASKS``.
+        tasks: names of ``evaluation.tasks.TASKS`` or ``DEVELOPMENT``.
         quick: take each task's smaller version, where it has one.
         output: folder for one JSON a model and task, ``<name>/<task>[-quick].json``,
             with mteb's full result in it.
@@ -60,12 +60,13 @@ def evaluate(
     Raises:
         UserError: if a task is unknown, before anything is loaded or run.
     """
-    unknown = [task for task in tasks if task not in TASKS]
+    known = TASKS | DEVELOPMENT
+    unknown = [task for task in tasks if task not in known]
     if unknown or not tasks:
         wrong = f"unknown task {unknown[0]!r}" if unknown else "no task named"
-        raise UserError(f"{wrong}; the tasks are {', '.join(TASKS)}")
+        raise UserError(f"{wrong}; the tasks are {', '.join(known)}")
     datasets.disable_progress_bars()  # mteb maps its small tables with a bar each
-    loaded = [TASKS[task](quick=quick) for task in tasks]
+    loaded = [known[task](quick=quick) for task in tasks]
     for task in loaded:
         task.load_data()
     scores = []

@@ -13,30 +13,39 @@ Rows = Mapping[str, Sequence[Score]]
 Extra = Mapping[str, Mapping[str, str]]
 """Further columns: their heading, then the cell by the model's name."""
 
+Cells = list[list[str]]
+"""The heading, then the rows of any table."""
+
 MISSING = "-"
 
 
 def show(rows: Rows, extra: Extra | None = None, console: Console | None = None) -> None:
     """Print the table: a row a model, a column a task, their mean, then further columns."""
-    heading, *body = _cells(rows, extra)
+    show_cells(score_cells(rows, extra), console)
+
+
+def show_cells(cells: Cells, console: Console | None = None) -> None:
+    """Print a table whose first column is of names and the others of numbers."""
+    heading, *body = cells
     table = Table(box=None, pad_edge=False)
     table.add_column(heading[0])
     for title in heading[1:]:
         table.add_column(title, justify="right")
-    for cells in body:
-        table.add_row(*map(Text, cells))  # not read as markup
+    for row in body:
+        table.add_row(*map(Text, row))  # not read as markup
     (console or Console()).print(table)
 
 
-def markdown(rows: Rows, extra: Extra | None = None) -> str:
-    """Return the same table in Markdown, ending in a line break."""
-    heading, *body = _cells(rows, extra)
+def markdown(cells: Cells) -> str:
+    """Return a table in Markdown, ending in a line break."""
+    heading, *body = cells
     rule = ["---", *["---:"] * (len(heading) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (heading, rule, *body)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *body)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
-def _cells(rows: Rows, extra: Extra | None) -> list[list[str]]:
+def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:
+    """Return a row a model, a column a task, their mean, then further columns."""
     tasks = list(dict.fromkeys(score.task for scores in rows.values() for score in scores))
     extra = extra or {}
     table = [["model", *tasks, "mean", *extra]]

@@ -17,6 +17,8 @@ from llm2comp.stages.training import RunLog
 from llm2comp.stages.unsupervised import train_unsupervised
 
 MODEL = "model"
+RECIPE = "recipe.yaml"
+LOG = "run.jsonl"
 
 
 def train(run: recipe.Recipe, out: Path, console: Console | None = None) -> Path:
@@ -32,7 +34,7 @@ def train(run: recipe.Recipe, out: Path, console: Console | None = None) -> Path
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
     _claim(run, out)
-    log = RunLog(out / "run.jsonl", console)
+    log = RunLog(out / LOG, console)
     source: Path | None = None
     for stage in run.stages:
         folder = out / FOLDERS[stage.stage]
@@ -72,7 +74,7 @@ def _train_stage(
 
 def _claim(run: recipe.Recipe, out: Path) -> None:
     """Write ``recipe.yaml``, or check that the run that is there is of the same recipe."""
-    path = out / "recipe.yaml"
+    path = out / RECIPE
     mine = run.model_dump(exclude={"evaluation"})
     if path.exists():
         theirs = recipe.load_recipe(path).model_dump(exclude={"evaluation"})

@@ -79,6 +79,8 @@ def train_pretext(
     dtype = compute_dtype(run.backbone.dtype)
     model, tokenizer = _extended_backbone(run, stage, dtype)
     held, rows = _passages(run, stage, tokenizer)
+    tokens = sum(map(len, rows["input_ids"]))
+    log.write(stage="pretext", passages=len(rows), tokens=tokens)
     torch.manual_seed(run.seed)  # LoRA's initial weights
     compressor = Compressor(
         model,

@@ -8,6 +8,7 @@ from llm2comp.evaluation.tasks.offline import OfflineTask
 from llm2comp.evaluation.tasks.squad import SQuADRetrieval
 from llm2comp.evaluation.tasks.sts17 import STS17
 from llm2comp.evaluation.tasks.sts_benchmark import STSBenchmark
+from llm2comp.evaluation.tasks.sts_benchmark_dev import STSBenchmarkDev
 
 TASKS: dict[str, type[OfflineTask]] = {
     "STSBenchmark": STSBenchmark,
@@ -16,4 +17,7 @@ TASKS: dict[str, type[OfflineTask]] = {
 }
 """Every task by its name, in the order in which tables show them."""
 
-__all__ = ["TASKS", "OfflineTask"]
+DEVELOPMENT: dict[str, type[OfflineTask]] = {"STSBenchmarkDev": STSBenchmarkDev}
+"""Tasks to choose settings by; no test set is among them."""
+
+__all__ = ["DEVELOPMENT", "TASKS", "OfflineTask"]

@@ -1,0 +1,194 @@
+"""Run a study: cell after cell, going on where it was stopped, past cells that fail."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from llm2comp import recipe, scores
+from llm2comp.cache import whole_file, whole_folder
+from llm2comp.errors import UserError
+from llm2comp.evaluation import runner
+from llm2comp.stages import chain
+from llm2comp.stages.folders import FOLDERS
+from llm2comp.study import results
+from llm2comp.study.plan import Cell, Study, cell
+
+CELLS = "cells"
+STUDY = "study.yaml"
+
+
+class StudyRun:
+    """A study in its folder.
+
+    ``out`` gets ``study.yaml``, a run a cell under ``cells/``, and, anew after
+    every cell, ``results.json`` and ``results.md``. What is in ``results.json``
+    is not run again, so the cells' folders may be removed. Where a cell of this
+    study, or of one beside it, has the same stage 1, that is taken over.
+
+    Args:
+        study: what to run.
+        out: folder of the study.
+        console: where progress is shown.
+
+    Raises:
+        UserError: if ``out`` holds another study.
+    """
+
+    def __init__(self, study: Study, out: Path, console: Console | None = None) -> None:
+        _claim(study, out)
+        self.study = study
+        self.out = out
+        self.console = console or Console(stderr=True)
+        self.found = results.read(out, study.name)
+
+    def run(self) -> results.Results:
+        """Run and score every cell that is not finished, and return the results.
+
+        A cell that fails is reported and left out; the next call tries it again.
+        """
+        for known in self.found.cells.values():
+            known.error = ""
+        self.found.errors.clear()
+        chosen = {setting: self._tuned(setting) for setting in self.study.settings}
+        for seed in self.study.seeds:
+            for setting, value in chosen.items():
+                one = cell(self.study, setting, seed, value)
+                known = self._known(one)
+                if not (known.scores or known.error):  # a trial's failure is not tried twice
+                    self._attempt(one, self._score)
+        self._score_baselines()
+        return self.found
+
+    def _tuned(self, setting: str) -> Any:
+        """Return the value of the tuned key that is best for a setting on development tasks."""
+        tuning = self.study.tuning
+        if tuning is None:
+            return None
+        judged: dict[Any, float] = {}
+        for value in tuning.values:
+            trial = cell(self.study, setting, self.study.seeds[0], value)
+            known = self._known(trial)
+            if not known.development:
+                self._attempt(trial, self._judge)
+            if known.development:
+                judged[value] = results.mean(known.development)
+        best = max(judged, key=lambda value: judged[value], default=tuning.values[0])
+        shown = ", ".join(f"{value:g} has {score:.1f}" for value, score in judged.items())
+        self.console.print(f"{setting}: {tuning.key} {shown}: {best:g} is taken", highlight=False)
+        return best
+
+    def _known(self, one: Cell) -> results.CellResult:
+        fresh = results.CellResult(one.setting, one.seed, one.value)
+        return self.found.cells.setdefault(one.name, fresh)
+
+    def _attempt(self, one: Cell, work: Callable[[Cell, results.CellResult], None]) -> None:
+        """Do a cell's work and write the results; if it fails, so that the others go on."""
+        known = self._known(one)
+        try:
+            work(one, known)
+        except Exception as error:  # whatever it is
+            known.error = describe(error)
+            self.console.print(f"{one.name} failed: {known.error}", markup=False)
+        self.found.write(self.out)
+
+    def _judge(self, trial: Cell, known: results.CellResult) -> None:
+        """Train a trial and score its last stage on the development tasks."""
+        assert self.study.tuning is not None
+        self._train(trial, known)
+        *_, load = scores.stage_models(trial.run, self._folder(trial)).values()
+        known.development = runner.evaluate(load(), trial.name, self.study.tuning.tasks, quick=True)
+
+    def _score(self, one: Cell, known: results.CellResult) -> None:
+        """Train a cell, if its trial has not, and score each of its stages."""
+        self._train(one, known)
+        evaluation = one.run.evaluation
+        models = scores.stage_models(one.run, self._folder(one))
+        known.scores = {
+            label: runner.evaluate(
+                load(), f"{one.name} {label}", evaluation.tasks, evaluation.quick
+            )
+            for label, load in models.items()
+        }
+
+    def _train(self, one: Cell, known: results.CellResult) -> None:
+        folder = self._folder(one)
+        trained = [c.seconds for c in self.found.cells.values() if c.seconds]
+        if not known.seconds:
+            left = self.study.size - len(trained)
+            title = f"{one.name}: {left} of {self.study.size} cells left"
+            if trained:
+                title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
+            self.console.rule(title)
+        self._take_over_stage_1(one.run, folder)
+        chain.train(one.run, folder, self.console)
+        shutil.rmtree(folder / chain.MODEL)  # the last stage's folder is the same encoder
+        events = [json.loads(line) for line in (folder / chain.LOG).open(encoding="utf-8")]
+        known.seconds = sum(event.get("seconds", 0.0) for event in events)
+        for event in events:
+            if "passages" in event:
+                known.passages, known.tokens = event["passages"], event["tokens"]
+
+    def _take_over_stage_1(self, run: recipe.Recipe, folder: Path) -> None:
+        target = folder / FOLDERS["pretext"]
+        if target.exists():
+            return
+        for other in sorted(self.out.parent.glob(f"*/{CELLS}/*/{target.name}")):
+            theirs = recipe.load_recipe(other.parent / chain.RECIPE)
+            if _makes_stage_1(theirs) == _makes_stage_1(run):
+                with whole_folder(target) as partial:
+                    shutil.copytree(other, partial, dirs_exist_ok=True)
+                shutil.copy(other.parent / chain.LOG, folder)
+                self.console.print(f"stage 1 is that of {other.parent}", markup=False)
+                return
+
+    def _folder(self, one: Cell) -> Path:
+        return self.out / CELLS / one.name
+
+    def _score_baselines(self) -> None:
+        run = recipe.parse({"name": self.study.name} | self.study.recipe, [], self.study.name)
+        evaluation = run.evaluation
+        for name, load in scores.baseline_models(run).items():
+            if name in self.found.baselines:
+                continue
+            try:
+                self.found.baselines[name] = runner.evaluate(
+                    load(), name, evaluation.tasks, evaluation.quick
+                )
+            except Exception as error:  # whatever it is, the others go on
+                self.found.errors[name] = describe(error)
+                self.console.print(f"{name} failed: {self.found.errors[name]}", markup=False)
+            self.found.write(self.out)
+
+
+def describe(error: Exception) -> str:
+    """Return an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _makes_stage_1(run: recipe.Recipe) -> dict[str, Any]:
+    """Return what stage 1 depends on."""
+    settings = run.model_dump(exclude={"name", "evaluation", "stages"})
+    return settings | run.stages[0].model_dump()
+
+
+def _claim(study: Study, out: Path) -> None:
+    """Write ``study.yaml``, or check that the study that is there is the same."""
+    path = out / STUDY
+    mine = study.model_dump()
+    if path.exists():
+        if recipe.read_yaml(path, "study") != mine:
+            raise UserError(
+                f"{out} holds another study (see {path}); "
+                "give another --out, or remove that folder to begin anew"
+            )
+        return
+    with whole_file(path) as partial:
+        text = yaml.safe_dump(mine, sort_keys=False, allow_unicode=True)
+        partial.write_text(text, encoding="utf-8")
