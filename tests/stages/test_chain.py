@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -68,6 +69,20 @@ def test_killed_in_every_stage_equals_uninterrupted(
     for folder in (*FOLDERS.values(), "model"):
         assert weights(out / folder) == weights(uninterrupted / folder), folder
     assert not list(out.glob(".*")), "work folders are left"
+
+
+def test_killed_mntp_goes_on_with_the_masks_it_would_have_drawn(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load(tiny_recipe.read_text())
+    settings["stages"] = settings["stages"][:1]
+    settings["stages"][0] |= {"objective": "mntp", "attention": "bidirectional"}
+    path = tmp_path / "mntp.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    kill_within("pretext", path, tmp_path / "killed")
+    for out in ("killed", "whole"):
+        assert start(path, tmp_path / out).wait(timeout=300) == 0
+    assert weights(tmp_path / "killed" / "model") == weights(tmp_path / "whole" / "model")
 
 
 def test_layout_and_log(uninterrupted: Path) -> None:
