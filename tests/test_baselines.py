@@ -23,22 +23,39 @@ def model(name: str, tiny_backbone: Path) -> SentenceTransformer:
 
 
 def literal(name: str, text: str, backbone: Path) -> np.ndarray:
-    """One text at a time, no padding, through the causal LM itself."""
+    """One text and one prompt at a time, no padding, through the causal LM itself."""
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     lm = AutoModelForCausalLM.from_pretrained(backbone).eval()
 
     def ids(part: str) -> list[int]:
         return list(tokenizer(part, add_special_tokens=False)["input_ids"])
 
-    whole = ids(text)
-    if name == "prompteol":
-        whole = [*ids('This sentence : "'), *whole, *ids('" means in one word:"')]
-    whole = [tokenizer.bos_token_id, *whole]
-    with torch.no_grad():
-        states = lm(torch.tensor([whole]), output_hidden_states=True).hidden_states[-1][0].numpy()
-    positions = np.arange(1, len(whole) + 1)
-    vector = positions @ states / positions.sum() if name == "weighted-mean" else states[-1]
-    return np.asarray(vector / np.linalg.norm(vector))
+    def states(*parts: str) -> np.ndarray:
+        whole = [tokenizer.bos_token_id, *(token for part in parts for token in ids(part))]
+        with torch.no_grad():
+            output = lm(torch.tensor([whole]), output_hidden_states=True)
+        return np.asarray(output.hidden_states[-1][0])
+
+    def unit(vector: np.ndarray) -> np.ndarray:
+        return np.asarray(vector / np.linalg.norm(vector))
+
+    match name:
+        case "last-token":
+            return unit(states(text)[-1])
+        case "mean":
+            return unit(states(text).mean(0))
+        case "weighted-mean":
+            positions = np.arange(1, len(ids(text)) + 2)
+            return unit(positions @ states(text))
+        case "echo":
+            both = states("Rewrite the sentence: ", text, ", rewritten sentence: ", text)
+            return unit(both[-len(ids(text)) :].mean(0))
+        case "prompteol":
+            return unit(states('This sentence : "', text, '" means in one word:"')[-1])
+        case _:
+            prompts = baselines.BASELINES[name].prompts
+            last = [states(prompt.before, text, prompt.after)[-1] for prompt in prompts]
+            return unit(np.mean(last, axis=0))
 
 
 def test_equals_a_literal_reference(
@@ -65,15 +82,25 @@ def test_batch_and_padding_side_and_order_do_not_matter(
         model.tokenizer.padding_side = before
 
 
-def test_truncation_cuts_the_text_and_nothing_else(name: str, model: SentenceTransformer) -> None:
-    ids = model.preprocess(["word " * 5000])["input_ids"][0].tolist()
-    short = model.preprocess(["word"])["input_ids"][0].tolist()
-    assert len(ids) == baselines.MAX_TOKENS
-    assert ids[0] == model.tokenizer.bos_token_id
-    after = baselines.BASELINES[name].after
-    if after:
-        suffix = model.tokenizer(after, add_special_tokens=False)["input_ids"]
-        assert ids[-len(suffix) :] == short[-len(suffix) :] == suffix
+def test_truncation_cuts_the_text_and_nothing_else(
+    name: str, model: SentenceTransformer, tiny_backbone: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+
+    def ids(part: str) -> list[int]:
+        return list(tokenizer(part, add_special_tokens=False)["input_ids"])
+
+    rows = model.preprocess(["word " * 5000])
+    prompts = baselines.BASELINES[name].prompts
+    for row, mask, prompt in zip(rows["input_ids"], rows["attention_mask"], prompts, strict=True):
+        kept = row[mask.bool()].tolist()
+        before = [tokenizer.bos_token_id, *ids(prompt.before)]
+        after, again = ids(prompt.after), ids(prompt.again)
+        copies = 2 if again else 1
+        tokens, left = divmod(baselines.MAX_TOKENS - len([*before, *again, *after]), copies)
+        text = ids("word " * 5000)[:tokens]
+        assert kept == [*before, *text, *([*again, *text] if again else []), *after]
+        assert len(kept) == baselines.MAX_TOKENS - left
 
 
 def test_a_chat_template_is_not_applied(
@@ -96,7 +123,9 @@ def test_any_text_gives_a_finite_unit_vector(model: SentenceTransformer, text: s
 
 
 def test_unknown_names_are_told_apart(tiny_backbone: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="last-token, weighted-mean, prompteol"):
+    with pytest.raises(
+        UserError, match="last-token, mean, weighted-mean, echo, prompteol, metaeol"
+    ):
         baselines.build("first-token", tiny_backbone)
     with pytest.raises(UserError, match=r"no config\.json"):
         baselines.build("last-token", tmp_path)

@@ -4,9 +4,10 @@ They show what a backbone gives without training. A baseline is one entry of
 :data:`BASELINES`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -15,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError
+from llm2comp.in_memory import InMemory
 from llm2comp.template import surround
 
 MAX_TOKENS = 512
@@ -22,25 +24,162 @@ MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What stands around a text; with ``again``, the text follows a second time behind it."""
+
+    before: str = ""
+    after: str = ""
+    again: str = ""
+
+
+@dataclass(frozen=True)
 class Baseline:
     """How a text is put to the model, and which outputs become its vector.
 
-    The first token is always BOS, without which a causal model's first
-    output is out of the ordinary, and an empty text would have no output.
+    Of several prompts the vectors are averaged; of a text put twice the second
+    copy alone is pooled. The first token is always BOS, without which a causal
+    model's first output is out of the ordinary, and an empty text would have
+    no output.
     """
 
-    pooling: Literal["lasttoken", "weightedmean"]
-    before: str = ""
-    after: str = ""
+    pooling: Literal["lasttoken", "mean", "weightedmean"]
+    prompts: tuple[Prompt, ...] = (Prompt(),)
+
+
+def _task(instruction: str, use: str) -> Prompt:
+    return Prompt(
+        f"In this task, you're {instruction} this sentence : \"", f'" {use} in one word:"'
+    )
 
 
 BASELINES = {
     "last-token": Baseline("lasttoken"),
+    "mean": Baseline("mean"),
     # SGPT (Muennighoff, 2022): position i of n weighs i.
     "weighted-mean": Baseline("weightedmean"),
+    # Echo embeddings (Springer et al., 2024): a second copy sees the whole text.
+    "echo": Baseline("mean", (Prompt("Rewrite the sentence: ", again=", rewritten sentence: "),)),
     # PromptEOL (Jiang et al., 2023).
-    "prompteol": Baseline("lasttoken", 'This sentence : "', '" means in one word:"'),
+    "prompteol": Baseline("lasttoken", (Prompt('This sentence : "', '" means in one word:"'),)),
+    # MetaEOL (Lei et al., 2024), with its published prompts: two each for text classification,
+    # sentiment analysis, paraphrase identification and information extraction.
+    "metaeol": Baseline(
+        "lasttoken",
+        (
+            _task(
+                "presented with a text excerpt. Your task is to categorize the excerpt into a "
+                "broad category such as 'Education', 'Technology', 'Health', 'Business', "
+                "'Environment', 'Politics', or 'Culture'. These categories help in organizing "
+                "content for better accessibility and targeting. For this task,",
+                "should be classified under one general category",
+            ),
+            _task(
+                "given a statement and you need to determine whether it's presenting an 'Opinion' "
+                "or a 'Fact'. This distinction is vital for information verification, educational "
+                "purposes, and content analysis. For this task,",
+                "discriminates between opinion and fact",
+            ),
+            _task(
+                "given a review from an online platform. Your task is to generate a rating for the "
+                "product based on the review on a scale of 1-5, where 1 means 'extremely negative' "
+                "and 5 means 'extremely positive'. For this task,",
+                "reflects the sentiment",
+            ),
+            _task(
+                "reading a personal diary entry. Your task is to identify the predominant emotion "
+                "expressed, such as joy, sadness, anger, fear, or love. For this task,",
+                "conveys the emotion",
+            ),
+            _task(
+                "presented with two sentences. Your task is to assess whether the sentences convey "
+                "the same meaning. Use 'identical', 'similar', 'different', or 'unrelated' to "
+                "describe the relationship. To enhance the performance of this task,",
+                "means",
+            ),
+            _task(
+                "given a sentence and a phrase. Your task is to determine if the phrase can be a "
+                "contextual synonym within the given sentence. Options include 'yes', 'no', or "
+                "'partially'. To enhance the performance of this task,",
+                "means",
+            ),
+            _task(
+                "examining a news article. Your task is to extract the most critical fact from the "
+                "article. For this task,",
+                "encapsulates the key fact",
+            ),
+            _task(
+                "reviewing a scientific abstract. Your task is to identify the main entities "
+                "(e.g., proteins, diseases) and their relations (e.g., causes, treats). "
+                "For this task,",
+                "highlights the primary entity or relation",
+            ),
+        ),
+    ),
 }
+
+
+class SecondCopy(InMemory):
+    """Lets the pooling see the second copy of a text alone; of an empty one, the last token.
+
+    Args:
+        around: number of tokens that are of neither copy.
+    """
+
+    def __init__(self, around: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.around = around
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Narrow ``attention_mask`` ``(batch, length)``."""
+        mask = features["attention_mask"]
+        tokens = mask.sum(1, keepdim=True)
+        copy = ((tokens - self.around) // 2).clamp(min=1)
+        return features | {"attention_mask": mask * (mask.cumsum(1) > tokens - copy)}
+
+
+class Prompted(Transformer):
+    """A transformer that reads ``n`` texts with each of ``p`` prompts, as ``p x n`` rows.
+
+    A tokenizer's own template could put the text twice, but would also do so
+    with every pair of pieces that truncation cuts off: quadratic in the text.
+
+    Attributes:
+        prompts: token ids before, again and after, a prompt; set after loading.
+    """
+
+    prompts: Sequence[tuple[list[int], list[int], list[int]]]
+
+    def preprocess(self, inputs: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Tokenize texts and put each prompt around them, the rows of a prompt together."""
+        bare = super().preprocess(inputs, *args, **kwargs)
+        texts = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(bare["input_ids"], bare["attention_mask"], strict=True)
+        ]
+        rows = []
+        for before, again, after in self.prompts:
+            copies = 2 if again else 1
+            room = (MAX_TOKENS - len(before) - len(again) - len(after)) // copies
+            for whole in texts:
+                text = whole[:room]
+                rows.append([*before, *text, *([*again, *text] if again else []), *after])
+        assert self.tokenizer is not None
+        padded = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        return {**bare, **padded}
+
+
+class MeanOverPrompts(InMemory):
+    """Averages the vectors that a text has from ``prompts`` prompts."""
+
+    def __init__(self, prompts: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.prompts = prompts
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Turn ``sentence_embedding`` of ``(p x n, hidden)`` into ``(n, hidden)``."""
+        vectors = features["sentence_embedding"]
+        mean = vectors.unflatten(0, (self.prompts, -1)).mean(0)
+        return features | {"sentence_embedding": mean}
 
 
 def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
@@ -62,7 +201,9 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
     if not (backbone_dir / "config.json").is_file():
         raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
     baseline = BASELINES[name]
-    transformer = Transformer(
+    several = len(baseline.prompts) > 1 or baseline.prompts[0].again
+    kind = Prompted if several else Transformer
+    transformer = kind(
         str(backbone_dir),
         max_seq_length=MAX_TOKENS,
         model_kwargs={"dtype": dtype},
@@ -76,17 +217,33 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
         raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    _surround(tokenizer, baseline.before, baseline.after)
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=baseline.pooling)
+    pooled = _put_prompts(transformer, tokenizer, baseline)
     return SentenceTransformer(
-        modules=[transformer, pooling, Normalize()], similarity_fn_name="cosine"
+        modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine"
     )
 
 
-def _surround(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> None:
-    """Put BOS and ``before`` in front of every text and ``after`` behind it, in place."""
+def _put_prompts(
+    transformer: Transformer, tokenizer: PreTrainedTokenizerBase, baseline: Baseline
+) -> list[torch.nn.Module]:
+    """Make a transformer read texts with a baseline's prompts; return what pools its output."""
     first = tokenizer.bos_token_id
     if first is None:
         first = tokenizer.eos_token_id  # separates documents where there is no BOS
-    front, behind = tokenizer([before, after], add_special_tokens=False)["input_ids"]
-    surround(tokenizer.backend_tokenizer, [first, *front], behind)
+    ids = [
+        ([first, *before], again, after)
+        for before, again, after in (
+            tokenizer([one.before, one.again, one.after], add_special_tokens=False)["input_ids"]
+            for one in baseline.prompts
+        )
+    ]
+    before, again, after = ids[0]
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=baseline.pooling)
+    if not isinstance(transformer, Prompted):
+        surround(tokenizer.backend_tokenizer, before, after)
+        return [pooling]
+    transformer.prompts = ids
+    surround(tokenizer.backend_tokenizer, [], [])
+    if again:
+        return [SecondCopy(len(before) + len(again) + len(after)), pooling]
+    return [pooling, MeanOverPrompts(len(ids))]

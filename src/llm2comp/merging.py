@@ -13,17 +13,17 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules.module import Module
 from sentence_transformers.sentence_transformer.modules import WordWeights
 
 from llm2comp.errors import UserError
+from llm2comp.in_memory import InMemory
 from llm2comp.memory import memory_tokens
 
 ROUNDING = 1e-9
 """Above float64's error in a cosine, so that equal vectors merge at a threshold of 1."""
 
 
-class MergeMemory(Module):
+class MergeMemory(InMemory):
     """Stands in the place of ``WordWeights``: clusters weigh 1, not memory tokens.
 
     The mean over clusters of each one's mean is the mean over tokens where a
@@ -56,14 +56,6 @@ class MergeMemory(Module):
             "token_embeddings": states * weights.unsqueeze(-1),
             "token_weights_sum": weights.sum(1),
         }
-
-    def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Refuse: the folder would no longer load without this package.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{output_path}: merging is done in memory only; save the plain encoder")
 
 
 def cluster_weights(
