@@ -81,8 +81,10 @@ def _quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # PEFT asks the old name of a transformers property, once for every adapter.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+    # PEFT asks the old name of a transformers property, once for every adapter, and mteb that of a
+    # sentence-transformers method, once for every task.
+    for renamed in (".*gradient_checkpointing", ".*get_sentence_embedding_dimension"):
+        warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
 
 
 app = typer.Typer(
