@@ -78,9 +78,11 @@ def _merging(model: "SentenceTransformer", threshold: float | None) -> "Sentence
 
 def _quiet() -> None:
     """Silence what libraries print of their own workings; downloads keep their bars."""
+    import datasets
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.disable_progress_bars()  # small tables are cast and mapped with a bar each
     # PEFT asks the old name of a transformers property, once for every adapter, and mteb that of a
     # sentence-transformers method, once for every task.
     for renamed in (".*gradient_checkpointing", ".*get_sentence_embedding_dimension"):

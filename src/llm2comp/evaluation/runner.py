@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import datasets
 import mteb
 from sentence_transformers import SentenceTransformer
 
@@ -65,7 +64,6 @@ def evaluate(
     if unknown or not tasks:
         wrong = f"unknown task {unknown[0]!r}" if unknown else "no task named"
         raise UserError(f"{wrong}; the tasks are {', '.join(known)}")
-    datasets.disable_progress_bars()  # mteb maps its small tables with a bar each
     loaded = [known[task](quick=quick) for task in tasks]
     for task in loaded:
         task.load_data()
