@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm2comp.data import catalog
+from llm2comp.evaluation.tasks import r8, trec
 
 Rows = list[dict[str, str]]
 
@@ -176,8 +177,34 @@ def sets(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> dict[str, Row
         for index, context in enumerate(contexts)
         for asked in range(2)
     ]
-    served = {"stsb": stsb, "squad-dev": squad}
+    topics = [sentences[i : i + 2] for i in range(0, 8, 2)]
+    about = [
+        {"text": " ".join(draw.choices(" ".join(topic).split(), k=40)), "label": f"topic {place}"}
+        for place, topic in enumerate(topics)
+        for _ in range(30)
+    ]
+    draw.shuffle(about)
+    clauses = [
+        {
+            "question": f"{draw.choice(sentences)}?",
+            "context": " ".join(draw.choices(sentences, k=3)),
+            "label": draw.choice(["True", "False"]),
+        }
+        for _ in range(40)
+    ]
+    served = {
+        "stsb": stsb,
+        "squad-dev": squad,
+        "20newsgroups": about,
+        "pubmed-journals": about[:50],
+        "trec": about,
+        "r8": [row | {"split": draw.choice(["train", "test"])} for row in about],
+        "privacy-policy": clauses,
+    }
     monkeypatch.setattr(catalog, "rows", lambda name: iter(served[name]))
+    # As their sizes are those of the sets, so are these those of the small ones.
+    monkeypatch.setattr(trec, "TEST", 40)
+    monkeypatch.setattr(r8, "QUICK_TEST", 20)
     return served
 
 

@@ -21,7 +21,7 @@ from llm2comp.errors import UserError
 from llm2comp.stages import chain
 
 RUNNER = CliRunner()
-COMMANDS = ["train", "encode", "search", "evaluate", "data list", "data fetch", "demo"]
+COMMANDS = ["train", "encode", "search", "evaluate", "results", "study", "data list", "data fetch", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -257,5 +257,5 @@ def test_evaluate_shows_a_row_a_model(
     assert result.exit_code == 0, result.output
     heading, *body = [line.split() for line in result.stdout.splitlines() if line.strip()][-3:]
     assert heading == ["model", "STS17", "mean"]
-    assert body[0][0] == "prompteol"
+    assert body[0][:3] == ["prompteol", "of", "tiny-llama"]
     assert len(list(scores.rglob("STS17*.json"))) == 2

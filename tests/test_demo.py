@@ -1,8 +1,10 @@
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import baselines, demo, release, scores
@@ -30,8 +32,12 @@ def run_folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def scored(model: SentenceTransformer | None, tasks: list[str]) -> list[Score]:
-    assert model is None or model.encode(["a"]).shape == (1, 32)
+def scored(model: SentenceTransformer, tasks: Sequence[AbsTask]) -> list[Score]:
+    assert model.encode(["a"]).shape == (1, 32)
+    return row([task.metadata.name for task in tasks])
+
+
+def row(tasks: Sequence[str]) -> list[Score]:
     return [Score(task, "cosine", 12.34, 1.0, 10, 10.0, 5, True) for task in tasks]
 
 
@@ -58,8 +64,8 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     evaluation = load_recipe(recipe_path("demo")).evaluation
     released = tmp_path / "released-one"
     released.mkdir()
-    row = [asdict(score) for score in scored(None, evaluation.tasks)]
-    (released / scores.SCORES).write_text(json.dumps({"after SCL": row}))
+    recorded = [asdict(score) for score in row(evaluation.tasks)]
+    (released / scores.SCORES).write_text(json.dumps({"after SCL": recorded}))
     monkeypatch.setattr(release, "RELEASED", tmp_path)
     monkeypatch.setattr(catalog, "rows", lambda name: ({"text": text} for text in sentences))
     demo.run(run_folder)

@@ -279,6 +279,6 @@ def test_evaluate_names_the_merged_row_and_leaves_baselines(
     result = RUNNER.invoke(app, [*command, "--out", str(tmp_path / "scores")])
     assert result.exit_code == 0, result.output
     written = sorted(path.name for path in (tmp_path / "scores").iterdir())
-    assert written == ["last-token", "memory__merged__at__0.8"]
+    assert written == ["last-token__of__tiny-llama", "memory__merged__at__0.8"]
     assert "\nmemory, merged at 0.8" in result.stdout
-    assert "\nlast-token " in result.stdout
+    assert "\nlast-token of tiny-llama " in result.stdout

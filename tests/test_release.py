@@ -9,7 +9,7 @@ from llm2comp import encoder, recipe, release, scores
 from llm2comp.backbone import load_backbone
 from llm2comp.compressor import Compressor
 from llm2comp.data.passages import load_passages
-from llm2comp.evaluation import runner
+from llm2comp.evaluation import runner, suites
 from llm2comp.hardware import compute_dtype
 from llm2comp.memory import add_memory_tokens
 from llm2comp.objectives import OBJECTIVES
@@ -67,7 +67,7 @@ def test_the_released_model_scores_what_is_recorded() -> None:
     model = SentenceTransformer(str(llm2comp.fetch(NAME)), device="cpu")
     recorded = scores.read_scores(release.RELEASED / NAME)["after SCL"]
     expected = next(score.main_score for score in recorded if score.task == "STS17")
-    (score,) = runner.evaluate(model, NAME, ["STS17"])
+    (score,) = runner.evaluate(model, NAME, suites.tasks(["STS17"]))
     assert score.main_score == pytest.approx(expected, abs=0.3)  # recorded in bfloat16
 
 

@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,6 +104,13 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
             f"model {name!r} cannot be loaded ({reason}); "
             f"give an encoder folder, a hub id, or one of {', '.join([*names(), *PEERS])}"
         ) from error
+
+
+def lineage_of(name: str) -> dict[str, Any] | None:
+    """Return the lineage of an encoder by name; None if it is not one of ours."""
+    release = name.partition("/")[0]
+    folder = RELEASED / release if release in names() else Path(name)
+    return encoder.read_lineage(folder) if (folder / encoder.LINEAGE).is_file() else None
 
 
 def pack(run: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp import backbone, baselines, release
 from llm2comp.cache import whole_file
 from llm2comp.errors import UserError
-from llm2comp.evaluation import runner
+from llm2comp.evaluation import runner, suites
 from llm2comp.hardware import compute_dtype
 from llm2comp.recipe import Recipe
 from llm2comp.stages.folders import FOLDERS
@@ -50,7 +50,8 @@ def score_run(run: Recipe, out: Path) -> Scores:
     for name, load in (baseline_models(run) | stage_models(run, out)).items():
         rows[name] = kept.get(name, [])
         if [(s.task, s.quick) for s in rows[name]] != [(t, settings.quick) for t in settings.tasks]:
-            rows[name] = runner.evaluate(load(), name, settings.tasks, settings.quick)
+            chosen = suites.tasks(settings.tasks, quick=settings.quick)
+            rows[name] = runner.evaluate(load(), name, chosen)
             with whole_file(out / SCORES) as file:
                 as_dicts = {row: [asdict(s) for s in found] for row, found in rows.items()}
                 file.write_text(json.dumps(as_dicts, indent=2) + "\n", encoding="utf-8")

@@ -1,15 +1,19 @@
 import json
 from pathlib import Path
+from typing import Any
 
+import mteb
 import numpy as np
 import pytest
+from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import baselines
 from llm2comp.data import catalog
-from llm2comp.errors import UserError
-from llm2comp.evaluation.runner import Score, evaluate
+from llm2comp.evaluation import runner, suites
+from llm2comp.evaluation.runner import Score
+from llm2comp.evaluation.store import Store
 from llm2comp.evaluation.tasks import TASKS
 
 Sets = dict[str, list[dict[str, str]]]
@@ -22,13 +26,18 @@ def model(tiny_backbone: Path) -> SentenceTransformer:
     return built
 
 
+def evaluate(
+    model: SentenceTransformer, name: str, tasks: list[str], quick: bool = False, **options: Any
+) -> list[Score]:
+    return runner.evaluate(model, name, suites.tasks(tasks, quick=quick), **options)
+
+
 def points(scores: list[Score]) -> list[float]:
     return [score.main_score for score in scores]
 
 
 def test_scores_equal_a_literal_reference(model: SentenceTransformer, sets: Sets) -> None:
-    scores = evaluate(model, "tiny", list(TASKS))
-    assert [score.task for score in scores] == list(TASKS)
+    scores = evaluate(model, "tiny", ["STSBenchmark", "STS17", "SQuADRetrieval"])
 
     def spearman(rows: list[dict[str, str]]) -> float:
         one = model.encode([row["sentence1"] for row in rows])
@@ -61,25 +70,121 @@ def test_results_are_kept_one_file_a_task(
     model: SentenceTransformer, sets: Sets, tmp_path: Path
 ) -> None:
     assert sets
-    (score,) = evaluate(model, "runs/demo/model", ["STS17"], quick=True, output=tmp_path)
+    (score,) = evaluate(model, "runs/demo/model", ["STS17"], quick=True, results=Store(tmp_path))
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert file == tmp_path / "runs__demo__model" / "STS17-quick.json"
     kept = json.loads(file.read_text())
     assert kept["model"] == "runs/demo/model"
-    assert kept["main_score"] == score.main_score
+    assert kept["score"]["main_score"] == score.main_score
     assert kept["prompts"] == {"query": "Question: ", "document": ""}
     assert kept["mteb"]["task_name"] == "STS17"
     assert kept["mteb"]["scores"]["test"][0]["hf_subset"] == "en-en"
 
 
-def test_an_unknown_task_is_refused_before_anything_runs(
-    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+def test_topics_that_share_no_word_are_told_apart(model: SentenceTransformer, sets: Sets) -> None:
+    assert sets
+    scores = evaluate(model, "tiny", ["TwentyNewsgroups", "PubMedJournals", "TREC", "R8"])
+    groups, journals, trec, r8 = points(scores)
+    assert min(groups, journals) > 20  # by chance: about 3
+    assert min(trec, r8) > 60  # by chance: 25
+
+
+def test_the_same_scores_as_with_mteb_alone(
+    model: SentenceTransformer, tiny_backbone: Path, sets: Sets, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(catalog, "rows", lambda name: pytest.fail(f"{name} was read"))
-    with pytest.raises(UserError, match="unknown task 'STS99'; the tasks are STSBenchmark, STS17"):
-        evaluate(model, "tiny", ["STS17", "STS99"])
-    with pytest.raises(UserError, match="no task named"):
-        evaluate(model, "tiny", [])
+    """The folder in mteb's hands, as a model and by its path, and a second call in one process."""
+    assert sets
+    folder = tmp_path / "encoder"
+    model.save_pretrained(str(folder))
+    loaded = SentenceTransformer(str(folder))
+    for name in ("STSBenchmark", "TwentyNewsgroups", "SQuADRetrieval"):
+        ours = [points(evaluate(loaded, "tiny", [name])) for _ in range(2)]
+        theirs = [
+            mteb.evaluate(given, TASKS[name](), cache=None, show_progress_bar=False)
+            for given in (loaded, SentenceTransformerEncoderWrapper(str(folder)))
+        ]
+        for result in theirs:
+            expected = 100 * result.task_results[0].get_score()
+            assert ours[0] == ours[1] == pytest.approx([expected], abs=1e-9)
+
+
+def test_padding_side_does_not_change_scores(model: SentenceTransformer, sets: Sets) -> None:
+    assert sets
+    found = []
+    before = model.tokenizer.padding_side
+    try:
+        for model.tokenizer.padding_side in ("left", "right"):
+            found.append(points(evaluate(model, "tiny", list(TASKS))))
+    finally:
+        model.tokenizer.padding_side = before
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+
+
+def test_an_instruction_stands_before_all_but_passages(
+    model: SentenceTransformer, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    encode = model.encode
+
+    def spy(texts: list[str], **options: Any) -> Any:
+        assert options["prompt"] == ""
+        seen.extend(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(model, "encode", spy)
+    tasks = ["STS17", "SQuADRetrieval"]
+    evaluate(
+        model, "tiny", tasks, results=Store(tmp_path), instructions=dict.fromkeys(tasks, "Find it")
+    )
+    pairs = [row for row in sets["stsb"] if row["file"].startswith("track5")]
+    assert seen[: len(pairs)] == [f"Find it:{row['sentence1']}\n" for row in pairs]
+    retrieval = set(seen[2 * len(pairs) :])
+    assert retrieval.issuperset(row["context"] for row in sets["squad-dev"])
+    assert retrieval.issuperset(f"Find it:{row['question']}\n" for row in sets["squad-dev"])
+    assert {one.instruction for one in Store(tmp_path).all()} == {"Find it"}
+
+
+def test_a_model_trained_with_instructions_is_not_judged_without_in_silence(
+    model: SentenceTransformer, sets: Sets, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sets
+    lineage = {"stages": [{"data": [{"query_instruction": "Find it"}]}]}
+    evaluate(model, "tiny", ["STS17", "SQuADRetrieval"], lineage=lineage)
+    warnings = [record.getMessage() for record in caplog.records if "instruct" in record.msg]
+    (warning,) = warnings  # the model's own query prompt serves retrieval
+    assert "judged without them on STS17;" in warning
+    caplog.clear()
+    evaluate(model, "tiny", ["STS17"], lineage=lineage, instructions={"STS17": "Find it"})
+    assert not [record for record in caplog.records if "judged without" in record.msg]
+
+
+def test_nothing_is_computed_twice_unless_asked(
+    model: SentenceTransformer, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sets
+    calls: list[str] = []
+    run = mteb.evaluate
+
+    def spy(encoder: Any, task: Any, **options: Any) -> Any:
+        calls.append(task.metadata.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(encoder, task, **options)
+
+    monkeypatch.setattr(runner.mteb, "evaluate", spy)
+    tasks, store = ["STS17", "TREC", "PrivacyPolicy"], Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, "tiny", tasks, results=store)
+    first = evaluate(model, "tiny", tasks, results=store)
+    assert calls == ["STS17", "TREC", "TREC", "PrivacyPolicy"]
+    assert evaluate(model, "tiny", tasks, results=store) == first
+    assert len(calls) == 4
+    again = evaluate(model, "tiny", tasks[:1], results=store, again=True)
+    assert calls[4:] == ["STS17"]
+    assert points(again) == points(first[:1])
+    evaluate(model, "another", tasks[:1], results=store)
+    evaluate(model, "tiny", tasks[:1], quick=True, results=store)
+    assert calls[5:] == ["STS17", "STS17"]
 
 
 @pytest.mark.slow

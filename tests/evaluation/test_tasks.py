@@ -1,6 +1,6 @@
 import pytest
 
-from llm2comp.evaluation.tasks import TASKS, squad
+from llm2comp.evaluation.tasks import TASKS, clusters, privacy_policy, r8, squad, trec
 from llm2comp.evaluation.tasks.squad import SQuADRetrieval, cut
 
 Sets = dict[str, list[dict[str, str]]]
@@ -75,3 +75,75 @@ def test_quick_squad_is_one_fixed_draw_with_the_gold_paragraphs_in_it(
 )
 def test_cut_ends_behind_a_whole_word(text: str, expected: str) -> None:
     assert cut(text, 7) == expected
+
+
+def test_clusters_keep_every_label_and_the_beginning_of_every_text(sets: Sets) -> None:
+    for name, source in (
+        ("TwentyNewsgroups", "20newsgroups"),
+        ("PubMedJournals", "pubmed-journals"),
+    ):
+        task = TASKS[name]()
+        task.load_data()
+        test = task.dataset["test"]
+        assert test["labels"] == [row["label"] for row in sets[source]]
+        assert all(
+            row["text"].startswith(text)
+            for row, text in zip(sets[source], test["sentences"], strict=True)
+        )
+        longest = max(map(len, test["sentences"]))
+        assert (longest <= 128) == (name == "TwentyNewsgroups")
+        assert (task.samples, task.texts) == (len(test), len(test))
+
+
+def test_no_more_documents_are_embedded_than_a_clustering_says(
+    sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sets
+    monkeypatch.setattr(clusters, "DOCUMENTS", 45)
+    monkeypatch.setattr(clusters, "QUICK_DOCUMENTS", 20)
+    for quick, documents in ((False, 45), (True, 20)):
+        task = TASKS["TwentyNewsgroups"](quick=quick)
+        task.load_data()
+        assert task.texts == task.max_document_to_embed == documents
+
+
+def test_trec_draws_one_stratified_test_set(sets: Sets) -> None:
+    tasks = [TASKS["TREC"](), TASKS["TREC"](quick=True)]
+    for task in tasks:
+        task.load_data()
+    train, test = (tasks[0].dataset[split] for split in ("train", "test"))
+    assert test["text"] == tasks[1].dataset["test"]["text"]
+    assert sorted([*train["text"], *test["text"]]) == sorted(row["text"] for row in sets["trec"])
+    assert {label: test["label"].count(label) for label in set(test["label"])} == dict.fromkeys(
+        range(4), trec.TEST // 4
+    )
+    names = test.features["label"].names
+    of = {row["text"]: row["label"] for row in sets["trec"]}
+    assert [of[row["text"]] for row in test] == [names[label] for label in test["label"]]
+
+
+def test_r8_keeps_the_official_split(sets: Sets) -> None:
+    whole, quick = TASKS["R8"](), TASKS["R8"](quick=True)
+    for task in (whole, quick):
+        task.load_data()
+    for split in ("train", "test"):
+        official = [row["text"] for row in sets["r8"] if row["split"] == split]
+        assert whole.dataset[split]["text"] == official
+    drawn = quick.dataset["test"]["text"]
+    assert len(drawn) == quick.samples == r8.QUICK_TEST
+    assert max(map(len, drawn)) <= r8.QUICK_CHARACTERS
+    beginnings = {cut(text, r8.QUICK_CHARACTERS) for text in whole.dataset["test"]["text"]}
+    assert beginnings.issuperset(drawn)
+
+
+def test_privacy_policy_draws_labelled_pairs(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy_policy, "QUICK_PAIRS", 10)
+    of = {(row["question"], row["context"]): row["label"] for row in sets["privacy-policy"]}
+    for quick, count in ((False, 40), (True, 10)):
+        task = TASKS["PrivacyPolicy"](quick=quick)
+        task.load_data()
+        test = task.dataset["test"]
+        assert len(test) == task.samples == count
+        assert [of[row["sentence1"], row["sentence2"]] for row in test] == [
+            str(label == 1) for label in test["labels"]
+        ]

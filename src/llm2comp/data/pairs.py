@@ -55,7 +55,7 @@ def load_pairs(
             raise UserError(f"{source.source}: has both negatives and scores; use one of them")
         used = [earlier.source for earlier in sources[:place]].count(source.source)
         dataset = datasets.Dataset.from_list(
-            [row | {"anchor": _instruct(source, row["anchor"])} for row in found]
+            [row | {"anchor": instructed(source.query_instruction, row["anchor"])} for row in found]
         )
         if SCORE in dataset.column_names:
             logger.info("%s has scores: its pairs are put in their order (CoSENT)", source.source)
@@ -64,8 +64,9 @@ def load_pairs(
     return datasets.DatasetDict(result)
 
 
-def _instruct(source: DataSource, query: str) -> str:
-    return f"{source.query_instruction}:{query}\n" if source.query_instruction else query
+def instructed(instruction: str, query: str) -> str:
+    """Return a query with its instruction, if there is one, as the paper's stage 3 puts it."""
+    return f"{instruction}:{query}\n" if instruction else query
 
 
 def _new(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:

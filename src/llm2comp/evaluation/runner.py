@@ -1,124 +1,211 @@
 """Run a model over tasks with ``mteb.evaluate``, and keep the results."""
 
-import dataclasses
-import json
-import re
-from collections.abc import Sequence
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import mteb
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.results import TaskResult
+from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.cache import whole_file
-from llm2comp.errors import UserError
-from llm2comp.evaluation.tasks import DEVELOPMENT, TASKS, OfflineTask
+from llm2comp.evaluation import intervals, store, suites
+from llm2comp.evaluation.instructed import InstructedEncoder
+from llm2comp.evaluation.store import Score, Store, Stored
 from llm2comp.progress import advancing, text_progress
 
+__all__ = ["Score", "evaluate"]
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """What one model got on one task."""
+logger = logging.getLogger(__name__)
 
-    task: str
-    metric: str
-    main_score: float
-    """The metric in percent."""
-    seconds: float
-    """Encoding and scoring, not loading."""
-    texts: int
-    texts_per_second: float
-    samples: int
-    """What the score is taken over: pairs, questions."""
-    quick: bool
+
+@dataclass
+class _Plan:
+    """One task of a run: what it needs, and its result if that is known."""
+
+    task: AbsTask
+    instruction: str
+    key: str = ""
+    score: Score | None = None
+
+    @property
+    def quick(self) -> bool:
+        return getattr(self.task, "quick", False)
 
 
 def evaluate(
     model: SentenceTransformer,
     name: str,
-    tasks: Sequence[str],
-    quick: bool = False,
-    output: Path | None = None,
+    tasks: Sequence[AbsTask],
+    results: Store | None = None,
     batch_size: int = 32,
+    *,
+    again: bool = False,
+    instructions: Mapping[str, str] | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> list[Score]:
     """Score a model on tasks, with a progress bar over their texts.
 
     Retrieval uses the model's ``query`` and ``document`` prompts, if it has
-    them; the result file says which.
+    them and the task has no instruction; the result file says which.
 
     Args:
         model: any sentence-transformers model.
         name: how results call it.
-        tasks: names of ``evaluation.tasks.TASKS`` or ``DEVELOPMENT``.
-        quick: take each task's smaller version, where it has one.
-        output: folder for one JSON a model and task, ``<name>/<task>[-quick].json``,
-            with mteb's full result in it.
+        tasks: new ones, of :mod:`.suites`: mteb's draw their documents as they go.
+        results: where results are kept, and taken from if the model, the task and its
+            instruction are the same; nothing is kept when not given.
         batch_size: texts at once; it changes speed, not scores.
+        again: score even what ``results`` has.
+        instructions: by task, what is put before queries in the place of the model's prompts.
+        lineage: of the encoder, to be kept with its results.
+
+    Returns:
+        A score a task, in their order.
 
     Raises:
-        UserError: if a task is unknown, before anything is loaded or run.
+        UserError: if the data of a task cannot be loaded.
     """
-    known = TASKS | DEVELOPMENT
-    unknown = [task for task in tasks if task not in known]
-    if unknown or not tasks:
-        wrong = f"unknown task {unknown[0]!r}" if unknown else "no task named"
-        raise UserError(f"{wrong}; the tasks are {', '.join(known)}")
-    loaded = [known[task](quick=quick) for task in tasks]
-    for task in loaded:
-        task.load_data()
-    scores = []
+    plans = [_Plan(task, (instructions or {}).get(task.metadata.name, "")) for task in tasks]
+    _warn_of_missing_instructions(model, name, plans, lineage)
+    if results is not None:
+        _take_known(model, name, plans, results, again=again)
+    missing = [plan for plan in plans if plan.score is None]
+    for plan in missing:
+        suites.load(plan.task)
     with text_progress() as progress:
-        bar = progress.add_task(name, total=sum(task.texts for task in loaded))
-        with advancing(model, progress, bar):
-            for task in loaded:
-                progress.update(bar, description=f"{name}: {task.metadata.name}")
-                score, result = _run(model, task, batch_size)
-                scores.append(score)
-                if output is not None:
-                    _write(output, name, score, dict(model.prompts), result)
-                progress.console.print(
-                    f"{name}: {score.task} {score.main_score:.1f} in {score.seconds:.0f} s "
-                    f"({score.texts:,} texts, {score.texts_per_second:,.0f}/s)",
-                    highlight=False,
-                    markup=False,
-                )
-    return scores
+        for plan in plans:
+            if plan.score is not None:
+                _say(progress, name, plan.score, "scored before")
+        for plan, stored in _scored(model, name, missing, batch_size, progress, lineage):
+            plan.score = stored.score
+            if results is not None:
+                results.keep(stored)
+            _say(progress, name, plan.score)
+    return [plan.score for plan in plans if plan.score is not None]
+
+
+def _scored(
+    model: SentenceTransformer,
+    name: str,
+    plans: Sequence[_Plan],
+    batch_size: int,
+    progress: Progress,
+    lineage: Mapping[str, Any] | None,
+) -> Iterator[tuple[_Plan, Stored]]:
+    """Run tasks one after the other under one bar."""
+    sizes = [getattr(plan.task, "texts", 0) for plan in plans]
+    bar = progress.add_task(name, total=sum(sizes) if all(sizes) else None, visible=bool(plans))
+    expected = 0
+    with advancing(model, progress, bar):
+        for place, (plan, size) in enumerate(zip(plans, sizes, strict=True), 1):
+            about = plan.task.metadata.name
+            progress.update(bar, description=f"{name}: {about} ({place}/{len(plans)})")
+            before = progress.tasks[bar].completed
+            result, items, seconds = _run(model, plan, batch_size)
+            texts = int(progress.tasks[bar].completed - before)
+            yield plan, _stored(model, name, plan, result, items, seconds, texts, lineage)
+            expected += size
+            if size:
+                progress.update(bar, completed=expected)  # mteb may have drawn fewer texts
+
+
+def _take_known(
+    model: SentenceTransformer, name: str, plans: Sequence[_Plan], results: Store, *, again: bool
+) -> None:
+    fingerprint = store.fingerprint(model)
+    for plan in plans:
+        plan.key = store.key(fingerprint, plan.task, plan.instruction, quick=plan.quick)
+        known = results.find(name, plan.task.metadata.name, plan.quick, plan.key)
+        if known is not None and not again:
+            plan.score = known.score
+
+
+def _warn_of_missing_instructions(
+    model: SentenceTransformer,
+    name: str,
+    plans: Sequence[_Plan],
+    lineage: Mapping[str, Any] | None,
+) -> None:
+    if not store.trained_with_instructions(lineage):
+        return
+    without = [
+        plan.task.metadata.name
+        for plan in plans
+        if not plan.instruction
+        and not (isinstance(plan.task, AbsTaskRetrieval) and model.prompts.get("query"))
+    ]
+    if without:
+        logger.warning(
+            "%s was trained with instructions and is judged without them on %s; --instructions "
+            "puts the paper's before queries",
+            name,
+            ", ".join(without),
+        )
 
 
 def _run(
-    model: SentenceTransformer, task: OfflineTask, batch_size: int
-) -> tuple[Score, dict[str, Any]]:
-    start = perf_counter()
-    results = mteb.evaluate(
-        model,
-        task,
-        cache=None,
-        co2_tracker=False,
-        show_progress_bar=False,
-        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-    )
-    seconds = perf_counter() - start
-    result = results.task_results[0]
-    score = Score(
-        task=task.metadata.name,
-        metric=task.metadata.main_score,
-        main_score=100 * float(result.get_score()),
-        seconds=seconds,
-        texts=task.texts,
-        texts_per_second=task.texts / seconds,
-        samples=task.samples,
-        quick=task.quick,
-    )
-    return score, result.to_dict()
+    model: SentenceTransformer, plan: _Plan, batch_size: int
+) -> tuple[TaskResult, dict[str, Any], float]:
+    """Return mteb's result, the items of :mod:`.intervals` and the seconds it took."""
+    encoder = InstructedEncoder(model, plan.instruction) if plan.instruction else model
+    with tempfile.TemporaryDirectory() as predictions:
+        start = perf_counter()
+        found = mteb.evaluate(
+            encoder,
+            plan.task,
+            cache=None,
+            co2_tracker=False,
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            prediction_folder=predictions if intervals.supports(plan.task) else None,
+        )
+        seconds = perf_counter() - start
+        return found.task_results[0], intervals.items(plan.task, Path(predictions)), seconds
 
 
-def _write(
-    output: Path, name: str, score: Score, prompts: dict[str, Any], result: dict[str, Any]
-) -> None:
-    folder = re.sub(r"[^\w.-]+", "__", name).strip("_.") or "model"
-    file = output / folder / f"{score.task}{'-quick' if score.quick else ''}.json"
-    content = {"model": name, **dataclasses.asdict(score), "prompts": prompts, "mteb": result}
-    with whole_file(file) as partial:
-        text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        partial.write_text(text + "\n", encoding="utf-8")
+def _stored(
+    model: SentenceTransformer,
+    name: str,
+    plan: _Plan,
+    result: TaskResult,
+    items: dict[str, Any],
+    seconds: float,
+    texts: int,
+    lineage: Mapping[str, Any] | None,
+) -> Stored:
+    about = plan.task.metadata
+    paper = suites.paper_tasks().get(about.name)
+    return Stored(
+        model=name,
+        score=Score(
+            task=about.name,
+            metric=about.main_score,
+            main_score=100 * float(result.get_score()),
+            seconds=seconds,
+            texts=texts,
+            texts_per_second=texts / seconds,
+            samples=getattr(plan.task, "samples", 0),
+            quick=plan.quick,
+        ),
+        type=paper.type if paper else about.type.lower(),
+        instruction=plan.instruction,
+        prompts=dict(model.prompts),
+        key=plan.key,
+        versions=store.versions(),
+        lineage=dict(lineage) if lineage is not None else None,
+        items=items,
+        mteb=result.to_dict(),
+    )
+
+
+def _say(progress: Progress, name: str, score: Score, note: str = "") -> None:
+    cost = f"in {score.seconds:.0f} s ({score.texts:,} texts, {score.texts_per_second:,.0f}/s)"
+    progress.console.print(
+        f"{name}: {score.task} {score.main_score:.1f} {note or cost}", highlight=False, markup=False
+    )

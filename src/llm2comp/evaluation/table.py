@@ -1,7 +1,10 @@
-"""Scores of several models as one table, on the terminal or in Markdown."""
+"""Scores of several models as one table: on the terminal, in Markdown, CSV or LaTeX."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +45,23 @@ def markdown(cells: Cells) -> str:
     rule = ["---", *["---:"] * (len(heading) - 1)]
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *body)]
     return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+
+def csv_text(cells: Cells) -> str:
+    """Return a table as comma-separated values."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(cells)
+    return stream.getvalue()
+
+
+def latex(cells: Cells) -> str:
+    """Return a table in LaTeX, for the package booktabs."""
+    heading, *body = cells
+    columns = "l" + "r" * (len(heading) - 1)
+    text: str = pd.DataFrame(body, columns=heading).to_latex(
+        index=False, escape=True, column_format=columns
+    )
+    return text
 
 
 def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:

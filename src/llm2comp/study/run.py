@@ -14,7 +14,7 @@ from rich.console import Console
 from llm2comp import recipe, scores
 from llm2comp.cache import whole_file, whole_folder
 from llm2comp.errors import UserError
-from llm2comp.evaluation import runner
+from llm2comp.evaluation import runner, suites
 from llm2comp.stages import chain
 from llm2comp.stages.folders import FOLDERS
 from llm2comp.study import results
@@ -103,7 +103,8 @@ class StudyRun:
         assert self.study.tuning is not None
         self._train(trial, known)
         *_, load = scores.stage_models(trial.run, self._folder(trial)).values()
-        known.development = runner.evaluate(load(), trial.name, self.study.tuning.tasks, quick=True)
+        chosen = suites.tasks(self.study.tuning.tasks, quick=True)
+        known.development = runner.evaluate(load(), trial.name, chosen)
 
     def _score(self, one: Cell, known: results.CellResult) -> None:
         """Train a cell, if its trial has not, and score each of its stages."""
@@ -112,7 +113,9 @@ class StudyRun:
         models = scores.stage_models(one.run, self._folder(one))
         known.scores = {
             label: runner.evaluate(
-                load(), f"{one.name} {label}", evaluation.tasks, evaluation.quick
+                load(),
+                f"{one.name} {label}",
+                suites.tasks(evaluation.tasks, quick=evaluation.quick),
             )
             for label, load in models.items()
         }
@@ -158,9 +161,8 @@ class StudyRun:
             if name in self.found.baselines:
                 continue
             try:
-                self.found.baselines[name] = runner.evaluate(
-                    load(), name, evaluation.tasks, evaluation.quick
-                )
+                chosen = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+                self.found.baselines[name] = runner.evaluate(load(), name, chosen)
             except Exception as error:  # whatever it is, the others go on
                 self.found.errors[name] = describe(error)
                 self.console.print(f"{name} failed: {self.found.errors[name]}", markup=False)

@@ -4,6 +4,9 @@ from abc import abstractmethod
 from typing import Any
 
 from mteb.abstasks import AbsTask
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from llm2comp.data import catalog
 
 
 class OfflineTask(AbsTask):
@@ -17,9 +20,9 @@ class OfflineTask(AbsTask):
     """
 
     texts: int = 0
-    """Texts that are encoded, known once the data are loaded."""
+    """Texts that will be encoded, known once the data are loaded; at most, where mteb draws."""
     samples: int = 0
-    """What the score is taken over: pairs, questions."""
+    """What the score is taken over: pairs, questions, documents."""
 
     def __init__(self, quick: bool = False) -> None:
         super().__init__()
@@ -34,3 +37,32 @@ class OfflineTask(AbsTask):
     @abstractmethod
     def read(self) -> None:
         """Set ``dataset``, ``texts`` and ``samples``."""
+
+
+def metadata(name: str, source: str, description: str, **fields: Any) -> TaskMetadata:
+    """Return a task's metadata, completed with what the catalogue says of its source.
+
+    Args:
+        name: of the task.
+        source: name of the packaged source.
+        description: whole and quick version, with their sizes.
+        fields: what else mteb asks for: type, main_score, date, domains, task_subtypes, reference.
+    """
+    entry = catalog.entry(source)
+    return TaskMetadata(
+        name=name,
+        dataset={"path": source, "revision": f"{entry.package}-{entry.version}"},
+        description=description,
+        **{
+            "category": "t2c",
+            "modalities": ["text"],
+            "eval_splits": ["test"],
+            "eval_langs": ["eng-Latn"],
+            "license": "not specified",
+            "annotations_creators": "human-annotated",
+            "dialect": [],
+            "sample_creation": "found",
+            "bibtex_citation": "",
+        }
+        | fields,
+    )

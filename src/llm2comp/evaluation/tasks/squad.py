@@ -4,11 +4,11 @@ import random
 
 from datasets import Dataset
 from mteb.abstasks import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
 
 from llm2comp.data import catalog
-from llm2comp.evaluation.tasks.offline import OfflineTask
+from llm2comp.evaluation.tasks.offline import OfflineTask, metadata
 
+SOURCE = "squad-dev"
 QUICK_QUESTIONS = 300
 QUICK_PARAGRAPHS = 500
 QUICK_CHARACTERS = 320
@@ -27,29 +27,20 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
     Source: Rajpurkar et al., 2016. The set must stay out of training.
     """
 
-    metadata = TaskMetadata(
-        name="SQuADRetrieval",
-        description=(
-            "SQuAD v1.1 dev, 10,565 questions over 2,067 paragraphs; when quick, "
-            f"{QUICK_QUESTIONS:,} questions over the first {QUICK_CHARACTERS} characters of "
-            f"{QUICK_PARAGRAPHS:,} paragraphs."
-        ),
-        dataset={"path": "squad-dev", "revision": "v1.1"},
-        reference="https://rajpurkar.github.io/SQuAD-explorer/",
+    metadata = metadata(
+        "SQuADRetrieval",
+        SOURCE,
+        "SQuAD v1.1 dev, 10,565 questions over 2,067 paragraphs; when quick, "
+        f"{QUICK_QUESTIONS:,} questions over the first {QUICK_CHARACTERS} characters of "
+        f"{QUICK_PARAGRAPHS:,} paragraphs.",
         type="Retrieval",
         category="t2t",
-        modalities=["text"],
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
         main_score="ndcg_at_10",
         date=("2016-01-01", "2016-12-31"),
         domains=["Encyclopaedic", "Written"],
         task_subtypes=["Question answering"],
         license="cc-by-sa-4.0",
-        annotations_creators="human-annotated",
-        dialect=[],
-        sample_creation="found",
-        bibtex_citation="",
+        reference="https://rajpurkar.github.io/SQuAD-explorer/",
     )
 
     def read(self) -> None:
@@ -57,7 +48,7 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
         paragraphs: dict[str, int] = {}  # in the file's order
         questions = [
             (row["question"], paragraphs.setdefault(row["context"], len(paragraphs)))
-            for row in catalog.rows("squad-dev")
+            for row in catalog.rows(SOURCE)
         ]
         texts = list(paragraphs)
         chosen = list(range(len(texts)))

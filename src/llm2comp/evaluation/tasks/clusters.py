@@ -1,0 +1,41 @@
+"""What the clustering tasks have in common."""
+
+from typing import ClassVar
+
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskClustering
+
+from llm2comp.data import catalog
+from llm2comp.evaluation.tasks.offline import OfflineTask
+from llm2comp.evaluation.tasks.squad import cut
+
+DOCUMENTS = 2048
+QUICK_DOCUMENTS = 512
+
+
+class ClusteringTask(OfflineTask, AbsTaskClustering):
+    """Labelled texts of a packaged source; mteb draws those that are embedded.
+
+    mteb's protocol: ten times, draw 16,384 of the embedded documents with
+    repetition and put them in as many k-means clusters as there are labels.
+    """
+
+    source: ClassVar[str]
+    characters: ClassVar[int | None] = None
+    """Where texts are cut; None leaves them whole."""
+    max_fraction_of_documents_to_embed: float | None = None
+
+    def __init__(self, quick: bool = False) -> None:
+        super().__init__(quick)
+        self.documents = QUICK_DOCUMENTS if quick else DOCUMENTS
+        self.max_document_to_embed = self.documents
+
+    def read(self) -> None:
+        """Take every document; mteb's own seed draws the embedded ones."""
+        rows = list(catalog.rows(self.source))
+        texts = [row["text"] for row in rows]
+        if self.characters is not None:
+            texts = [cut(text, self.characters) for text in texts]
+        test = Dataset.from_dict({"sentences": texts, "labels": [row["label"] for row in rows]})
+        self.dataset = DatasetDict(test=test)
+        self.texts = self.samples = min(self.documents, len(rows))

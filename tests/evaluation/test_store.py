@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from llm2comp import baselines
+from llm2comp.errors import UserError
+from llm2comp.evaluation import store, suites
+from llm2comp.evaluation.store import Score, Store, Stored
+
+
+@pytest.fixture
+def model(tiny_backbone: Path) -> SentenceTransformer:
+    return baselines.build("last-token", tiny_backbone)
+
+
+def stored(model: str = "a", quick: bool = False, key: str = "k") -> Stored:
+    score = Score("STS17", "cosine_spearman", 50.0, 1.0, 10, 10.0, 5, quick)
+    return Stored(model, score, "sts", "", {}, key, store.versions(), None)
+
+
+def test_a_fingerprint_is_the_same_after_use_and_from_disk(
+    model: SentenceTransformer, tmp_path: Path, sentences: list[str]
+) -> None:
+    before = store.fingerprint(model)
+    model.tokenizer.padding_side = "left"
+    model.encode([*sentences, " ".join(sentences)], batch_size=3)
+    model.tokenizer.padding_side = "right"
+    assert store.fingerprint(model) == before
+
+
+def test_a_fingerprint_tells_models_apart(model: SentenceTransformer, tiny_backbone: Path) -> None:
+    found = {
+        store.fingerprint(baselines.build(name, tiny_backbone)) for name in baselines.BASELINES
+    }
+    assert len(found) >= len(baselines.BASELINES) - 1
+    found.add(store.fingerprint(baselines.build("last-token", tiny_backbone, torch.bfloat16)))
+    model.prompts = {"query": "Find: "}
+    found.add(store.fingerprint(model))
+    model.max_seq_length = 7
+    found.add(store.fingerprint(model))
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    found.add(store.fingerprint(model))
+    assert len(found) >= len(baselines.BASELINES) + 3
+
+
+def test_a_key_changes_with_what_a_score_depends_on() -> None:
+    def key(model: str = "f", task: str = "TREC", quick: bool = False, said: str = "") -> str:
+        (chosen,) = suites.tasks([task], quick=quick)
+        return store.key(model, chosen, said, quick=quick)
+
+    keys = [key(), key("g"), key(task="R8"), key(quick=True), key(said="Find it")]
+    assert len(set(keys)) == len(keys)
+    assert key() == key()
+
+
+def test_results_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    results = Store(tmp_path)
+    kept = [stored("runs/a b"), stored("runs/a b", quick=True), stored("hub/c")]
+    for one in kept:
+        results.keep(one)
+    assert sorted(results.all(), key=repr) == sorted(kept, key=repr)
+    assert results.find("hub/c", "STS17", False, "k") == kept[2]
+    assert results.find("hub/c", "STS17", False, "another") is None
+    assert results.find("hub/c", "STS17", True, "k") is None
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    Store(tmp_path).keep(stored())
+    file = tmp_path / "a" / "STS17.json"
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(UserError, match=r"STS17\.json cannot be read; remove it"):
+        Store(tmp_path).all()
+
+
+@pytest.mark.parametrize(
+    ("lineage", "expected"),
+    [
+        (None, False),
+        ({"stages": [{"data": [{"query_instruction": ""}]}], "prompts": {"query": ""}}, False),
+        ({"stages": [{"data": [{"query_instruction": "Find"}]}]}, True),
+        ({"stages": [{}], "prompts": {"query": "Q: ", "document": ""}}, True),
+    ],
+)
+def test_instructions_are_read_off_the_lineage(
+    lineage: dict[str, object] | None, expected: bool
+) -> None:
+    assert store.trained_with_instructions(lineage) is expected
