@@ -21,7 +21,17 @@ from llm2comp.errors import UserError
 from llm2comp.stages import chain
 
 RUNNER = CliRunner()
-COMMANDS = ["train", "encode", "search", "evaluate", "results", "study", "data list", "data fetch", "demo"]
+COMMANDS = [
+    "train",
+    "encode",
+    "search",
+    "evaluate",
+    "results",
+    "study",
+    "data list",
+    "data fetch",
+    "demo",
+]
 
 
 @pytest.fixture(scope="module")
