@@ -4,16 +4,19 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs release clean
+.PHONY: help demo test test-minimum lint bench docs release clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: .venv/.installed  ## a language model becomes a text encoder: three stages, at most 15 minutes
 	$(BIN)/llm2comp demo --out runs/demo
 
 test: .venv/.dev  ## run the tests, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
+	.venv-minimum/bin/python -m pytest -m "not slow"
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -31,7 +34,7 @@ release: .venv/.installed  ## train the released encoder anew, from nothing (see
 	$(BIN)/python -m llm2comp.release runs/release smollm2-135m-llm2comp
 
 clean:  ## remove what the other targets made, except runs/
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv .venv-minimum site .pytest_cache .mypy_cache .ruff_cache .coverage
 
 # torch first and by its exact version: a CPU build that is at hand is then taken as it is.
 .venv/.torch: constraints.txt
@@ -46,6 +49,14 @@ clean:  ## remove what the other targets made, except runs/
 
 .venv/.dev: .venv/.installed
 	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv-minimum/.dev: constraints-minimum.txt pyproject.toml
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(grep '^torch==' constraints.txt)" hatchling editables
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-minimum.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 .venv/.docs: .venv/.installed

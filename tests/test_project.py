@@ -1,0 +1,36 @@
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+
+
+def pinned(file: str) -> dict[str, Version]:
+    lines = (ROOT / file).read_text().splitlines()
+    pins = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {canonicalize_name(name): Version(version) for name, version in pins}
+
+
+def lowest() -> dict[str, Version]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = map(Requirement, project["dependencies"])
+    bounds = {canonicalize_name(one.name): list(one.specifier) for one in needed}
+    assert all([spec.operator for spec in specs] == [">="] for specs in bounds.values()), "a cap"
+    return {name: Version(specs[0].version) for name, specs in bounds.items()}
+
+
+def test_what_is_tested_as_the_lowest_versions_are_the_lowest_allowed() -> None:
+    tested, allowed = pinned("constraints-minimum.txt"), lowest()
+    assert tested.keys() == allowed.keys() - {"pip"}  # Python brings its own
+    for name, version in tested.items():
+        assert name == "torch" or version == allowed[name], name
+    assert tested["torch"] >= allowed["torch"]
+
+
+def test_the_pinned_versions_are_allowed() -> None:
+    pins = pinned("constraints.txt")
+    for name, version in lowest().items():
+        assert name == "pip" or pins[name] >= version, name
