@@ -93,10 +93,19 @@ def merge_memory(model: SentenceTransformer, threshold: float) -> SentenceTransf
         raise UserError(f"merging threshold {threshold} is not above 0 and at most 1")
     for name, module in model.named_children():
         weights = module.word_weights if isinstance(module, MergeMemory) else module
-        if isinstance(weights, WordWeights) and _weighs_memory_only(weights):
+        if weights is memory_weights(model):
             setattr(model, name, MergeMemory(weights, threshold))
             return model
     raise UserError("this model does not pool over memory tokens, so there are none to merge")
+
+
+def memory_weights(model: SentenceTransformer) -> WordWeights | None:
+    """Return the module by which a model pools over memory tokens alone; None if it does not."""
+    for module in model.children():
+        weights = module.word_weights if isinstance(module, MergeMemory) else module
+        if isinstance(weights, WordWeights) and _weighs_memory_only(weights):
+            return weights
+    return None
 
 
 def _weighs_memory_only(module: WordWeights) -> bool:

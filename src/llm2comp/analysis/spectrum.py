@@ -4,6 +4,7 @@ No data matrix is decomposed: rows are added up chunk by chunk, so that memory
 is that of a ``(dimension, dimension)`` matrix however many rows there are.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]
 
-CHUNK = 8192
 SHARES = (0.90, 0.99)
 """Of the variance, whose number of components is counted."""
 ROGUE = 3
@@ -34,16 +34,17 @@ class Sums:
     products: Floats
 
     @classmethod
-    def of(cls, rows: Rows) -> "Sums":
-        """Add up rows ``(n, dimension)`` chunk by chunk, in float64: float32 adds directions."""
-        n, dimension = rows.shape
-        total = np.zeros(dimension)
-        products = np.zeros((dimension, dimension))
-        for start in range(0, n, CHUNK):
-            chunk = rows[start : start + CHUNK].astype(np.float64)
-            total += chunk.sum(0)
-            products += chunk.T @ chunk
-        return cls(n, total, products)
+    def of(cls, chunks: Iterable[Rows]) -> "Sums":
+        """Add up chunks of rows ``(n, dimension)``, in float64: float32 would add directions."""
+        n = 0
+        total: Floats | float = 0.0
+        products: Floats | float = 0.0
+        for chunk in chunks:
+            rows = chunk.astype(np.float64)
+            n += len(rows)
+            total = total + rows.sum(0)
+            products = products + rows.T @ rows
+        return cls(n, np.asarray(total), np.asarray(products))
 
 
 @dataclass(frozen=True)

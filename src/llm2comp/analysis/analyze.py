@@ -1,0 +1,173 @@
+"""All measures of one encoder, on a sample of texts, or on vectors that are there already."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from llm2comp.analysis import memory_tokens, neighbours
+from llm2comp.analysis.memory_tokens import MemoryTokens
+from llm2comp.analysis.sample import Sample
+from llm2comp.analysis.spectrum import Spectrum, Sums, spectrum
+from llm2comp.cache import whole_file
+from llm2comp.encode import embed
+from llm2comp.errors import UserError
+from llm2comp.merging import memory_weights
+from llm2comp.progress import advancing, text_progress
+
+CHUNK = 8192
+PAIRWISE = 5000
+"""Vectors, at most, for the measures that compare all with all; more are sampled."""
+
+Vectors = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found out about one encoder's vectors, scaled to unit length.
+
+    Attributes:
+        model: name as given.
+        data: what it read, in words.
+        n: number of vectors.
+        dimension: of a vector.
+        spectrum: see :class:`.spectrum.Spectrum`.
+        alignment: of positive pairs; None without pairs.
+        uniformity: see :func:`.neighbours.uniformity`.
+        hubness: see :func:`.neighbours.hubness`.
+        compared: number of vectors of the last two, drawn by a seed if fewer than ``n``.
+        memory: of the memory tokens before pooling; None if the model has none.
+        seconds: encoding and measuring.
+    """
+
+    model: str
+    data: str
+    n: int
+    dimension: int
+    spectrum: Spectrum
+    alignment: float | None
+    uniformity: float
+    hubness: float
+    compared: int
+    memory: MemoryTokens | None
+    seconds: float
+
+    def write(self, file: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        with whole_file(file) as partial:
+            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+            partial.write_text(text + "\n", encoding="utf-8")
+
+
+def analyze_model(
+    model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32
+) -> Analysis:
+    """Encode a sample with a progress bar and measure its vectors.
+
+    Args:
+        model: any sentence-transformers model.
+        name: how the analysis calls it.
+        sample: of :func:`.sample.draw`; anchors are encoded as queries, positives as documents.
+        batch_size: texts at once; it changes speed, not numbers.
+
+    Raises:
+        UserError: if there are fewer than two texts, or a vector is not finite.
+    """
+    start = perf_counter()
+    states: list[npt.NDArray[np.floating]] = []
+    with text_progress() as progress:
+        bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
+        with advancing(model, progress, bar), _memory_states(model, states):
+            asked = "query" if sample.positives else None
+            vectors = embed(model, sample.texts, batch_size, asked)
+            pairs = embed(model, sample.positives, batch_size, "document") if asked else None
+    memory = memory_tokens.measure(states) if states else None
+    return _measured(name, sample.note, vectors, pairs, memory, start)
+
+
+def analyze_vectors(file: Path) -> Analysis:
+    """Measure the rows of a ``.npy`` file, which is read piece by piece.
+
+    Raises:
+        UserError: if it is no array of at least two rows of numbers.
+    """
+    start = perf_counter()
+    try:
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is no array of numpy: {error}") from error
+    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
+        raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
+    return _measured(file.name, f"{len(rows):,} vectors of {file.name}", rows, None, None, start)
+
+
+def _measured(
+    name: str,
+    data: str,
+    vectors: Vectors,
+    positives: Vectors | None,
+    memory: MemoryTokens | None,
+    start: float,
+) -> Analysis:
+    n, dimension = vectors.shape
+    if n < 2:
+        raise UserError(f"{name}: {n} vectors; a spectrum needs at least two")
+    sums = Sums.of(_unit(vectors[i : i + CHUNK], name) for i in range(0, n, CHUNK))
+    chosen = np.sort(np.random.default_rng(0).permutation(n)[:PAIRWISE])
+    compared = _unit(vectors[chosen], name)
+    return Analysis(
+        model=name,
+        data=data,
+        n=n,
+        dimension=dimension,
+        spectrum=spectrum(sums),
+        alignment=None
+        if positives is None
+        else neighbours.alignment(_unit(vectors, name), _unit(positives, name)),
+        uniformity=neighbours.uniformity(compared),
+        hubness=neighbours.hubness(compared),
+        compared=len(compared),
+        memory=memory,
+        seconds=perf_counter() - start,
+    )
+
+
+def _unit(rows: Vectors, name: str) -> Vectors:
+    """Return rows of unit length; a row of zeros stays."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():
+        raise UserError(f"{name}: a vector is not finite; load the model in float32")
+    return np.asarray(rows / np.where(norms > 0, norms, 1))
+
+
+@contextmanager
+def _memory_states(
+    model: SentenceTransformer, states: list[npt.NDArray[np.floating]]
+) -> Iterator[None]:
+    """Collect the memory tokens ``(texts, k, hidden)`` of every batch, if the model has any."""
+    weights = memory_weights(model)
+    if weights is None:
+        yield
+        return
+
+    def collect(_: nn.Module, __: Any, features: dict[str, Any]) -> None:
+        read = weights.emb_layer(features["input_ids"]).squeeze(-1) * features["attention_mask"] > 0
+        tokens = features["token_embeddings"][read].detach().float().cpu()
+        states.append(tokens.reshape(len(read), -1, tokens.shape[-1]).numpy())
+
+    hook = model[0].register_forward_hook(collect)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        hook.remove()
