@@ -143,26 +143,30 @@ class Pretext(StageBase):
     eval_passages: PositiveInt = 64
 
 
-class Unsupervised(StageBase):
-    """Stage 2 (UCL): SimCSE, the same text twice under different dropout."""
+class Contrastive(StageBase):
+    """What UCL and SCL share."""
 
-    stage: Literal["unsupervised"] = "unsupervised"
-    temperature: Annotated[float, Field(gt=0)] = 0.05
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    mini_batch_size: PositiveInt = 32
-    max_length: PositiveInt = 512
-    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
-
-
-class Supervised(StageBase):
-    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives; scored pairs."""
-
-    stage: Literal["supervised"] = "supervised"
     temperature: Annotated[float, Field(gt=0)] = 0.05
     mini_batch_size: PositiveInt = 32
     """Texts in memory at once; a batch of scored pairs is not split."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
+    eval_steps: PositiveInt = 20
+    eval_pairs: Annotated[int, Field(ge=0)] = 32
+    """Held out to watch loss, effective dimension and cosines; 0 to watch nothing."""
+
+
+class Unsupervised(Contrastive):
+    """Stage 2 (UCL): SimCSE, the same text twice under different dropout."""
+
+    stage: Literal["unsupervised"] = "unsupervised"
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class Supervised(Contrastive):
+    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives; scored pairs."""
+
+    stage: Literal["supervised"] = "supervised"
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]

@@ -82,7 +82,7 @@ def test_sentences_are_distinct_and_a_shortage_is_logged(
 def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
     plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(100)]
     triples = [row | {"negative": "n"} for row in plain]
-    found = load_pairs(
+    found, _ = load_pairs(
         [
             pair_source(tmp_path / "plain.jsonl", plain, weight=2, query_instruction="Find it"),
             pair_source(tmp_path / "triples.jsonl", triples),
@@ -102,11 +102,30 @@ def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
     assert second[0]["anchor"].startswith("q")
 
 
+def test_what_is_held_out_is_not_trained_on_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(40)]
+    scored = [{"anchor": f"a{i}", "positive": f"b{i}", "score": i} for i in range(40)]
+    files = [
+        pair_source(tmp_path / "plain.jsonl", plain, query_instruction="Find it"),
+        pair_source(tmp_path / "scored.jsonl", scored),
+    ]
+    whole, nothing = load_pairs(files, count=50, seed=0)
+    same, held = load_pairs(files, count=50, seed=0, held_out=10)
+    assert not nothing
+    assert {name: part.to_list() for name, part in same.items()} == {
+        name: part.to_list() for name, part in whole.items()
+    }
+    trained = {row["positive"] for part in whole.values() for row in part}
+    assert len(held) == 5  # those without a score
+    assert trained.isdisjoint(positive for _, positive in held)
+    assert all(one == f"Find it:{other.replace('p', 'q')}\n" for one, other in held)
+
+
 def test_a_source_used_twice_keeps_two_datasets(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(10)]
     source = pair_source(tmp_path / "a.jsonl", rows)
     swapped = source.model_copy(update={"columns": {"anchor": "positive", "positive": "anchor"}})
-    found = load_pairs([source, swapped], count=8, seed=0)
+    found, _ = load_pairs([source, swapped], count=8, seed=0)
     assert list(found) == [source.source, f"{source.source}#2"]
     assert found[f"{source.source}#2"][0]["anchor"].startswith("p")
 
@@ -122,7 +141,7 @@ def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None
         {"anchor": f"q{i}", "positive": f"p{i}", "score": str(i / 2) if i % 2 else i / 2}
         for i in range(10)
     ]
-    found = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
+    found, _ = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
     (dataset,) = found.values()
     assert dataset.column_names == ["anchor", "positive", "score"]
     assert {row["anchor"]: row["score"] for row in dataset} == {f"q{i}": i / 2 for i in range(10)}

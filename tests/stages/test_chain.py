@@ -89,8 +89,19 @@ def test_layout_and_log(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {*FOLDERS.values(), "model", "recipe.yaml", "run.jsonl"}
     events = [json.loads(line) for line in (uninterrupted / "run.jsonl").open()]
-    held = [event["held_out"] for event in events if "held_out" in event]
-    assert [event["step"] for event in events if "held_out" in event] == [0, 10, 20, 30]
+    watched = {
+        stage: [
+            (e["step"], e["held_out"]) for e in events if "held_out" in e and e["stage"] == stage
+        ]
+        for stage in FOLDERS
+    }
+    assert [step for step, _ in watched["pretext"]] == [0, 10, 20, 30]
+    for stage in ("unsupervised", "supervised"):
+        assert watched[stage][0][0] == 0
+        assert all(1 <= h["rankme"] <= 32 and h["loss"] > 0 for _, h in watched[stage])
+        assert all(h["token_cosine"] <= 1 for _, h in watched[stage])
+    held = [measured for _, measured in watched["pretext"]]
+    assert all(1 <= h["rankme"] <= 8 for h in held)  # of eight held-out passages
     assert all(h["gap"] == pytest.approx(h["other"] - h["own"], abs=2e-4) for h in held)
     assert [event["stage"] for event in events if event.get("done")] == list(FOLDERS)
     lineage = json.loads((uninterrupted / "model" / "llm2comp.json").read_text())

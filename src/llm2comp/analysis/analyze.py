@@ -87,7 +87,7 @@ def analyze_model(
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:
         bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
-        with advancing(model, progress, bar), _memory_states(model, states):
+        with advancing(model, progress, bar), memory_states(model, states):
             asked = "query" if sample.positives else None
             vectors = embed(model, sample.texts, batch_size, asked)
             pairs = embed(model, sample.positives, batch_size, "document") if asked else None
@@ -151,7 +151,7 @@ def _unit(rows: Vectors, name: str) -> Vectors:
 
 
 @contextmanager
-def _memory_states(
+def memory_states(
     model: SentenceTransformer, states: list[npt.NDArray[np.floating]]
 ) -> Iterator[None]:
     """Collect the memory tokens ``(texts, k, hidden)`` of every batch, if the model has any."""

@@ -1,5 +1,6 @@
 """What UCL and SCL share: an encoder folder in, contrastive training, an encoder folder out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm2comp.compressor import add_adapter
 from llm2comp.data.sources import SCORE
 from llm2comp.hardware import compute_dtype
 from llm2comp.stages import training
+from llm2comp.stages.collapse import CollapseWatch
 
 
 class ContrastiveTrainer(training.AdapterCheckpoints, SentenceTransformerTrainer):
@@ -35,6 +37,7 @@ def train_contrastive(
     run: recipe.Recipe,
     stage: recipe.Unsupervised | recipe.Supervised,
     data: Dataset | DatasetDict,
+    held: Sequence[tuple[str, str]],
     source: Path,
     folder: Path,
     work: Path,
@@ -52,6 +55,7 @@ def train_contrastive(
         run: the whole recipe.
         stage: its contrastive stage.
         data: columns anchor, positive and perhaps negative or score; a batch is of one dataset.
+        held: anchors and positives that are watched, not trained on.
         source: the encoder folder to start from.
         folder: the encoder folder to write.
         work: where checkpoints are kept until the folder is written.
@@ -90,6 +94,18 @@ def train_contrastive(
         train_dataset=data,
         loss=_losses(model, stage, data, gather=arguments.world_size > 1),
     )
+    trainer.add_callback(
+        CollapseWatch(
+            model,
+            held,
+            stage.stage,
+            every=stage.eval_steps,
+            temperature=stage.temperature,
+            dropout=isinstance(stage, recipe.Unsupervised),
+            dtype=dtype,
+            log=log,
+        )
+    )
     training.run(trainer, work, stage.stage, log, longest=model.max_seq_length)
     adapter = work / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
@@ -103,7 +119,7 @@ def train_contrastive(
 
 def _losses(
     model: SentenceTransformer,
-    stage: recipe.Unsupervised | recipe.Supervised,
+    stage: recipe.Contrastive,
     data: Dataset | DatasetDict,
     *,
     gather: bool,
@@ -119,7 +135,7 @@ def _losses(
 
 
 def _info_nce(
-    model: SentenceTransformer, stage: recipe.Unsupervised | recipe.Supervised, *, gather: bool
+    model: SentenceTransformer, stage: recipe.Contrastive, *, gather: bool
 ) -> torch.nn.Module:
     """InfoNCE over in-batch negatives; cached (GradCache) only where a batch needs it.
 

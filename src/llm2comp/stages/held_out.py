@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from llm2comp.backbone import token_table
 from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Compression, Objective
+from llm2comp.stages.directions import Directions
 
 TOKENS = 64
 """Held-out passages are judged on their first 64 tokens: 48 compressed, 16 predicted."""
@@ -30,6 +31,9 @@ class HeldOut:
         gap: ``other - own``, the information that memory carries.
         token_cosine: mean cosine between the k memory tokens of a text.
         text_cosine: mean cosine between the embeddings of different texts.
+        rankme: effective dimension of the embeddings, see :class:`.Directions`; at most their
+            number.
+        participation_ratio: the same, of their variance.
     """
 
     own: float
@@ -39,6 +43,8 @@ class HeldOut:
     gap: float
     token_cosine: float
     text_cosine: float
+    rankme: float
+    participation_ratio: float
 
     def as_dict(self) -> dict[str, float]:
         """Return the measurements rounded for a log line."""
@@ -55,8 +61,10 @@ def cut(passages: list[list[int]]) -> tuple[list[list[int]], list[int]]:
 def measure(compressor: Compressor, objective: Compression, batches: list[Batch]) -> HeldOut:
     """Measure own, other's and zeroed memory over batches of at least two passages each."""
     with _evaluating(compressor):
-        rows = [_measure(compressor, objective, batch) for batch in batches]
-    own, other, zeroed, last, tokens, texts = _mean(rows, batches).tolist()
+        measured = [_measure(compressor, objective, batch) for batch in batches]
+    rows = [values for values, _ in measured]
+    own, other, zeroed, last, tokens = _mean(rows, batches).tolist()
+    directions = Directions.of(torch.cat([embeddings for _, embeddings in measured]))
     return HeldOut(
         own=own,
         other=other,
@@ -64,7 +72,7 @@ def measure(compressor: Compressor, objective: Compression, batches: list[Batch]
         last_tokens=last,
         gap=other - own,
         token_cosine=tokens,
-        text_cosine=texts,
+        **asdict(directions),
     )
 
 
@@ -91,15 +99,15 @@ def _mean(rows: list[Tensor], batches: list[Batch]) -> Tensor:
     return (torch.stack(rows, dim=-1) * sizes).sum(-1) / sizes.sum()
 
 
-def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> Tensor:
+def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return five numbers of a batch, and its embeddings ``(batch, hidden)``."""
     memory = compressor.compress(batch.input_ids, batch.attention_mask)
     last = _last_tokens(compressor, batch)
     own = compressor.as_input(memory)
     given = (own, own.roll(1, dims=0), torch.zeros_like(own), last)
     losses = [objective.given_memory(compressor, which, batch).float() for which in given]
-    embeddings = memory.float().mean(1)
-    cosines = [mean_cosine(memory.float()).mean(), mean_cosine(embeddings)]
-    return torch.stack([*losses, *cosines]).cpu()
+    tokens = mean_cosine(memory.float()).mean()
+    return torch.stack([*losses, tokens]).cpu(), memory.float().mean(1)
 
 
 def _last_tokens(compressor: Compressor, batch: Batch) -> Tensor:

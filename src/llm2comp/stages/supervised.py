@@ -19,13 +19,18 @@ def train_supervised(
     log: RunLog,
 ) -> None:
     """Train stage 3 from the encoder folder ``source`` and write ``folder``."""
-    pairs = load_pairs(
-        stage.data, count=stage.steps * stage.batch_size, seed=run.seed, on_bad_row=run.on_bad_row
+    pairs, held = load_pairs(
+        stage.data,
+        count=stage.steps * stage.batch_size,
+        seed=run.seed,
+        on_bad_row=run.on_bad_row,
+        held_out=stage.eval_pairs,
     )
     train_contrastive(
         run,
         stage,
         pairs,
+        held,
         source,
         folder,
         work,

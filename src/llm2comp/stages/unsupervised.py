@@ -20,14 +20,17 @@ def train_unsupervised(
     log: RunLog,
 ) -> None:
     """Train stage 2 from the encoder folder ``source`` and write ``folder``."""
+    count = stage.steps * stage.batch_size
     texts = load_sentences(
-        stage.data, count=stage.steps * stage.batch_size, seed=run.seed, on_bad_row=run.on_bad_row
+        stage.data, count=count + stage.eval_pairs, seed=run.seed, on_bad_row=run.on_bad_row
     )["text"]
-    twice = Dataset.from_dict({"anchor": texts, "positive": texts})
+    seen, held = texts[:count], texts[count:]
+    twice = Dataset.from_dict({"anchor": seen, "positive": seen})
     train_contrastive(
         run,
         stage,
         twice,
+        [(text, text) for text in held],
         source,
         folder,
         work,

@@ -10,6 +10,7 @@ from llm2comp import recipe
 from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Compression, Objective
 from llm2comp.stages import held_out, training
+from llm2comp.stages.collapse import warn_of_collapse
 
 logger = logging.getLogger("llm2comp")
 
@@ -61,6 +62,7 @@ class HeldOutWatch(TrainerCallback):
         self.stage = stage
         self.log_file = log
         self.flat = 0
+        self.warned = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -93,9 +95,12 @@ class HeldOutWatch(TrainerCallback):
             f"[dim]step {step}: held-out loss {result.own:.3f}, with another text's "
             f"memory {result.other:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
             f"{result.last_tokens:.3f}; cosine between memory tokens "
-            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}"
+            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}; effective "
+            f"dimension {result.rankme:.1f}"
         )
         self._warn_of_a_flat_gap(step, result.gap)
+        if step and not self.warned:
+            self.warned = warn_of_collapse("pretext", step, result.text_cosine)
 
     def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
         self.flat = self.flat + 1 if step and gap < FLAT_GAP else 0

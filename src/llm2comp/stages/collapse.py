@@ -1,0 +1,136 @@
+"""Watch the contrastive stages: do the vectors of held-out texts keep their directions?"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llm2comp.analysis import analyze, memory_tokens
+from llm2comp.stages.directions import Directions
+from llm2comp.stages.training import RunLog
+
+logger = logging.getLogger("llm2comp")
+
+ALIKE = 0.97
+"""A mean cosine above this says that all texts have become one vector."""
+BATCH = 16
+
+
+def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
+    """Warn in one line if texts have become alike; return whether they have."""
+    collapsed = text_cosine > ALIKE
+    if collapsed:
+        logger.warning(
+            "%s: the embeddings of different texts have a mean cosine of %.3f at step %d: they "
+            "have collapsed; lower the learning rate or warm up longer",
+            stage,
+            text_cosine,
+            step,
+        )
+    return collapsed
+
+
+class CollapseWatch(TrainerCallback):
+    """Measures held-out pairs before the first step, every N steps and at the end.
+
+    Args:
+        model: the encoder in training.
+        pairs: held-out anchors and positives; fewer than two are not watched.
+        stage: name of the stage.
+        every: steps between measurements.
+        temperature: of the stage's loss.
+        dropout: pairs are equal texts, told apart by dropout alone (UCL).
+        dtype: of autocast.
+        log: measurements go here.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        pairs: Sequence[tuple[str, str]],
+        stage: str,
+        *,
+        every: int,
+        temperature: float,
+        dropout: bool,
+        dtype: torch.dtype,
+        log: RunLog,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.stage = stage
+        self.every = every
+        self.temperature = temperature
+        self.dropout = dropout
+        self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
+        self.log_file = log
+        self.warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Measure what the stage starts from."""
+        if state.global_step == 0:
+            self._measure(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Measure every N steps and at the end."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(state)
+
+    def _measure(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero or len(self.pairs) < 2:
+            return
+        with torch.no_grad(), self.autocast, torch.random.fork_rng():
+            torch.manual_seed(0)  # the same dropout each time, and training's own untouched
+            values = self._values()
+            self.model.train()
+        self._report(state.global_step, {name: round(value, 4) for name, value in values.items()})
+
+    def _values(self) -> dict[str, float]:
+        """Return the loss over in-batch negatives and how the positives use their space."""
+        anchors, positives = (list(side) for side in zip(*self.pairs, strict=True))
+        states: list[npt.NDArray[np.floating]] = []
+        self.model.eval()
+        with analyze.memory_states(self.model, states):
+            still = self._embed(positives)
+        self.model.train(self.dropout)
+        views = self._embed(anchors), self._embed(positives) if self.dropout else still
+        ones, others = (normalize(view, dim=-1) for view in views)
+        logits = ones @ others.T / self.temperature
+        loss = cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        values = {"loss": loss.item(), **asdict(Directions.of(still))}
+        if states:
+            values["token_cosine"] = memory_tokens.measure(states).redundancy
+        return values
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
+        self.log_file.write(stage=self.stage, step=step, held_out=values)
+        tokens = values.get("token_cosine")
+        between = "" if tokens is None else f", between memory tokens {tokens:.2f}"
+        self.log_file.console.print(
+            f"[dim]step {step}: held-out loss {values['loss']:.3f}; effective dimension "
+            f"{values['rankme']:.1f}; cosine between texts {values['text_cosine']:.2f}{between}"
+        )
+        if not self.warned:
+            self.warned = warn_of_collapse(self.stage, step, values["text_cosine"])
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        batches = [list(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
+        vectors = []
+        for batch in batches:
+            features = {
+                name: value.to(self.model.device) if isinstance(value, Tensor) else value
+                for name, value in self.model.preprocess(batch).items()
+            }
+            vectors.append(self.model(features)["sentence_embedding"].float())
+        return torch.cat(vectors)
