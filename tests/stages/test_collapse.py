@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from llm2comp import baselines
 from llm2comp.stages.collapse import CollapseWatch
 from llm2comp.stages.directions import Directions
-from llm2comp.stages.training import RunLog
+from llm2comp.stages.run_log import RunLog
 
 
 def watch(

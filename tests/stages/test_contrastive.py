@@ -9,8 +9,9 @@ from sentence_transformers import SentenceTransformer, util
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from llm2comp import recipe
-from llm2comp.stages import chain, training
+from llm2comp.stages import chain
 from llm2comp.stages.contrastive import train_contrastive
+from llm2comp.stages.run_log import RunLog
 
 
 def test_training_on_scores_turns_the_order_of_pairs_round(
@@ -32,10 +33,11 @@ def test_training_on_scores_turns_the_order_of_pairs_round(
         run,
         run.stages[2].model_copy(update={"steps": 40, "batch_size": 7}),
         DatasetDict({"scored": Dataset.from_dict(pairs)}),
+        [],
         source,
         folder,
         tmp_path / "work",
-        training.RunLog(tmp_path / "run.jsonl", Console()),
+        RunLog(tmp_path / "run.jsonl", Console()),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
     )
     assert spearmanr(similarities(folder), scores).statistic > 0.9

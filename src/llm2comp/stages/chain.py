@@ -12,8 +12,8 @@ from llm2comp.cache import whole_file, whole_folder
 from llm2comp.errors import UserError
 from llm2comp.stages.folders import FOLDERS
 from llm2comp.stages.pretext import train_pretext
+from llm2comp.stages.run_log import RunLog
 from llm2comp.stages.supervised import train_supervised
-from llm2comp.stages.training import RunLog
 from llm2comp.stages.unsupervised import train_unsupervised
 
 MODEL = "model"

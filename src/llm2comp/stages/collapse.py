@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.analysis import analyze, memory_tokens
 from llm2comp.stages.directions import Directions
-from llm2comp.stages.training import RunLog
+from llm2comp.stages.run_log import RunLog
 
 logger = logging.getLogger("llm2comp")
 

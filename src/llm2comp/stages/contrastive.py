@@ -24,6 +24,7 @@ from llm2comp.data.sources import SCORE
 from llm2comp.hardware import compute_dtype
 from llm2comp.stages import training
 from llm2comp.stages.collapse import CollapseWatch
+from llm2comp.stages.run_log import RunLog
 
 
 class ContrastiveTrainer(training.AdapterCheckpoints, SentenceTransformerTrainer):
@@ -41,7 +42,7 @@ def train_contrastive(
     source: Path,
     folder: Path,
     work: Path,
-    log: training.RunLog,
+    log: RunLog,
     *,
     batch_sampler: BatchSamplers,
     attention_dropout: float = 0.0,
@@ -106,7 +107,9 @@ def train_contrastive(
             log=log,
         )
     )
-    training.run(trainer, work, stage.stage, log, longest=model.max_seq_length)
+    counter = training.TokenCounter()
+    model[0].register_forward_pre_hook(lambda _, given: counter.add(given[0]["attention_mask"]))
+    training.run(trainer, work, stage.stage, log, counter, longest=model.max_seq_length)
     adapter = work / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
     merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)

@@ -24,6 +24,7 @@ from llm2comp.hardware import compute_dtype
 from llm2comp.memory import add_memory_tokens
 from llm2comp.objectives import OBJECTIVES, Batch, Objective
 from llm2comp.stages import held_out, training, watch
+from llm2comp.stages.run_log import RunLog
 
 
 class PretextModel(nn.Module):
@@ -33,10 +34,12 @@ class PretextModel(nn.Module):
         super().__init__()
         self.compressor = compressor
         self.objective = objective
+        self.counter = training.TokenCounter()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}``."""
         batch = batch.to(self.compressor.device)
+        self.counter.add(batch.attention_mask)
         return {"loss": self.objective.loss(self.compressor, batch)}
 
 
@@ -61,7 +64,7 @@ class Collator:
 
 
 def train_pretext(
-    run: recipe.Recipe, stage: recipe.Pretext, folder: Path, work: Path, log: training.RunLog
+    run: recipe.Recipe, stage: recipe.Pretext, folder: Path, work: Path, log: RunLog
 ) -> None:
     """Train stage 1 on the recipe's backbone and write its encoder folder.
 
@@ -114,7 +117,7 @@ def train_pretext(
     batches = _batches(held, collator)
     trainer.add_callback(watch.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     longest = stage.passages.max_tokens + tokenizer.num_special_tokens_to_add()
-    training.run(trainer, work, stage.stage, log, longest=longest)
+    training.run(trainer, work, stage.stage, log, pretext.counter, longest=longest)
     _write(run, stage, compressor, folder, work)
 
 

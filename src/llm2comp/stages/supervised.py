@@ -7,7 +7,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from llm2comp import recipe
 from llm2comp.data.pairs import load_pairs
 from llm2comp.stages.contrastive import train_contrastive
-from llm2comp.stages.training import RunLog
+from llm2comp.stages.run_log import RunLog
 
 
 def train_supervised(

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,13 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.compressor import trainable_parameters
 from llm2comp.hardware import training_attention
 from llm2comp.recipe import StageBase
+from llm2comp.stages.run_log import RunLog
 
 WEIGHTS = "trainable.safetensors"
 
@@ -80,11 +81,25 @@ def training_arguments(
     }
 
 
-def run(trainer: Trainer, work: Path, label: str, log: "RunLog", *, longest: int) -> None:
+class TokenCounter:
+    """Counts the tokens of the texts that a model is trained on."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def add(self, attention_mask: Tensor) -> None:
+        """Count a batch, unless it is read without gradients: GradCache reads each text twice."""
+        if torch.is_grad_enabled():
+            self.tokens += int(attention_mask.sum())
+
+
+def run(
+    trainer: Trainer, work: Path, label: str, log: RunLog, counter: TokenCounter, *, longest: int
+) -> None:
     """Train on texts of at most ``longest`` tokens, from the last whole checkpoint if any."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
-    trainer.add_callback(RunProgress(label, log))
+    trainer.add_callback(RunProgress(label, log, counter))
     checkpoint = last_checkpoint(work)
     with training_attention(longest):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -108,25 +123,14 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-class RunLog:
-    """``run.jsonl``: one line an event, appended and flushed at once."""
-
-    def __init__(self, path: Path, console: Console) -> None:
-        self.path = path
-        self.console = console
-
-    def write(self, **event: Any) -> None:
-        """Append an event."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event, ensure_ascii=False) + "\n")
-
-
 class RunProgress(TrainerCallback):
-    """A progress bar with steps, rate, loss and time left; losses also go to ``run.jsonl``."""
+    """A progress bar with steps, rate, loss and time left; losses also go to the log."""
 
-    def __init__(self, label: str, log: RunLog) -> None:
+    def __init__(self, label: str, log: RunLog, counter: TokenCounter) -> None:
         self.label = label
         self.log_file = log
+        self.counter = counter
+        self.since = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -146,6 +150,7 @@ class RunProgress(TrainerCallback):
         """Start the bar."""
         if state.is_world_process_zero:
             self.bar.start()
+            self.since = perf_counter()
             self.task = self.bar.add_task(
                 self.label, total=state.max_steps, completed=state.global_step, rate="", loss=""
             )
@@ -171,11 +176,15 @@ class RunProgress(TrainerCallback):
         if self.task is None or not logs or "loss" not in logs:
             return
         self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}")
+        now = perf_counter()
+        rate = self.counter.tokens / (now - self.since)
+        self.counter.tokens, self.since = 0, now
         self.log_file.write(
             stage=self.label,
             step=state.global_step,
             loss=logs["loss"],
             learning_rate=logs.get("learning_rate"),
+            tokens_per_second=round(rate, 1),
         )
 
     def on_train_end(

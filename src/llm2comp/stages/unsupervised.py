@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from llm2comp import recipe
 from llm2comp.data.sentences import load_sentences
 from llm2comp.stages.contrastive import train_contrastive
-from llm2comp.stages.training import RunLog
+from llm2comp.stages.run_log import RunLog
 
 
 def train_unsupervised(

@@ -9,8 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llm2comp import recipe
 from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Compression, Objective
-from llm2comp.stages import held_out, training
+from llm2comp.stages import held_out
 from llm2comp.stages.collapse import warn_of_collapse
+from llm2comp.stages.run_log import RunLog
 
 logger = logging.getLogger("llm2comp")
 
@@ -52,7 +53,7 @@ class HeldOutWatch(TrainerCallback):
         batches: list[Batch],
         stage: recipe.Pretext,
         dtype: torch.dtype,
-        log: training.RunLog,
+        log: RunLog,
     ) -> None:
         self.compressor = compressor
         self.objective = objective
