@@ -44,7 +44,7 @@ clean:  ## remove what the other targets made, except runs/
 	@touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml
-	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable '.[report]'
 	@touch $@
 
 .venv/.dev: .venv/.installed

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ def run_folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     for name in [*FOLDERS.values(), chain.MODEL]:
         baselines.build("weighted-mean", tiny_backbone).save_pretrained(str(out / name))
     (out / "run.jsonl").write_text(LOG.lstrip())
+    shutil.copy(recipe_path("demo"), out / "recipe.yaml")
     return out
 
 
@@ -77,5 +79,8 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     for query in demo.QUERIES:
         shown = output.partition(query)[2].splitlines()[1:3]
         assert all(line.split("  ")[-1].rstrip("…") in " ".join(sentences) for line in shown)
+    report = run_folder / "report.html"
+    assert f"{report}: open it" in output.replace("\n", "")
+    assert " ".join(sentences[0].split()[:4]) in report.read_text()
     python = output.partition("Use it\n")[2]
     exec(python.replace("print", "_ = "))  # what it tells a newcomer to type must run

@@ -98,6 +98,7 @@ for _command in (
     judging.evaluate,
     judging.results,
     judging.analyze,
+    judging.report,
     training.study,
     sources.doctor,
     training.demo,

@@ -8,14 +8,21 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import recipe, release, scores, shipped
+from llm2comp.analysis.sample import Sample
 from llm2comp.cache import whole_file
 from llm2comp.data import catalog
 from llm2comp.evaluation import table
+from llm2comp.evaluation.tasks.squad import cut
 from llm2comp.hardware import compute_dtype
+from llm2comp.report import gather, plots, write
 from llm2comp.search import search_all
 from llm2comp.stages import chain
+from llm2comp.text_files import read_texts
 
 PASSAGES = 300
+PASSAGES_FILE = "passages.jsonl"
+REPORT_TEXTS = 200
+REPORT_CHARACTERS = 160
 QUERIES = (
     "what happens when jurors cannot agree on a verdict",
     "the calm middle of a hurricane",
@@ -25,11 +32,12 @@ QUERIES = (
 
 
 def run(out: Path) -> None:
-    """Train the demo recipe in ``out``, then print the table, three searches and how to go on.
+    """Train the demo recipe in ``out``, then print the table, three searches, and a report's place.
 
     Raises:
-        UserError: as :func:`llm2comp.stages.chain.train` does.
+        UserError: as :func:`llm2comp.stages.chain.train` does, and if plotly is not installed.
     """
+    plots.script()  # missing, it is told now and not after the training
     console = Console(highlight=False)
     plan = recipe.load_recipe(shipped.recipe_path("demo"))
     console.print(f"[bold]{plan.backbone.name}[/bold] becomes a text encoder, in {out}")
@@ -44,6 +52,7 @@ def run(out: Path) -> None:
     table.show(rows, scores.costs(plan, out), console)
     console.print("released: trained longer, by recipes/smollm2-135m.yaml; recorded scores\n")
     _search(release.load_model(str(model_folder), compute_dtype("auto")), out, console)
+    _report(out, console)
     console.print("[bold]Use it[/bold]")
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
 
@@ -60,7 +69,7 @@ def _about_the_start(plan: recipe.Recipe) -> str:
 
 
 def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
-    file = out / "passages.jsonl"
+    file = out / PASSAGES_FILE
     passages = itertools.islice(catalog.rows("boolq-passages"), PASSAGES)
     with whole_file(file) as partial:
         lines = (json.dumps(passage, ensure_ascii=False) + "\n" for passage in passages)
@@ -74,6 +83,14 @@ def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
                 f"  {hit.score:.3f}  {text}", markup=False, no_wrap=True, overflow="ellipsis"
             )
     console.print()
+
+
+def _report(out: Path, console: Console) -> None:
+    """Write ``report.html`` about the run, on the beginnings of the passages, which cost little."""
+    beginnings = [cut(text, REPORT_CHARACTERS) for text in read_texts(out / PASSAGES_FILE)]
+    shown = Sample(PASSAGES_FILE, beginnings[:REPORT_TEXTS], [], len(beginnings))
+    write.write(gather.gather([str(out)], shown, QUERIES), out / "report.html")
+    console.print(f"[bold]Report[/bold] {out / 'report.html'}: open it in a browser\n")
 
 
 def _python(folder: Path) -> str:

@@ -69,21 +69,30 @@ class Analysis:
             partial.write_text(text + "\n", encoding="utf-8")
 
 
-def analyze_model(
-    model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32
-) -> Analysis:
-    """Encode a sample with a progress bar and measure its vectors.
+@dataclass(frozen=True)
+class Encoded:
+    """A sample as an encoder sees it.
+
+    Attributes:
+        vectors: of the texts, ``(texts, dimension)`` float32.
+        positives: of their positives; None if the sample has no pairs.
+        memory: of the memory tokens; None if the encoder has none.
+    """
+
+    vectors: Vectors
+    positives: Vectors | None
+    memory: MemoryTokens | None
+
+
+def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32) -> Encoded:
+    """Encode a sample with a progress bar, and look at its memory tokens on the way.
 
     Args:
         model: any sentence-transformers model.
-        name: how the analysis calls it.
+        name: of the progress bar.
         sample: of :func:`.sample.draw`; anchors are encoded as queries, positives as documents.
-        batch_size: texts at once; it changes speed, not numbers.
-
-    Raises:
-        UserError: if there are fewer than two texts, or a vector is not finite.
+        batch_size: texts at once; it changes speed, not vectors.
     """
-    start = perf_counter()
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:
         bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
@@ -91,8 +100,20 @@ def analyze_model(
             asked = "query" if sample.positives else None
             vectors = embed(model, sample.texts, batch_size, asked)
             pairs = embed(model, sample.positives, batch_size, "document") if asked else None
-    memory = memory_tokens.measure(states) if states else None
-    return _measured(name, sample.note, vectors, pairs, memory, start)
+    return Encoded(vectors, pairs, memory_tokens.measure(states) if states else None)
+
+
+def analyze_model(
+    model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32
+) -> Analysis:
+    """Encode a sample, as :func:`encode` does, and measure its vectors.
+
+    Raises:
+        UserError: if there are fewer than two texts, or a vector is not finite.
+    """
+    start = perf_counter()
+    encoded = encode(model, name, sample, batch_size)
+    return measure(name, sample.note, encoded, start)
 
 
 def analyze_vectors(file: Path) -> Analysis:
@@ -108,17 +129,23 @@ def analyze_vectors(file: Path) -> Analysis:
         raise UserError(f"{file} is no array of numpy: {error}") from error
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
-    return _measured(file.name, f"{len(rows):,} vectors of {file.name}", rows, None, None, start)
+    note = f"{len(rows):,} vectors of {file.name}"
+    return measure(file.name, note, Encoded(rows, None, None), start)
 
 
-def _measured(
-    name: str,
-    data: str,
-    vectors: Vectors,
-    positives: Vectors | None,
-    memory: MemoryTokens | None,
-    start: float,
-) -> Analysis:
+def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
+    """Measure vectors.
+
+    Args:
+        name: how the analysis calls the encoder.
+        data: what it read, in words.
+        encoded: of :func:`encode`.
+        start: of the clock ``time.perf_counter``.
+
+    Raises:
+        UserError: if there are fewer than two vectors, or one is not finite.
+    """
+    vectors, positives = encoded.vectors, encoded.positives
     n, dimension = vectors.shape
     if n < 2:
         raise UserError(f"{name}: {n} vectors; a spectrum needs at least two")
@@ -137,7 +164,7 @@ def _measured(
         uniformity=neighbours.uniformity(compared),
         hubness=neighbours.hubness(compared),
         compared=len(compared),
-        memory=memory,
+        memory=encoded.memory,
         seconds=perf_counter() - start,
     )
 

@@ -185,3 +185,33 @@ def analyze(
     for line in summary.notes(found):
         typer.echo(line)
     typer.echo(f"{out} holds the numbers and the figures.")
+
+
+def report(
+    models: Annotated[
+        list[str], typer.Argument(metavar="RUN|MODEL", help="A run's folder, or encoders.")
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file.")],
+    data: Annotated[str, typer.Option(help="Texts to map and to search.")] = "boolq-passages",
+    texts: Annotated[int, typer.Option(min=30, help="How many to draw.")] = 300,
+    query: Annotated[list[str] | None, typer.Option(help="To search for; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+) -> None:
+    """Write one HTML file about a run, or about encoders side by side.
+
+    \b
+    Examples:
+      llm2comp report runs/demo --out runs/demo/report.html
+      llm2comp report smollm2-135m-llm2comp minilm --out report.html
+      llm2comp report runs/first/model --data my.txt --query "whale songs" --out report.html
+    """
+    from llm2comp.analysis import sample
+    from llm2comp.demo import QUERIES
+    from llm2comp.report import gather, write
+
+    quiet()
+    drawn = sample.draw(data, texts, seed)
+    content = gather.gather(models, drawn, query or QUERIES, batch_size)
+    write.write(content, out)
+    typer.echo(f"{out}: open it in a browser")

@@ -1,0 +1,139 @@
+"""Write a report: one HTML file that needs no network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+import llm2comp
+from llm2comp import scores
+from llm2comp.analysis import summary
+from llm2comp.cache import whole_file
+from llm2comp.evaluation.table import MISSING, Cells, score_cells
+from llm2comp.recipe import Pretext
+from llm2comp.report import plots
+from llm2comp.report.gather import Content, Run
+
+TITLES = {"pretext": "Stage 1", "unsupervised": "UCL", "supervised": "SCL"}
+
+
+def write(content: Content, out: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        content: of :func:`.gather.gather`.
+        out: path of the HTML file.
+
+    Raises:
+        UserError: if plotly is not installed.
+    """
+    run = content.run
+    environment = Environment(loader=PackageLoader("llm2comp.report", "."), autoescape=True)
+    page = environment.get_template("page.html").render(
+        content=content,
+        script=Markup(plots.script()),
+        subtitle=_subtitle(content),
+        facts=_facts(content),
+        stages=_stages(run) if run else None,
+        scores=_scores(content) if content.rows else None,
+        against=_against(content),
+        curves=[(t, Markup(p)) for t, p in _curves(run)] if run else [],
+        measures=summary.cells([one.analysis for one in content.encoders]),
+        spectrum=Markup(plots.spectrum(content.encoders)),
+        memories=[
+            (one.name, Markup(plots.memory(one)))
+            for one in content.encoders
+            if one.analysis.memory is not None
+        ],
+        map=Markup(plots.text_map(content.encoders, content.sample.texts)),
+        recipe=run.reproduce if run else None,
+        version=llm2comp.__version__,
+        table=_table,
+    )
+    with whole_file(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _table(cells: Cells) -> Markup:
+    heading, *body = cells
+    rows = [Markup("").join(Markup("<th>{}</th>").format(title) for title in heading)]
+    rows += [Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row) for row in body]
+    return Markup("\n").join(Markup("<tr>{}</tr>").format(row) for row in rows)
+
+
+def _scores(content: Content) -> Markup:
+    """Return the table of scores, each with how far it is from the first row."""
+    heading, base, *body = score_cells(content.rows)
+    return _table([heading, base, *([row[0], *map(_delta, row[1:], base[1:])] for row in body)])
+
+
+def _delta(cell: str, base: str) -> str:
+    if MISSING in (cell, base):
+        return cell
+    gap = float(cell) - float(base)
+    kind = "up" if gap > 0 else "down" if gap < 0 else ""
+    return Markup('{} <small class="{}">{:+.1f}</small>').format(cell, kind, gap)
+
+
+def _subtitle(content: Content) -> str:
+    if content.run is None:
+        return "Encoders side by side"
+    recipe = content.run.recipe
+    objective = next((s.objective for s in recipe.stages if isinstance(s, Pretext)), "")
+    return f"{recipe.backbone.name} becomes a text encoder: recipe {recipe.name}, {objective}"
+
+
+def _facts(content: Content) -> list[tuple[str, str]]:
+    """Return the numbers that are seen first, each with what it is."""
+    last = content.encoders[-1]
+    found = [(str(last.analysis.dimension), "dimensions")]
+    if content.run is not None:
+        recipe = content.run.recipe
+        seconds = sum(event.get("seconds", 0) for event in content.run.events if event.get("done"))
+        samples = sum(stage.steps * stage.batch_size for stage in recipe.stages)
+        found += [
+            (str(recipe.memory.tokens), "memory tokens"),
+            (f"{samples:,}", "training samples"),
+            (f"{seconds / 60:.0f} min", "training"),
+            (str(recipe.seed), "seed"),
+        ]
+    found.append((f"{last.analysis.spectrum.rankme:.0f}", "effective dimension (RankMe)"))
+    return found
+
+
+def _stages(run: Run) -> Cells:
+    costs = scores.costs(run.recipe, run.folder)
+    rows = [["stage", "data", "steps", "batch", "samples", "learning rate", "LoRA rank", "time"]]
+    for stage in run.recipe.stages:
+        label = scores.LABELS[stage.stage]
+        rows.append(
+            [
+                TITLES[stage.stage],
+                ", ".join(source.source for source in stage.data),
+                f"{stage.steps:,}",
+                str(stage.batch_size),
+                costs["samples"][label],
+                f"{stage.learning_rate:g}",
+                str(stage.lora.r),
+                costs["time"].get(label, "-"),
+            ]
+        )
+    return rows
+
+
+def _curves(run: Run) -> Sequence[tuple[str, str]]:
+    found = []
+    for stage in run.recipe.stages:
+        title = TITLES[stage.stage]
+        found.append((f"{title}: loss", plots.curves(run.events, stage.stage)))
+        watched = plots.watch(run.events, stage.stage)
+        if watched is not None:
+            found.append((f"{title}: held-out embeddings", watched))
+    return found
+
+
+def _against(content: Content) -> str:
+    quick = any(score.quick for row in content.rows.values() for score in row)
+    size = "Quick versions of the tasks." if quick else "Whole tasks."
+    return f"{size} Small numbers: how far a row is from the first."
