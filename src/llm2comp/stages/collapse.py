@@ -10,10 +10,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.analysis import analyze, memory_tokens
 from llm2comp.stages.directions import Directions
+from llm2comp.stages.measuring import Measuring
 from llm2comp.stages.run_log import RunLog
 
 logger = logging.getLogger("llm2comp")
@@ -37,8 +37,8 @@ def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
     return collapsed
 
 
-class CollapseWatch(TrainerCallback):
-    """Measures held-out pairs before the first step, every N steps and at the end.
+class CollapseWatch(Measuring):
+    """Measures held-out pairs.
 
     Args:
         model: the encoder in training.
@@ -73,28 +73,15 @@ class CollapseWatch(TrainerCallback):
         self.log_file = log
         self.warned = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        """Measure what the stage starts from."""
-        if state.global_step == 0:
-            self._measure(state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        """Measure every N steps and at the end."""
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._measure(state)
-
-    def _measure(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero or len(self.pairs) < 2:
+    def measure(self, step: int) -> None:
+        """Measure, log and warn."""
+        if len(self.pairs) < 2:
             return
         with torch.no_grad(), self.autocast, torch.random.fork_rng():
             torch.manual_seed(0)  # the same dropout each time, and training's own untouched
             values = self._values()
             self.model.train()
-        self._report(state.global_step, {name: round(value, 4) for name, value in values.items()})
+        self._report(step, {name: round(value, 4) for name, value in values.items()})
 
     def _values(self) -> dict[str, float]:
         """Return the loss over in-batch negatives and how the positives use their space."""

@@ -11,6 +11,7 @@ from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Compression, Objective
 from llm2comp.stages import held_out
 from llm2comp.stages.collapse import warn_of_collapse
+from llm2comp.stages.measuring import Measuring
 from llm2comp.stages.run_log import RunLog
 
 logger = logging.getLogger("llm2comp")
@@ -39,8 +40,8 @@ class AttentionSwitch(TrainerCallback):
         self.compressor.causal = state.global_step < self.opens
 
 
-class HeldOutWatch(TrainerCallback):
-    """Measures the objective on held-out text before the first step, every N steps and at the end.
+class HeldOutWatch(Measuring):
+    """Measures the objective on held-out text.
 
     An objective that compresses is judged by the gap, and there is one warning
     if it stays flat; any other by its loss.
@@ -60,29 +61,13 @@ class HeldOutWatch(TrainerCallback):
         device = compressor.device
         self.batches = [batch.to(device) for batch in batches]
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
-        self.stage = stage
+        self.every = stage.eval_steps
         self.log_file = log
         self.flat = 0
         self.warned = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure what is untrained."""
-        if state.global_step == 0:
-            self._measure(state)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Measure every ``eval_steps`` and at the end."""
-        if state.global_step % self.stage.eval_steps == 0 or state.global_step == state.max_steps:
-            self._measure(state)
-
-    def _measure(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        step = state.global_step
+    def measure(self, step: int) -> None:
+        """Measure, log and warn."""
         if not isinstance(self.objective, Compression):
             with self.autocast:
                 loss = held_out.mean_loss(self.compressor, self.objective, self.batches)
