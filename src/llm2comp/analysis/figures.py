@@ -1,6 +1,6 @@
 """Figures of analyses, in one style: colour-blind safe, readable in print, PNG and SVG."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,4 +99,48 @@ def memory(analysis: Analysis, stem: Path) -> list[Path]:
         axes.grid(visible=False)
         axes.set(xlabel="memory token", ylabel="memory token", title=analysis.model)
         figure.colorbar(image, label="mean cosine within a text")
+        return _save(figure, stem)
+
+
+def bars(rows: Sequence[tuple[str, float, float]], stem: Path, x: str) -> list[Path]:
+    """Draw a horizontal bar a row with its deviation (paper, figure 2); see :func:`spectrum`.
+
+    Args:
+        rows: name, value and deviation, from the top.
+        stem: path of the figure without ``.png`` and ``.svg``.
+        x: what the values are.
+    """
+    with _axes(height=0.8 + 0.32 * len(rows)) as (figure, axes):
+        names, values, deviations = zip(*rows, strict=True)
+        places = range(len(rows))
+        axes.barh(places, values, xerr=deviations, color=COLOURS[0], capsize=3)
+        for place, value in zip(places, values, strict=True):
+            axes.text(0.5, place, f"{value:.1f}", va="center", color="white", size=8)
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=x)
+        return _save(figure, stem)
+
+
+def lines(
+    points: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path, y: str
+) -> list[Path]:
+    """Draw values with deviations over a number, a line a name (paper, figures 3, 5 and 7).
+
+    Args:
+        points: by name: number, value and deviation.
+        stem: path of the figure without ``.png`` and ``.svg``.
+        y: what the values are.
+    """
+    with _axes() as (figure, axes):
+        for name, line in points.items():
+            xs, ys, deviations = zip(*line, strict=True)
+            axes.errorbar(xs, ys, yerr=deviations, marker="o", capsize=3, label=name)
+        numbers = sorted({number for line in points.values() for number, *_ in line})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
+        axes.set(ylabel=y)
+        if len(points) > 1:
+            axes.legend()
         return _save(figure, stem)

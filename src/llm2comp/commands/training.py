@@ -1,5 +1,6 @@
 """Commands that train: one run, a study of many, the demonstration."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,11 @@ def study(
         typer.echo()
     table.show_cells(found.cells_of_table())
     typer.echo(f"{out / 'results.json'} holds the scores of every cell.")
+    if find_spec("matplotlib") and any(cell.scores for cell in found.cells.values()):
+        from llm2comp.study import figure
+
+        drawn, _ = figure.draw(found, out / "scores")
+        typer.echo(f"{drawn} shows them.")
     for name, error in found.failed.items():
         typer.echo(f"llm2comp: {name} failed: {error}", err=True)
     raise typer.Exit(1 if found.failed else 0)

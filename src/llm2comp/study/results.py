@@ -30,6 +30,7 @@ class CellResult:
         passages: that stage 1 saw, repetitions counted.
         tokens: of these passages.
         seconds: of training.
+        dtype: that it computed in.
         error: why it failed.
     """
 
@@ -41,6 +42,7 @@ class CellResult:
     passages: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    dtype: str = ""
     error: str = ""
 
 
@@ -65,12 +67,8 @@ class Results:
         """What went wrong, by the name of the cell or baseline."""
         return {n: c.error for n, c in self.cells.items() if c.error} | self.errors
 
-    def cells_of_table(self) -> table.Cells:
-        """Return a row a baseline, then a row a setting and stage: mean ± deviation over runs.
-
-        The deviation is the sample standard deviation; in the column ``mean``
-        it is that of the runs' means over tasks.
-        """
+    def rows(self) -> list[tuple[str, list[list[Score]]]]:
+        """Return a row a baseline, then a row a setting and stage, with the scores of each run."""
         scored = [one for one in self.cells.values() if one.scores]
         labels = list(dict.fromkeys(label for one in scored for label in one.scores))
         rows = [(name, [scores]) for name, scores in self.baselines.items()]
@@ -78,6 +76,15 @@ class Results:
             for label in labels:
                 name = setting if len(labels) == 1 else f"{setting}, {label}"
                 rows.append((name, [o.scores[label] for o in scored if o.setting == setting]))
+        return rows
+
+    def cells_of_table(self) -> table.Cells:
+        """Return a row each of :meth:`rows`: mean ± deviation over runs.
+
+        The deviation is the sample standard deviation; in the column ``mean``
+        it is that of the runs' means over tasks.
+        """
+        rows = self.rows()
         tasks = list(dict.fromkeys(s.task for _, runs in rows for run in runs for s in run))
         body = []
         for name, runs in rows:

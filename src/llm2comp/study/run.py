@@ -15,6 +15,7 @@ from llm2comp import recipe, scores
 from llm2comp.cache import whole_file, whole_folder
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
+from llm2comp.hardware import compute_dtype
 from llm2comp.stages import chain
 from llm2comp.stages.folders import FOLDERS
 from llm2comp.study import results
@@ -134,6 +135,7 @@ class StudyRun:
         shutil.rmtree(folder / chain.MODEL)  # the last stage's folder is the same encoder
         events = [json.loads(line) for line in (folder / chain.LOG).open(encoding="utf-8")]
         known.seconds = sum(event.get("seconds", 0.0) for event in events)
+        known.dtype = str(compute_dtype(one.run.backbone.dtype)).removeprefix("torch.")
         for event in events:
             if "passages" in event:
                 known.passages, known.tokens = event["passages"], event["tokens"]
