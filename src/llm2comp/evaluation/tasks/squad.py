@@ -42,6 +42,8 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
         license="cc-by-sa-4.0",
         reference="https://rajpurkar.github.io/SQuAD-explorer/",
     )
+    k_values = (1, 3, 5, 10, 20, 100)
+    """mteb keeps as many hits of each question as the largest: a thousand would be half of all."""
 
     def read(self) -> None:
         """Take all of it, or the quick version's draw."""
