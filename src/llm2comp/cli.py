@@ -87,7 +87,7 @@ def _main(
     """
     ours = logging.getLogger("llm2comp")
     ours.setLevel(logging.INFO)
-    ours.addHandler(logging.StreamHandler())
+    ours.handlers = [logging.StreamHandler()]  # one, however often this is called
     ours.propagate = False  # else libraries that set up the root logger print everything twice
 
 
