@@ -87,8 +87,9 @@ def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
 
 def _report(out: Path, console: Console) -> None:
     """Write ``report.html`` about the run, on the beginnings of the passages, which cost little."""
-    beginnings = [cut(text, REPORT_CHARACTERS) for text in read_texts(out / PASSAGES_FILE)]
-    shown = Sample(PASSAGES_FILE, beginnings[:REPORT_TEXTS], [], len(beginnings))
+    passages = itertools.islice(read_texts(out / PASSAGES_FILE), REPORT_TEXTS)
+    beginnings = [cut(text, REPORT_CHARACTERS) for text in passages]
+    shown = Sample(f"the beginnings of {PASSAGES_FILE}", beginnings, [], len(beginnings))
     write.write(gather.gather([str(out)], shown, QUERIES), out / "report.html")
     console.print(f"[bold]Report[/bold] {out / 'report.html'}: open it in a browser\n")
 

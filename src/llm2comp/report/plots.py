@@ -69,7 +69,14 @@ def watch(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     points = [(step, one["rankme"]) for step, one in held if "rankme" in one]
     _line(figure, points, "effective dimension (right)", yaxis="y2", dash="dash")
     figure.update_layout(
-        yaxis2={"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False}
+        yaxis2={
+            "overlaying": "y",
+            "side": "right",
+            "rangemode": "tozero",
+            "showgrid": False,
+            "zeroline": False,
+            "tickmode": "auto",
+        }
     )
     return _html(figure)
 
