@@ -135,7 +135,9 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> N
     text = torch.randint(min(100, size // 2), size, (1, 6), generator=generator).to(model.device)
     changed = text.clone()
     changed[0, -1] = (changed[0, -1] + 1) % size
-    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    # SmolLM2's 30 layers amplify float32's rounding to 1.1e-4 where all tokens see each other; a
+    # broken property moves states by a tenth and more.
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
 
     def states(ids: torch.Tensor, left: int = 0, right: int = 0, **mode: bool) -> torch.Tensor:
         padded = torch.nn.functional.pad(ids, (left, right), value=1)
