@@ -34,6 +34,8 @@ class MergeMemory(InMemory):
         threshold: clusters merge if the average cosine between their tokens is at least this.
     """
 
+    config_keys = ["threshold"]  # noqa: RUF012 (as sentence-transformers has it)
+
     def __init__(self, word_weights: WordWeights, threshold: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.word_weights = word_weights

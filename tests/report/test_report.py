@@ -76,9 +76,11 @@ def test_encoders_side_by_side(run: Path, sentences: list[str], tmp_path: Path) 
 
 def test_a_damaged_run_is_named(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("*-*", "model"))
-    with (tmp_path / "run" / "run.jsonl").open("a") as log:
+    file = tmp_path / "run" / "run.jsonl"
+    broken = len(file.read_text().splitlines()) + 1
+    with file.open("a") as log:
         log.write('{"stage": "pre')
-    with pytest.raises(UserError, match=r"run\.jsonl: .* is not JSON"):
+    with pytest.raises(UserError, match=rf"run\.jsonl:{broken}: not JSON"):
         gather.Run.read(tmp_path / "run")
 
 

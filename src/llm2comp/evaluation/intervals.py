@@ -75,7 +75,8 @@ def items(task: AbsTask, folder: Path) -> dict[str, Any]:
         return _items("mean", np.mean(right, axis=0), gold)
     relevant = data[split]["relevant_docs"]
     judge = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"})
-    gains = [judged["ndcg_cut_10"] for judged in judge.evaluate(predictions).values()]
+    judged = judge.evaluate(predictions)
+    gains = [judged[query]["ndcg_cut_10"] for query in sorted(judged)]  # paired between models
     return _items("mean", gains, np.zeros(len(gains)))
 
 

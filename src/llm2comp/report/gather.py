@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -44,15 +44,13 @@ class Run:
             UserError: if a file of it is broken.
         """
         log = folder / chain.LOG
-        try:
-            events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-            return cls(
-                folder, load_recipe(folder / chain.RECIPE), events, scores.read_scores(folder)
-            )
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{log}: line {error.lineno} is not JSON; the run is damaged"
-            ) from error
+        events = []
+        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{log}:{number}: not JSON; the run is damaged") from error
+        return cls(folder, load_recipe(folder / chain.RECIPE), events, scores.read_scores(folder))
 
     @property
     def encoders(self) -> dict[str, Path]:
@@ -106,7 +104,7 @@ class Content:
     queries: Sequence[str]
     encoders: list[Encoder]
     rows: Mapping[str, Sequence[Score]]
-    run: Run | None = field(default=None)
+    run: Run | None = None
 
 
 def gather(
