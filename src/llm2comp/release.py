@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 
 from llm2comp import encoder
+from llm2comp.attention import use_products
+from llm2comp.batching import TokenBatched
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
@@ -97,13 +100,17 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
     elif not Path(name).is_dir():
         require_model(name)
     try:
-        return SentenceTransformer(source, model_kwargs={"dtype": dtype})
+        model = TokenBatched(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model {name!r} cannot be loaded ({reason}); "
             f"give an encoder folder, a hub id, or one of {', '.join([*names(), *PEERS])}"
         ) from error
+    body = getattr(model[0], "model", None)
+    if isinstance(body, PreTrainedModel):
+        use_products(body)
+    return model
 
 
 def lineage_of(name: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from llm2comp import encoder, recipe
+from llm2comp.attention import use_products
 from llm2comp.compressor import add_adapter
 from llm2comp.data.sources import SCORE
 from llm2comp.hardware import compute_dtype
@@ -75,6 +76,7 @@ def train_contrastive(
         model_kwargs={"dtype": dtype},
         config_kwargs={"attention_dropout": attention_dropout, **attention},
     )
+    use_products(encoder.encoder_body(model))
     model.requires_grad_(False)
     torch.manual_seed(run.seed)  # LoRA's initial weights
     tokens = encoder.form_of(lineage).tokens(lineage["memory"]["tokens"])
@@ -109,7 +111,7 @@ def train_contrastive(
     )
     counter = training.TokenCounter()
     model[0].register_forward_pre_hook(lambda _, given: counter.add(given[0]["attention_mask"]))
-    training.run(trainer, work, stage.stage, log, counter, longest=model.max_seq_length)
+    training.run(trainer, work, stage.stage, log, counter)
     adapter = work / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
     merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)

@@ -116,8 +116,7 @@ def train_pretext(
         trainer.add_callback(watch.AttentionSwitch(compressor, stage.bidirectional_from_step))
     batches = _batches(held, collator)
     trainer.add_callback(watch.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
-    longest = stage.passages.max_tokens + tokenizer.num_special_tokens_to_add()
-    training.run(trainer, work, stage.stage, log, pretext.counter, longest=longest)
+    training.run(trainer, work, stage.stage, log, pretext.counter)
     _write(run, stage, compressor, folder, work)
 
 

@@ -22,7 +22,6 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.compressor import trainable_parameters
-from llm2comp.hardware import training_attention
 from llm2comp.recipe import StageBase
 from llm2comp.stages.run_log import RunLog
 
@@ -93,16 +92,13 @@ class TokenCounter:
             self.tokens += int(attention_mask.sum())
 
 
-def run(
-    trainer: Trainer, work: Path, label: str, log: RunLog, counter: TokenCounter, *, longest: int
-) -> None:
-    """Train on texts of at most ``longest`` tokens, from the last whole checkpoint if any."""
+def run(trainer: Trainer, work: Path, label: str, log: RunLog, counter: TokenCounter) -> None:
+    """Train, from the last whole checkpoint if any."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
     trainer.add_callback(RunProgress(label, log, counter))
     checkpoint = last_checkpoint(work)
-    with training_attention(longest):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def last_checkpoint(work: Path) -> Path | None:

@@ -1,0 +1,97 @@
+"""Attention by products is transformers' sdpa: states, gradients, masks; folders do not name it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoModel, PreTrainedModel
+
+from llm2comp import attention
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a choice for processors")
+
+
+class _Layer(torch.nn.Module):
+    is_causal = True
+    num_key_value_groups = 2
+
+
+@pytest.fixture
+def body(tiny_backbone: Path) -> PreTrainedModel:
+    return AutoModel.from_pretrained(tiny_backbone)
+
+
+def _states(body: PreTrainedModel, mask: torch.Tensor, **mode: bool) -> torch.Tensor:
+    ids = torch.arange(mask.numel()).view(mask.shape) % 200 + 20
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    states = body(ids, attention_mask=mask, position_ids=positions, **mode).last_hidden_state
+    return states[mask.bool()]
+
+
+@pytest.mark.parametrize("mode", [{}, {"is_causal": False}], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_states_and_gradients_are_those_of_sdpa(
+    body: PreTrainedModel, mode: dict[str, bool], padding: str
+) -> None:
+    mask = torch.ones(3, 20, dtype=torch.long)
+    if padding != "none":
+        mask[1, :7] = 0
+        mask = mask if padding == "left" else mask.flip(1)
+    found = []
+    for use in (lambda _: None, attention.use_products):
+        use(body)
+        body.zero_grad()
+        states = _states(body, mask, **mode)
+        states.square().sum().backward()
+        found.append((states.detach(), body.layers[0].self_attn.q_proj.weight.grad.clone()))
+    assert body.config._attn_implementation == attention.NAME
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_long_texts_take_the_fused_attention(monkeypatch: pytest.MonkeyPatch, longer: int) -> None:
+    called = []
+
+    def fused(*given: object, **options: object) -> tuple[None, None]:
+        called.append(options)
+        return None, None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", fused)
+    length = attention.LONGEST[torch.float32] + longer
+    query, key = torch.randn(1, 4, length, 8), torch.randn(1, 2, length, 8)
+    attention.attend(_Layer(), query, key, key, None, scaling=0.3, is_causal=False)
+    assert len(called) == longer
+    assert all(options["scaling"] == 0.3 and options["is_causal"] is False for options in called)
+
+
+def test_dropout_drops_that_share_of_the_weights() -> None:
+    torch.manual_seed(0)
+    query = torch.zeros(4, 4, 50, 8)  # all weights alike
+    value = torch.eye(50).expand(4, 2, 50, 50)
+    key = torch.zeros(4, 2, 50, 50)
+    query = torch.zeros(4, 4, 50, 50)
+    weights, _ = attention.attend(_Layer(), query, key, value, None, dropout=0.2, is_causal=False)
+    assert (weights == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert weights[weights > 0].unique().item() == pytest.approx(1 / 50 / 0.8)
+
+
+def test_a_text_of_bfloat16_stays_close_to_float32(body: PreTrainedModel) -> None:
+    mask = torch.ones(2, 30, dtype=torch.long)
+    exact = _states(body, mask)
+    body.bfloat16()
+    attention.use_products(body)
+    assert torch.cosine_similarity(exact, _states(body, mask).float(), dim=-1).min() > 0.999
+
+
+def test_a_saved_model_does_not_name_it(body: PreTrainedModel, tmp_path: Path) -> None:
+    attention.use_products(body)
+    body.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
+    assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_asks_for_another_attention_keeps_it(tiny_backbone: Path) -> None:
+    body = AutoModel.from_pretrained(tiny_backbone, attn_implementation="eager")
+    attention.use_products(body)
+    assert body.config._attn_implementation == "eager"
