@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import encoder
+from llm2comp import compiled, encoder
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
@@ -86,6 +86,8 @@ def adapter_of(name: str) -> Path:
 def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Load an encoder by name: local folder, released model, peer, or hub id.
 
+    A compiled one computes in a precision of its own.
+
     Raises:
         UserError: if it cannot be loaded.
     """
@@ -96,6 +98,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
         source = str(catalog.fetch(name))
     elif not Path(name).is_dir():
         require_model(name)
+    elif compiled.backend_of(Path(name)):
+        return compiled.load(Path(name))
     try:
         return SentenceTransformer(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:
