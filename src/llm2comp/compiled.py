@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from llm2comp.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers.exporters import ExportedModel
+    from transformers.exporters.base import ExportedModel
 
 Backend = Literal["onnx", "openvino"]
 PACKAGES: dict[Backend, Sequence[str]] = {
@@ -54,7 +54,7 @@ class Graph(nn.Module):
         super().__init__()
         self.exported = exported
         self.backend = backend
-        self.config: PreTrainedConfig = exported.config
+        self.config = cast(PreTrainedConfig, exported.config)
         self.inputs = frozenset(next(iter(exported.components.values())).metadata.kwargs)
 
     def forward(self, **features: Any) -> Any:
@@ -69,7 +69,7 @@ class Graph(nn.Module):
 
 class _CompiledTransformer(Transformer):
     def _load_model(self, model_name_or_path: str, *_: Any, **__: Any) -> Any:
-        from transformers.exporters import ExportedModel
+        from transformers.exporters.base import ExportedModel
 
         folder = Path(model_name_or_path)
         backend = backend_of(folder)
