@@ -1,4 +1,4 @@
-"""The released encoder in PyTorch and compiled, in turn: texts a second, and what compiling costs."""
+"""The released encoder in PyTorch and compiled, in turn: texts a second, and the loss."""
 
 import json
 import statistics
