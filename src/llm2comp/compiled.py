@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["onnx", "openvino"]
 PACKAGES: dict[Backend, Sequence[str]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino", "nncf"),
+    "onnx": ("nncf", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("nncf", "openvino"),
 }
 MANIFEST = "export.json"
 

@@ -6,6 +6,8 @@ of one. So every export is loaded and compared before its folder appears.
 """
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,8 +32,9 @@ from llm2comp.evaluation.store import Store
 BATCH = 32
 TEXTS = 2 * BATCH + 1
 """Batches with padding, and a text alone without: an exporter may take either for the rule."""
-DIFFERENCE, DIFFERENCE_INT8 = 1e-3, 0.1
-"""Largest cosine distance allowed."""
+DIFFERENCE, DIFFERENCE_INT8 = 1e-3, 1e-2
+"""Largest cosine distance allowed: several times that of bfloat16, which OpenVINO prefers, and of
+8-bit weights on smollm2-135m-llm2comp (1.3e-4 and 2.8e-3)."""
 LOSS = 1.0
 """Points of STSBenchmark that an export may lose."""
 RENAMED = (
@@ -140,21 +143,23 @@ def _texts() -> list[str]:
 
 def _compile(encoder: SentenceTransformer, texts: list[str], to: Backend, int8: bool) -> Any:
     exporters: Any = import_module("transformers.exporters")  # since 5.23; loads lazily, untyped
+    exporter, config, quantizer = {
+        "onnx": (exporters.OnnxExporter, exporters.OnnxConfig, exporters.NNCFOnnxQuantizer),
+        "openvino": (
+            exporters.OpenVINOExporter,
+            exporters.OpenVINOConfig,
+            exporters.NNCFOpenVINOQuantizer,
+        ),
+    }[to]
+    # Weights alone: of smollm2-135m-llm2comp's STSBenchmark, 8-bit activations too took 1.0 point
+    # with NNCF's calibration and 3.1 with ONNX Runtime's dynamic quantisation; these take 0.1.
+    weights = quantizer(exporters.NNCFWeightCompressionConfig()) if int8 else None
     inputs = dict(encoder.tokenizer(texts[:3], padding=True, return_tensors="pt"))
-    options: dict[str, Any] = {
-        "dynamic_shapes": {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
-    }
-    if to == "onnx":
-        if int8:
-            dynamic = exporters.OnnxRuntimeDynamicConfig()
-            options["quantizer"] = exporters.OnnxRuntimeQuantizer(dynamic)
-        exporter, config = exporters.OnnxExporter(), exporters.OnnxConfig(**options)
-    else:
-        if int8:
-            weights = exporters.NNCFWeightCompressionConfig()
-            options["quantizer"] = exporters.NNCFOpenVINOQuantizer(weights)
-        exporter, config = exporters.OpenVINOExporter(), exporters.OpenVINOConfig(**options)
-    return exporter.export(encoder_body(encoder), inputs, config)
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
+    with redirect_stdout(sys.stderr):  # torch and NNCF print their steps
+        return exporter().export(
+            encoder_body(encoder), inputs, config(dynamic_shapes=shapes, quantizer=weights)
+        )
 
 
 def _largest_difference(one: Vectors, other: Vectors) -> float:

@@ -28,4 +28,4 @@ def export(
 
     quiet()
     typer.echo(compile_encoder(model, to, out, int8=int8))
-    typer.echo(f"SentenceTransformer({str(out)!r}, backend={to!r}) loads it where optimum does.")
+    typer.echo(f"SentenceTransformer({str(out)!r}, backend={to!r}) loads it where optimum is.")
