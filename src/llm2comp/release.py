@@ -112,8 +112,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
 
 def lineage_of(name: str) -> dict[str, Any] | None:
     """Return the lineage of an encoder by name; None if it is not one of ours."""
-    release = name.partition("/")[0]
-    folder = RELEASED / release if release in names() else Path(name)
+    folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
     return encoder.read_lineage(folder) if (folder / encoder.LINEAGE).is_file() else None
 
 
