@@ -48,7 +48,7 @@ clean:  ## remove what the other targets made, except runs/
 	@touch $@
 
 .venv/.dev: .venv/.installed
-	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-build-isolation --editable '.[dev,onnx,openvino]'
 	@touch $@
 
 .venv-minimum/.dev: constraints-minimum.txt pyproject.toml

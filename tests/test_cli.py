@@ -28,6 +28,7 @@ COMMANDS = [
     "evaluate",
     "results",
     "study",
+    "export",
     "data list",
     "data fetch",
     "demo",

@@ -24,6 +24,12 @@ def use_products(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
+def use_fused(model: PreTrainedModel) -> None:
+    """Undo :func:`use_products`, for what traces a model: its choice by length is no constant."""
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation("sdpa")
+
+
 def attend(
     module: nn.Module,
     query: Tensor,

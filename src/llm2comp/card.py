@@ -19,7 +19,7 @@ et al., AAAI-26, arXiv 2511.17129), and the peers that it compares itself to.
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/of/this/folder")
+model = SentenceTransformer("path/of/this/folder"{backend})
 vectors = model.encode(["The river rises in the mountains."])
 ```
 
@@ -27,8 +27,7 @@ vectors = model.encode(["The river rises in the mountains."])
 |---|---|---|---|---|
 {stages}
 
-Seed {seed}. The whole lineage, with package versions, is in `llm2comp.json`; `adapter/` holds what
-the last stage trained, in PEFT's format.
+Seed {seed}. The whole lineage, with package versions, is in `llm2comp.json`; {weights}.
 """
 
 
@@ -40,7 +39,11 @@ def model_card(lineage: dict[str, Any], width: int) -> str:
         width: dimensions of a vector.
     """
     last = lineage["stages"][-1]
+    to = lineage.get("compiled", {}).get("to")
+    adapter = "`adapter/` holds what\nthe last stage trained, in PEFT's format"
     return TEMPLATE.format(
+        backend=f', backend="{to}"' if to else "",
+        weights=f"`{to}/` holds\nthe compiled weights" if to else adapter,
         name=lineage["name"],
         count=len(lineage["stages"]),
         last=last["stage"],

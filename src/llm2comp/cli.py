@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import llm2comp
-from llm2comp.commands import encoding, judging, sources, training
+from llm2comp.commands import encoding, exporting, judging, sources, training
 from llm2comp.errors import UserError
 
 
@@ -100,6 +100,7 @@ for _command in (
     judging.analyze,
     judging.report,
     training.study,
+    exporting.export,
     sources.doctor,
     training.demo,
 ):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from llm2comp import encoder
+from llm2comp import compiled, encoder
 from llm2comp.attention import use_products
 from llm2comp.batching import TokenBatched
 from llm2comp.cache import cache_dir, whole_folder
@@ -89,6 +89,8 @@ def adapter_of(name: str) -> Path:
 def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Load an encoder by name: local folder, released model, peer, or hub id.
 
+    A compiled one computes in a precision of its own.
+
     Raises:
         UserError: if it cannot be loaded.
     """
@@ -99,6 +101,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
         source = str(catalog.fetch(name))
     elif not Path(name).is_dir():
         require_model(name)
+    elif compiled.backend_of(Path(name)):
+        return compiled.load(Path(name))
     try:
         model = TokenBatched(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:
@@ -115,8 +119,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
 
 def lineage_of(name: str) -> dict[str, Any] | None:
     """Return the lineage of an encoder by name; None if it is not one of ours."""
-    release = name.partition("/")[0]
-    folder = RELEASED / release if release in names() else Path(name)
+    folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
     return encoder.read_lineage(folder) if (folder / encoder.LINEAGE).is_file() else None
 
 

@@ -35,7 +35,7 @@ def quiet() -> None:
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()  # small tables are cast and mapped with a bar each
-    # PEFT asks the old name of a transformers property, once for every adapter, and mteb that of a
-    # sentence-transformers method, once for every task.
-    for renamed in (".*gradient_checkpointing", ".*get_sentence_embedding_dimension"):
+    # PEFT asks the old name of a transformers property, once for every adapter, mteb that of a
+    # sentence-transformers method, once for every task, and torch's export of a class of its own.
+    for renamed in (".*gradient_checkpointing", ".*get_sentence_embedding_dimension", ".*LeafSpec"):
         warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
