@@ -15,7 +15,7 @@ def encode(
         typer.Argument(help="A text a line (.txt), or a column text (.jsonl, .csv, .parquet)."),
     ],
     out: Annotated[Path, typer.Option(help="Vectors: .npy, or .parquet with the texts.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of 64 tokens at once.")] = 32,
     prompt: Annotated[
         Prompt | None, typer.Option(help="Encode as queries or documents; else as neither.")
     ] = None,

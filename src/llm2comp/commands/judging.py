@@ -42,10 +42,10 @@ def evaluate(
         Path | None, typer.Option(help="Folder of results; the cache's, when not given.")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Score what was scored before.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of 64 tokens at once.")] = 32,
     dtype: Annotated[
         Precision, typer.Option(help="auto is bfloat16 where the processor has it.")
-    ] = "float32",
+    ] = "auto",
     merge: Merge = None,
 ) -> None:
     """Score models on a suite of mteb tasks.
@@ -151,7 +151,7 @@ def analyze(
     data: Annotated[str, typer.Option(help="Packaged source, file or hub id.")] = "boolq-pairs",
     texts: Annotated[int, typer.Option(min=2, help="Texts, or pairs, to draw from it.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of 64 tokens at once.")] = 32,
     merge: Merge = None,
 ) -> None:
     """See how encoders use their space, and what their memory tokens say.
@@ -196,7 +196,7 @@ def report(
     texts: Annotated[int, typer.Option(min=30, help="How many to draw.")] = 300,
     query: Annotated[list[str] | None, typer.Option(help="To search for; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts of 64 tokens at once.")] = 32,
 ) -> None:
     """Write one HTML file about a run, or about encoders side by side.
 
