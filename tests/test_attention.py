@@ -67,10 +67,9 @@ def test_long_texts_take_the_fused_attention(monkeypatch: pytest.MonkeyPatch, lo
 
 def test_dropout_drops_that_share_of_the_weights() -> None:
     torch.manual_seed(0)
-    query = torch.zeros(4, 4, 50, 8)  # all weights alike
     value = torch.eye(50).expand(4, 2, 50, 50)
     key = torch.zeros(4, 2, 50, 50)
-    query = torch.zeros(4, 4, 50, 50)
+    query = torch.zeros(4, 4, 50, 50)  # all weights alike
     weights, _ = attention.attend(_Layer(), query, key, value, None, dropout=0.2, is_causal=False)
     assert (weights == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert weights[weights > 0].unique().item() == pytest.approx(1 / 50 / 0.8)

@@ -1,8 +1,8 @@
 """Attention for processors: two matrix products and a softmax, for texts of ordinary length.
 
 PyTorch's fused attention saves memory. On a processor, and on texts of some hundred tokens,
-it takes two to three times as long as the products that it consists of, and its backward
-pass longer still (docs/performance.md). This one is registered with transformers under a
+it takes longer than the products that it consists of (docs/performance.md), and so does its
+backward pass. This one is registered with transformers under a
 name of its own, so that no model code is touched.
 """
 
