@@ -131,6 +131,8 @@ class Pretext(StageBase):
     """Stage 1: learn to compress."""
 
     stage: Literal["pretext"] = "pretext"
+    batch_size: PositiveInt
+    """Passages on average: they are grouped by length, so that batches have as many tokens."""
     objective: str = "distillation"
     passages: Passages = Passages()
     split: Split = Split()

@@ -11,7 +11,7 @@ import torch
 from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.stages import chain, held_out
-from llm2comp.stages.pretext import split_points
+from llm2comp.stages.pretext_batches import WINDOW, by_length, split_points
 
 
 def stage(batch_size: int = 2, **split: object) -> recipe.Pretext:
@@ -27,7 +27,14 @@ def stage(batch_size: int = 2, **split: object) -> recipe.Pretext:
 
 
 def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
-    return list(split_points(lengths, rule, random.Random(0)))
+    """Cut passages in batches of two, one batch a step."""
+    generator, size = random.Random(0), rule.batch_size
+    batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
+    return [
+        split
+        for step, batch in enumerate(batches)
+        for split in split_points(batch, rule.split, step, generator)
+    ]
 
 
 def test_the_paper_s_split_is_uniform_between_10_and_length_less_10() -> None:
@@ -53,6 +60,41 @@ def test_a_ramp_widens_from_a_fixed_split() -> None:
         widest = 40 * min(1.0, step / 100)
         assert 50 - widest - 1 <= a <= 50 + widest + 1
     assert max(splits) > 80
+
+
+def test_every_passage_is_in_one_batch_of_its_window() -> None:
+    generator = random.Random(0)
+    for count, size in ((8 * WINDOW * 2 + 5, 8), (3, 8), (7, 1), (1, 1)):
+        lengths = [generator.choice([2, 30, 60, 500]) for _ in range(count)]
+        batches = list(by_length(lengths, size))
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+        assert len(batches) == -(-count // size)
+        assert all(batches), "none is empty"
+        for place, batch in enumerate(batches):
+            assert {i // (size * WINDOW) for i in batch} == {place // WINDOW}
+
+
+def test_batches_have_about_as_many_tokens_and_little_padding() -> None:
+    generator = random.Random(0)
+    lengths = [round(generator.lognormvariate(5, 0.5)) for _ in range(8 * WINDOW * 10)]
+
+    def padded(batches: list[list[int]]) -> list[int]:
+        return [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+
+    as_drawn = padded([list(range(i, i + 8)) for i in range(0, len(lengths), 8)])
+    grouped = padded(list(by_length(lengths, 8)))
+    assert sum(as_drawn) > 1.5 * sum(lengths)
+    assert sum(grouped) < 1.12 * sum(lengths)
+    assert max(grouped) < max(as_drawn)
+
+
+def test_passages_of_one_length_stay_as_they_were_drawn() -> None:
+    assert list(by_length([56] * 20, 8)) == [
+        list(range(7)),
+        list(range(7, 14)),
+        list(range(14, 20)),
+    ]
+    assert list(by_length([56] * 24, 8)) == [list(range(i, i + 8)) for i in (0, 8, 16)]
 
 
 def test_mean_cosine_equals_the_pairwise_mean() -> None:

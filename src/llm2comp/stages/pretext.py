@@ -1,7 +1,6 @@
 """Stage 1: teach memory tokens to carry a text, with the frozen model as the judge."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from llm2comp.hardware import compute_dtype
 from llm2comp.memory import add_memory_tokens
 from llm2comp.objectives import OBJECTIVES, Batch, Objective
 from llm2comp.stages import held_out, training, watch
+from llm2comp.stages.pretext_batches import by_length, split_points
 from llm2comp.stages.run_log import RunLog
 
 
@@ -45,16 +45,16 @@ class PretextModel(nn.Module):
 
 @dataclass(frozen=True)
 class Collator:
-    """Turns rows of ``input_ids`` and ``split`` into a :class:`Batch`."""
+    """Turns passages ``input_ids`` and their ``split`` into a :class:`Batch`."""
 
     memory_ids: list[int]
     bos_id: int | None
     pad_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Batch]:
-        """Return ``{"batch": Batch}``."""
-        passages = [list(row["input_ids"]) for row in rows]
-        return {"batch": self.batch(passages, [row["split"] for row in rows])}
+        """Return ``{"batch": Batch}`` of a row, whose passages are a batch already."""
+        (row,) = rows
+        return {"batch": self.batch([list(ids) for ids in row["input_ids"]], list(row["split"]))}
 
     def batch(self, passages: list[list[int]], splits: list[int]) -> Batch:
         """Pad passages and their splits."""
@@ -82,8 +82,8 @@ def train_pretext(
     dtype = compute_dtype(run.backbone.dtype)
     model, tokenizer = _extended_backbone(run, stage, dtype)
     held, rows = _passages(run, stage, tokenizer)
-    tokens = sum(map(len, rows["input_ids"]))
-    log.write(stage="pretext", passages=len(rows), tokens=tokens)
+    lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
+    log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     torch.manual_seed(run.seed)  # LoRA's initial weights
     compressor = Compressor(
         model,
@@ -104,8 +104,9 @@ def train_pretext(
     trainer = training.AdapterCheckpoints(
         model=pretext,
         args=TrainingArguments(
-            **training.training_arguments(stage, work, run.seed, dtype),
-            train_sampling_strategy="sequential",  # shuffled already, with a split for each row
+            **training.training_arguments(stage, work, run.seed, dtype)
+            | {"per_device_train_batch_size": 1},  # a row is a batch
+            train_sampling_strategy="sequential",  # shuffled already
             remove_unused_columns=False,
         ),
         train_dataset=rows,
@@ -149,7 +150,7 @@ def _extended_backbone(
 def _passages(
     run: recipe.Recipe, stage: recipe.Pretext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[list[int]], Dataset]:
-    """Return held-out passages, and training rows in the order in which they are seen."""
+    """Return held-out passages, and a row a batch in the order in which they are seen."""
     wanted = stage.steps * stage.batch_size
     passages = load_passages(
         stage.data,
@@ -168,43 +169,25 @@ def _passages(
     generator = random.Random(run.seed)
     order = [i for _ in range(-(-wanted // len(rest))) for i in _shuffled(len(rest), generator)]
     seen = [list(rest[i]) for i in order[:wanted]]
-    splits = list(split_points([len(p) for p in seen], stage, generator))
-    limit = stage.split.continuation
-    cut = [p[: a + limit] if limit else p for p, a in zip(seen, splits, strict=True)]
-    return [list(p) for p in held], Dataset.from_dict({"input_ids": cut, "split": splits})
+    lengths = [len(passage) for passage in seen]
+    batches = [[seen[i] for i in batch] for batch in by_length(lengths, stage.batch_size)]
+    rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
+    return [list(p) for p in held], Dataset.from_list(rows)
+
+
+def _cut(
+    batch: list[list[int]], rule: recipe.Split, step: int, generator: random.Random
+) -> dict[str, Any]:
+    """Return a batch's passages, without what is beyond their continuations, and their splits."""
+    splits = split_points([len(passage) for passage in batch], rule, step, generator)
+    if rule.continuation:
+        pairs = zip(batch, splits, strict=True)
+        batch = [passage[: split + rule.continuation] for passage, split in pairs]
+    return {"input_ids": batch, "split": splits}
 
 
 def _shuffled(n: int, generator: random.Random) -> list[int]:
     return generator.sample(range(n), n)
-
-
-def split_points(
-    lengths: list[int], stage: recipe.Pretext, generator: random.Random
-) -> Iterator[int]:
-    """Draw where each passage is cut, in the order in which passages are seen.
-
-    With ``ramp_steps`` the range widens linearly from the fixed ``start``:
-    compression ignites on a fixed split and fails on a wide one
-    (docs/ignition.md).
-    """
-    rule = stage.split
-    for first in range(0, len(lengths), stage.batch_size):
-        batch = lengths[first : first + stage.batch_size]
-        step = first // stage.batch_size
-        if rule.per == "batch":
-            yield from [_split_point(min(batch), rule, step, generator)] * len(batch)
-        else:
-            yield from (_split_point(length, rule, step, generator) for length in batch)
-
-
-def _split_point(length: int, rule: recipe.Split, step: int, generator: random.Random) -> int:
-    low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
-    if rule.start is not None and step < rule.ramp_steps:
-        widened = step / rule.ramp_steps
-        low = round(rule.start + widened * (low - rule.start))
-        high = round(rule.start + widened * (high - rule.start))
-    high = max(1, min(high, length - 1))
-    return generator.randint(min(low, high), high)
 
 
 def _start_from(compressor: Compressor, stage: recipe.Pretext) -> None:
