@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 
 from llm2comp import recipe
 from llm2comp.stages import chain
-from llm2comp.stages.contrastive import train_contrastive
+from llm2comp.stages.contrastive import LengthSorted, train_contrastive
 from llm2comp.stages.run_log import RunLog
 
 
@@ -41,3 +41,17 @@ def test_training_on_scores_turns_the_order_of_pairs_round(
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
     )
     assert spearmanr(similarities(folder), scores).statistic > 0.9
+
+
+def test_rows_of_a_batch_are_sorted_and_keep_their_pairs_and_scores() -> None:
+    def read(texts: list[str], **_: object) -> dict[str, list[str]]:
+        return {"texts": texts}
+
+    rows = [
+        {"dataset_name": "a", "anchor": "q" * n, "positive": "p" * n, "score": float(n)}
+        for n in (3, 1, 2)
+    ]
+    batch = LengthSorted(preprocess_fn=read)(rows)
+    assert batch["anchor_texts"] == ["q", "qq", "qqq"]
+    assert batch["positive_texts"] == ["p", "pp", "ppp"]
+    assert batch["label"].tolist() == [1.0, 2.0, 3.0]

@@ -11,6 +11,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     CoSENTLoss,
@@ -28,8 +29,26 @@ from llm2comp.stages.collapse import CollapseWatch
 from llm2comp.stages.run_log import RunLog
 
 
+class LengthSorted(SentenceTransformerDataCollator):
+    """Puts the rows of a batch in the order of their length.
+
+    No loss here depends on the order, and the cached one cuts a batch into mini-batches, each of
+    which is padded to its own longest text.
+    """
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch that the stock collator makes of sorted rows."""
+        return super().__call__(sorted(features, key=_characters))
+
+
+def _characters(row: dict[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
+
+
 class ContrastiveTrainer(training.AdapterCheckpoints, SentenceTransformerTrainer):
     """The sentence-transformers Trainer, saving only what trains."""
+
+    data_collator_class = LengthSorted
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none: the card is written from the lineage."""

@@ -37,14 +37,13 @@ def _dealt(rows: list[int], lengths: Sequence[int], batches: int) -> list[list[i
     left = sum(lengths[i] for i in rows)
     end = 0
     for after in reversed(range(batches)):
-        share, batch, tokens = left / (after + 1), [], 0
+        share, start, tokens = left / (after + 1), end, 0
         while end < len(rows) - after and (
-            not batch or not after or tokens + lengths[rows[end]] / 2 <= share
+            end == start or not after or tokens + lengths[rows[end]] / 2 <= share
         ):
-            batch.append(rows[end])
             tokens += lengths[rows[end]]
             end += 1
-        dealt.append(batch)
+        dealt.append(rows[start:end])
         left -= tokens
     return dealt
 
