@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llm2comp.cache import whole_file
+from llm2comp.commands.shared import quiet
 from llm2comp.hardware import compute_dtype
 
+quiet()
 RESULTS = Path(__file__).parents[1] / "results"
 
 

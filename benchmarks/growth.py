@@ -1,0 +1,152 @@
+"""How the cost of encoding grows: length of text, memory tokens, batch, rows of a file.
+
+The released encoder in bfloat16 where the processor has it. A file's rows are short sentences,
+repeated where there are too few; each file is encoded in a process of its own, whose resident
+memory is looked at every tenth of a second.
+
+    python benchmarks/growth.py [--rows 1000 10000 100000]
+"""
+
+import argparse
+import itertools
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from harness import finish, in_processes, in_turn, report, seconds
+from sentence_transformers import SentenceTransformer
+
+from llm2comp import encoder, recipe, release
+from llm2comp.attention import use_products
+from llm2comp.backbone import load_backbone
+from llm2comp.batching import TokenBatched
+from llm2comp.data import catalog
+from llm2comp.encode import encode_file
+from llm2comp.hardware import compute_dtype
+from llm2comp.memory import add_memory_tokens
+
+MODEL = "smollm2-135m-llm2comp"
+LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+TOKENS = 8192
+MEMORY = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 4, 16, 32, 64, 256)
+ROWS = (1_000, 10_000, 100_000)
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="sizes of files")
+    parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        encode_rows(options.variant)
+        return
+    by_length()
+    by_memory()
+    by_batch()
+    by_rows(options.rows)
+
+
+def by_length() -> None:
+    """Texts of so many tokens, 8,192 tokens in all."""
+    model = load()
+    model.max_seq_length = max(LENGTHS) + len(model.preprocess([""])["input_ids"][0])
+    runs = {n: partial(model.encode, of_tokens(model, n)) for n in LENGTHS}
+    taken = in_turn(runs, ROUNDS)
+    rows = [[n, TOKENS / taken[n], taken[n] / taken[64]] for n in LENGTHS]
+    report("growth_length", ["tokens a text", "tokens/s", "seconds a token, to 64's"], rows)
+
+
+def by_memory() -> None:
+    """Texts of 64 tokens with k memory tokens behind them; untrained, for cost is the same."""
+    models = {k: untrained(k) for k in MEMORY}
+    texts = of_tokens(models[1], 64)
+    taken = in_turn({k: partial(model.encode, texts) for k, model in models.items()}, ROUNDS)
+    rows = [[k, len(texts) / taken[k], taken[k] / taken[1], (64 + k) / 65] for k in MEMORY]
+    report("growth_memory", ["k", "texts/s", "time to k = 1", "tokens to k = 1"], rows)
+
+
+def by_batch() -> None:
+    """Passages of mixed lengths, by --batch-size."""
+    model = load()
+    texts = [row["text"] for row in itertools.islice(catalog.rows("boolq-passages"), 128)]
+    runs = {n: partial(model.encode, texts, batch_size=n) for n in BATCHES}
+    taken = in_turn(runs, ROUNDS)
+    rows = [[n, len(texts) / taken[n], taken[n] / taken[32]] for n in BATCHES]
+    report("growth_batch", ["batch size", "texts/s", "time to 32"], rows)
+
+
+def by_rows(sizes: list[int]) -> None:
+    """Files of so many rows."""
+    found = in_processes(__file__, [str(n) for n in sizes], 1)
+    columns = ["rows", "seconds", "tokens/s", "memory at 1 % (GB)", "largest after (GB)"]
+    rows = [
+        [n, *(found[str(n)][key] for key in ("seconds", "rate", "early", "late"))] for n in sizes
+    ]
+    report("growth_rows", columns, rows)
+
+
+def encode_rows(count: int) -> None:
+    """Encode a file of so many rows in this process."""
+    model = load()
+    sentences = [row["text"] for row in catalog.rows("nlp-corpus-sentences")]
+    texts = list(itertools.islice(itertools.cycle(sentences), count))
+    sample = texts[:1000]
+    tokens = model.preprocess(sample)["attention_mask"].sum().item() * count / len(sample)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "texts.txt"
+        file.write_text("\n".join(" ".join(text.split()) for text in texts), encoding="utf-8")
+        del sentences, texts
+        ended = threading.Event()
+        resident: list[int] = []
+
+        def watch() -> None:
+            while not ended.wait(0.1):
+                resident.append(psutil.Process().memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        taken = seconds(lambda: encode_file(model, file, Path(scratch) / "vectors.npy"))
+        ended.set()
+        watcher.join()
+    first = max(1, len(resident) // 100)
+    finish(
+        seconds=taken,
+        rate=tokens / taken,
+        early=max(resident[:first]) / 1e9,
+        late=max(resident[first:]) / 1e9,
+    )
+
+
+def load() -> SentenceTransformer:
+    """Load the released encoder."""
+    return release.load_model(MODEL, compute_dtype("auto"))
+
+
+def untrained(k: int) -> SentenceTransformer:
+    """Make an encoder with k memory tokens of the backbone."""
+    model, tokenizer = load_backbone("smollm2-135m", dtype=compute_dtype("auto"))
+    extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=k), 0)
+    stock = encoder.assemble(model, extended, k, causal=True)
+    batched = TokenBatched(modules=list(stock))
+    body = encoder.encoder_body(batched)
+    body.to(compute_dtype("auto"))
+    use_products(body)
+    return batched
+
+
+def of_tokens(model: SentenceTransformer, n: int) -> list[str]:
+    """Return texts of about n tokens, 8,192 tokens in all."""
+    texts = " ".join(row["text"] for row in itertools.islice(catalog.rows("enwiki-passages"), 200))
+    ids = model.tokenizer(texts[: TOKENS * 8], add_special_tokens=False)["input_ids"][:TOKENS]
+    return [model.tokenizer.decode(ids[i : i + n]) for i in range(0, TOKENS, n)]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
