@@ -93,6 +93,22 @@ def test_chunks_change_neither_loss_nor_gradient(
     torch.testing.assert_close(part_gradients, whole_gradients, atol=1e-6, rtol=1e-4)
 
 
+def test_the_gradient_of_chunks_is_autograd_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(50, 8, generator=generator)
+    states = torch.randn(7, 8, generator=generator, requires_grad=True)
+    tokens = torch.arange(7)
+
+    def loss(states: Tensor, tokens: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(states @ head.T, tokens, reduction="sum")
+
+    whole = 3 * loss(states, tokens)
+    chunked = 3 * rows.sum_over_chunks(loss, states, tokens, size=3)
+    torch.testing.assert_close(chunked, whole)
+    expected, found = (torch.autograd.grad(value, states) for value in (whole, chunked))
+    torch.testing.assert_close(found, expected)
+
+
 def test_what_fills_the_padding_does_not_matter(case: Subject) -> None:
     torch.testing.assert_close(case.loss(pad_id=0), case.loss(pad_id=77), atol=1e-6, rtol=0)
 

@@ -54,7 +54,8 @@ def study(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the study; a stopped one goes on in it.")],
     quick: Annotated[
-        bool, typer.Option("--quick", help="The study's smaller version, 20 minutes on 2 cores.")
+        bool,
+        typer.Option("--quick", help="Some minutes' worth: does it run, not what comes of it."),
     ] = False,
 ) -> None:
     """Compare settings of a recipe over seeds, at an equal budget.

@@ -1,10 +1,10 @@
 """Losses over rows of states, in chunks, so that memory does not grow with batch x vocabulary."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 CHUNK = 256
 """Rows whose logits exist at a time: 256 x 49,152 float32 logits are 50 MB."""
@@ -20,12 +20,50 @@ def mean_over_samples(mask: Tensor) -> Tensor:
     return per_sample.expand(mask.shape)[mask]
 
 
-def sum_over_chunks(loss: Callable[..., Tensor], *rows: Tensor, size: int | None = None) -> Tensor:
-    """Sum ``loss(*rows)`` over chunks of ``size`` rows (by default :data:`CHUNK`).
+def sum_over_chunks(
+    loss: Callable[..., Tensor], states: Tensor, *rows: Tensor, size: int | None = None
+) -> Tensor:
+    """Sum ``loss(states, *rows)`` over chunks of ``size`` rows (by default :data:`CHUNK`).
 
-    Logits are made again in the backward pass.
+    Args:
+        loss: makes the logits of a chunk, and what they cost. The weights that it makes them with
+            are frozen: only ``states`` get a gradient.
+        states: ``(n, …)``.
+        rows: of the same n.
+        size: rows at a time.
     """
-    chunks = list(zip(*(torch.split(row, size or CHUNK) for row in rows), strict=True))
-    if not torch.is_grad_enabled():
+    chunks = list(zip(*(torch.split(row, size or CHUNK) for row in (states, *rows)), strict=True))
+    if not (torch.is_grad_enabled() and states.requires_grad):
         return torch.stack([loss(*part) for part in chunks]).sum()
-    return torch.stack([checkpoint(loss, *part, use_reentrant=False) for part in chunks]).sum()
+    total: Tensor = _WithGradient.apply(states, loss, chunks)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _WithGradient(torch.autograd.Function):
+    """Takes each chunk's gradient while its logits are there, so that none are made twice.
+
+    That matters where the vocabulary is large and the model small (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,  # noqa: ARG004 - named so that autograd knows whose gradient it is
+        loss: Callable[..., Tensor],
+        chunks: list[tuple[Tensor, ...]],
+    ) -> Tensor:
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for part, *rows in chunks:
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                value = loss(leaf, *rows)
+            gradients += torch.autograd.grad(value, leaf)
+            losses.append(value.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above.to(gradient.dtype), None, None

@@ -27,7 +27,7 @@ class Tuning(Strict):
 
 
 class Quick(Strict):
-    """What ``--quick`` changes, so that the study ends in 20 minutes on 2 cores."""
+    """What ``--quick`` changes, so that the study ends in minutes."""
 
     seeds: list[int] = Field(default=[0], min_length=1)
     overrides: list[str] = Field(default=[])
