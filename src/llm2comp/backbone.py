@@ -65,6 +65,7 @@ def load_backbone(
             f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
     use_products(model)
+    model.config.use_cache = False  # nothing here is read twice
     model.train(False)
     probe(model, name, bidirectional=bidirectional)
     return model, tokenizer

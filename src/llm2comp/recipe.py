@@ -125,6 +125,9 @@ class StageBase(Strict):
     save_steps: PositiveInt = 50
     log_steps: PositiveInt = 10
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """``torch.compile`` of the blocks: steps take about a tenth less after a minute of compiling;
+    needs a C++ compiler, or Triton on a GPU."""
 
 
 class Pretext(StageBase):

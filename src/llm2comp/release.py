@@ -114,6 +114,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         use_products(body)
+        body.config.use_cache = False
     return model
 
 

@@ -103,6 +103,8 @@ def train_contrastive(
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    if stage.compile:
+        training.compile_blocks(encoder.encoder_body(model))
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     rate = stage.memory_learning_rate if tokens else None
     arguments = SentenceTransformerTrainingArguments(

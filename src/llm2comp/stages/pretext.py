@@ -95,6 +95,8 @@ def train_pretext(
     )
     if stage.gradient_checkpointing:
         compressor.enable_gradient_checkpointing()
+    if stage.compile:
+        training.compile_blocks(compressor.body)
     if stage.start_from:
         _start_from(compressor, stage)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
