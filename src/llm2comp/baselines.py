@@ -151,6 +151,10 @@ class Prompted(Transformer):
 
     prompts: Sequence[tuple[list[int], list[int], list[int]]]
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the configuration, the prompts with it: what vectors depend on."""
+        return {**super().get_config_dict(), "prompts": self.prompts}
+
     def preprocess(self, inputs: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Tokenize texts and put each prompt around them, the rows of a prompt together."""
         bare = super().preprocess(inputs, *args, **kwargs)
@@ -220,6 +224,7 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     use_products(transformer.model)
+    transformer.model.config.use_cache = False
     pooled = _put_prompts(transformer, tokenizer, baseline)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 

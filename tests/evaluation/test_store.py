@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_a_fingerprint_tells_models_apart(model: SentenceTransformer, tiny_backb
         next(model.parameters()).view(-1)[0] += 1e-3
     found.add(store.fingerprint(model))
     assert len(found) == len(baselines.BASELINES) + 4
+
+
+@pytest.mark.parametrize("name", ["echo", "metaeol"])
+def test_a_prompt_reworded_is_another_model(
+    name: str, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.fingerprint(baselines.build(name, tiny_backbone))
+    known = baselines.BASELINES[name]
+    reworded = dataclasses.replace(known.prompts[0], before="Now: ")
+    changed = dataclasses.replace(known, prompts=(reworded, *known.prompts[1:]))
+    monkeypatch.setitem(baselines.BASELINES, name, changed)
+    assert store.fingerprint(baselines.build(name, tiny_backbone)) != before
 
 
 def test_a_key_changes_with_what_a_score_depends_on() -> None:
