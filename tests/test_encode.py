@@ -111,6 +111,22 @@ def test_mistakes_are_one_clear_line(model: SentenceTransformer, tmp_path: Path)
         encode_file(model, write(tmp_path / "none.jsonl", []), tmp_path / "v.npy")
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_chunk_ends_at_its_texts_and_at_its_characters(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "CHUNK_BATCHES", 5)
+    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 1000)
+    texts = ["a" * (i % 130) for i in range(500)]
+    found = list(encode.chunks(texts, 2, workers))
+    assert [text for chunk in found for text in chunk] == texts
+    for chunk in found[:-1]:
+        before = sum(map(len, chunk[:-1]))
+        assert len(chunk) <= 10 * workers
+        assert before < 1000 * workers
+        assert len(chunk) == 10 * workers or before + len(chunk[-1]) >= 1000 * workers
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     class Fake(torch.nn.Module):
         def encode(self, texts: list[str], **_: Any) -> Any:
@@ -127,4 +143,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         return most
 
     peak(600)  # imports and caches are counted here
-    assert peak(12_000) < 1.1 * peak(2_000)
+    assert peak(20_000) < 1.1 * peak(9_000)  # both of several chunks

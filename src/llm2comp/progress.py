@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.progress import (
 from rich.text import Text
 from sentence_transformers import SentenceTransformer
 from torch import nn
+
+from llm2comp.workers import Workers
 
 
 class _Rate(ProgressColumn):
@@ -38,8 +41,19 @@ def text_progress() -> Progress:
 
 
 @contextmanager
-def advancing(model: SentenceTransformer, progress: Progress, task: Any) -> Iterator[None]:
-    """Advance a bar by the texts of every batch that the model embeds within the block."""
+def advancing(
+    model: SentenceTransformer, progress: Progress, task: Any, pool: Workers | None = None
+) -> Iterator[None]:
+    """Advance a bar by the texts of every batch that the model embeds within the block.
+
+    Args:
+        model: here in this process.
+        progress: has the bar.
+        task: the bar.
+        pool: those that embed in the model's place.
+    """
+    if pool is not None:
+        pool.on_batch = partial(progress.advance, task)
 
     def count(_: nn.Module, __: Any, features: dict[str, Any]) -> None:
         progress.advance(task, len(features["sentence_embedding"]))

@@ -12,7 +12,7 @@ from sentence_transformers.util import semantic_search
 from llm2comp.encode import chunks, embed
 from llm2comp.errors import UserError
 from llm2comp.progress import advancing, text_progress
-from llm2comp.text_files import read_texts, replace_surrogates
+from llm2comp.text_files import read_texts, replace_surrogates, require_texts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def search_all(
         file: .txt (one text a line), .jsonl, .csv or .parquet with a column ``text``.
         queries: what to look for.
         top_k: texts a query, fewer if the file has fewer.
-        batch_size: texts at once; it changes speed, not results.
+        batch_size: texts of 64 tokens at once, as in :func:`.encode.encode_file`.
 
     Raises:
         UserError: if ``top_k`` is not positive, there is no query, or the file
@@ -60,12 +60,11 @@ def search_all(
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
     if not queries:
         raise UserError("no query to search for")
+    require_texts(file)
     cleaned = [replace_surrogates(query) for query in queries]
     wanted = torch.from_numpy(embed(model, cleaned, batch_size, "query"))
     best: list[list[Hit]] = [[] for _ in queries]
     total = sum(1 for _ in read_texts(file))
-    if not total:
-        raise UserError(f"{file}: no texts in it")
     before = 0
     with text_progress() as progress:
         bar = progress.add_task(file.name, total=total)

@@ -40,6 +40,16 @@ def read_texts(file: Path) -> Iterator[str]:
         yield clean
 
 
+def require_texts(file: Path) -> None:
+    """Check that a file can be read and has a text.
+
+    Raises:
+        UserError: if not.
+    """
+    if next(read_texts(file), None) is None:
+        raise UserError(f"{file}: no texts in it")
+
+
 def replace_surrogates(text: str) -> str:
     """Return the text with surrogate pairs joined and lone surrogates as U+FFFD."""
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):

@@ -91,7 +91,7 @@ def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: in
         model: any sentence-transformers model.
         name: of the progress bar.
         sample: of :func:`.sample.draw`; anchors are encoded as queries, positives as documents.
-        batch_size: texts at once; it changes speed, not vectors.
+        batch_size: texts of 64 tokens at once; it changes speed, not vectors.
     """
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:

@@ -60,7 +60,7 @@ def evaluate(
         tasks: new ones, of :mod:`.suites`: mteb's draw their documents as they go.
         results: where results are kept, and taken from if the model, the task and its
             instruction are the same; nothing is kept when not given.
-        batch_size: texts at once; it changes speed, not scores.
+        batch_size: texts of 64 tokens at once; it changes speed, not scores.
         again: score even what ``results`` has.
         instructions: by task, what is put before queries in the place of the model's prompts.
         lineage: of the encoder, to be kept with its results.

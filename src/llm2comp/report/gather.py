@@ -116,7 +116,7 @@ def gather(
         names: one run folder; or encoders, as :func:`llm2comp.release.load_model` takes them.
         sample: texts to analyse, to map and to search in.
         queries: to search for.
-        batch_size: texts at once; it changes speed, not the report.
+        batch_size: texts of 64 tokens at once; it changes speed, not the report.
 
     Raises:
         UserError: if a run is mixed with other names, or an encoder cannot be loaded.
