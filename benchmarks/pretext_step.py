@@ -16,6 +16,8 @@ import torch
 from harness import finish, in_processes, report, seconds
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
 
 from llm2comp import recipe
 from llm2comp.backbone import body_of, load_backbone, resolve
