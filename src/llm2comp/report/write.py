@@ -136,4 +136,4 @@ def _curves(run: Run) -> Sequence[tuple[str, str]]:
 def _against(content: Content) -> str:
     quick = any(score.quick for row in content.rows.values() for score in row)
     size = "Quick versions of the tasks." if quick else "Whole tasks."
-    return f"{size} Small numbers: how far a row is from the first."
+    return f"{size} Small numbers: how far a row is from the first. {content.note}"
