@@ -37,7 +37,7 @@ def measure(file: Path) -> dict[str, float]:
     """Analyse the file in this process."""
     from llm2comp.analysis.analyze import analyze_vectors
 
-    found = analyze_vectors(file)
+    found = analyze_vectors(file, file.name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {
         "rows": found.n,

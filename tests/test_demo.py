@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -81,6 +82,9 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
         assert all(line.split("  ")[-1].rstrip("…") in " ".join(sentences) for line in shown)
     report = run_folder / "report.html"
     assert f"{report}: open it" in output.replace("\n", "")
-    assert " ".join(sentences[0].split()[:4]) in report.read_text()
+    page = report.read_text()
+    assert " ".join(sentences[0].split()[:4]) in page
+    assert re.findall(r"<tr><td>([^<]+)</td><td>12\.3", page) == rows  # as the table
+    assert f"released-one: {demo.ABOUT_RELEASED}" in page
     python = output.partition("Use it\n")[2]
     exec(python.replace("print", "_ = "))  # what it tells a newcomer to type must run

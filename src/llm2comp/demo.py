@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,7 @@ PASSAGES = 300
 PASSAGES_FILE = "passages.jsonl"
 REPORT_TEXTS = 200
 REPORT_CHARACTERS = 160
+ABOUT_RELEASED = "released, trained longer by recipes/smollm2-135m.yaml; recorded scores."
 QUERIES = (
     "what happens when jurors cannot agree on a verdict",
     "the calm middle of a hurricane",
@@ -50,9 +52,10 @@ def run(out: Path) -> None:
     sizes = "quick sizes" if plan.evaluation.quick else "whole sets"
     console.print(f"\n[bold]Scores[/bold] ({sizes}, x 100; samples and time are of training)")
     table.show(rows, scores.costs(plan, out), console)
-    console.print("released: trained longer, by recipes/smollm2-135m.yaml; recorded scores\n")
+    note = f"{', '.join(release.names())}: {ABOUT_RELEASED}"
+    console.print(f"{note}\n")
     _search(release.load_model(str(model_folder), compute_dtype("auto")), out, console)
-    _report(out, console)
+    _report(out, rows, note, console)
     console.print("[bold]Use it[/bold]")
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
 
@@ -85,12 +88,16 @@ def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
     console.print()
 
 
-def _report(out: Path, console: Console) -> None:
-    """Write ``report.html`` about the run, on the beginnings of the passages, which cost little."""
+def _report(out: Path, rows: scores.Scores, note: str, console: Console) -> None:
+    """Write ``report.html`` about the run, on the beginnings of the passages, which cost little.
+
+    Its scores are those of the table: the released encoder's too, which are not the run's.
+    """
     passages = itertools.islice(read_texts(out / PASSAGES_FILE), REPORT_TEXTS)
     beginnings = [cut(text, REPORT_CHARACTERS) for text in passages]
     shown = Sample(f"the beginnings of {PASSAGES_FILE}", beginnings, [], len(beginnings))
-    write.write(gather.gather([str(out)], shown, QUERIES), out / "report.html")
+    content = replace(gather.gather([str(out)], shown, QUERIES), rows=rows, note=note)
+    write.write(content, out / "report.html")
     console.print(f"[bold]Report[/bold] {out / 'report.html'}: open it in a browser\n")
 
 

@@ -1,4 +1,5 @@
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -31,34 +32,52 @@ def test_the_command_leaves_numbers_and_figures(
     command = ["analyze", *models, "--data", str(texts), "--out", str(tmp_path / "out")]
     result = RUNNER.invoke(app, command)
     assert result.exit_code == 0, result.output
-    stem = summary.stems([analyze.analyze_vectors(vectors)])[0]
-    names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert f"{stem}.json" in names
-    assert sum(name.endswith(".json") for name in names) == 3
-    assert sum(name.endswith("-memory.png") for name in names) == 2
+    found = {file.name: json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")}
+    assert {name: one["model"] for name, one in found.items()} == {
+        "memory.json": str(encoder),
+        "memory~2.json": str(encoder),
+        "spread.npy.json": str(vectors),
+    }
     for file in (tmp_path / "out").glob("*.png"):
         with Image.open(file) as image:
-            assert min(image.size) > 500
+            assert min(image.size) > 300
             assert len(set(image.convert("L").getdata())) > 10  # something is drawn
     spectrum = ET.parse(tmp_path / "out" / "spectrum.svg")
     texts_drawn = " ".join(spectrum.getroot().itertext())
     assert "spread.npy (RankMe 16)" in texts_drawn
+    maps = ET.parse(tmp_path / "out" / "memory.svg")
+    drawn = list(maps.getroot().itertext())
+    assert drawn.count("memory") == 2  # the encoder's folder, as a title
+    assert drawn.count("1.00") == 2 * 4
     assert f"all 8 texts of {texts}" in " ".join(result.stdout.split())
     assert "of 5,000 of its 6,000 vectors" in " ".join(result.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["cells/ctkd/1-pretext", "cells/nll/1-pretext"], ["ctkd", "nll"]),
+        (["/runs/first/1-pretext", "/runs/first/model", "x"], ["1-pretext", "model", "x"]),
+        (["a/model", "b/model", "owner/name"], ["a/model", "b/model", "name"]),
+        (["model", "a/model", "b/a/model"], ["model", "a/model", "b/a/model"]),
+        (["runs/first/model"], ["model"]),
+        (["a/b", "a/b"], ["b", "b"]),
+    ],
+)
+def test_names_are_as_short_as_tells_them_apart(models: list[str], names: list[str]) -> None:
+    assert summary.short_names(models) == names
+
+
 def test_the_same_analysis_gives_the_same_figure(vectors: Path, tmp_path: Path) -> None:
-    found = [analyze.analyze_vectors(vectors)]
+    found = [analyze.analyze_vectors(vectors, "spread.npy")]
     first, second = (figures.spectrum(found, tmp_path / name) for name in ("a", "b"))
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_what_is_missing_is_said(
+def test_figures_without_matplotlib_are_refused(
     vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = analyze.analyze_vectors(vectors)
-    with pytest.raises(UserError, match="has no memory tokens"):
-        figures.memory(found, tmp_path / "x")
+    found = analyze.analyze_vectors(vectors, "spread.npy")
     imported = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -76,5 +95,5 @@ def test_a_dominant_dimension_is_noted(tmp_path: Path, sentences: list[str]) -> 
     rows = np.random.default_rng(0).standard_normal((500, 16))
     rows[:, 5] += 9
     np.save(tmp_path / "v.npy", rows)
-    (note,) = summary.notes([analyze.analyze_vectors(tmp_path / "v.npy")])[1:]
+    (note,) = summary.notes([analyze.analyze_vectors(tmp_path / "v.npy", "v")])[1:]
     assert "dimension 5 alone makes 1" in note or "dimension 5 alone makes 9" in note

@@ -74,6 +74,15 @@ def test_encoders_side_by_side(run: Path, sentences: list[str], tmp_path: Path) 
         gather.gather([str(run), models[0]], sample, ["whales"])
 
 
+def test_a_stage_that_has_not_begun_has_no_plots(run: Path) -> None:
+    events = gather.Run.read(run).events
+    assert plots.curves(events, "pretext")
+    assert plots.watch(events, "pretext")
+    begun = [event for event in events if event["stage"] == "pretext"]
+    assert plots.curves(begun, "supervised") is None
+    assert plots.watch(begun, "supervised") is None
+
+
 def test_a_damaged_run_is_named(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("*-*", "model"))
     file = tmp_path / "run" / "run.jsonl"

@@ -1,17 +1,29 @@
 """The peers' pretexts make encoder folders like any other, in the form of their papers."""
 
+import io
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from llm2comp import recipe
+from llm2comp.analysis import analyze, memory_tokens
+from llm2comp.backbone import load_backbone
+from llm2comp.compressor import Compressor
 from llm2comp.errors import UserError
-from llm2comp.stages import chain
+from llm2comp.memory import add_memory_tokens
+from llm2comp.objectives import OBJECTIVES, Batch, Objective
+from llm2comp.stages import chain, held_out
+from llm2comp.stages.directions import Directions
+from llm2comp.stages.run_log import RunLog
+from llm2comp.stages.watch import HeldOutWatch
 
 PEERS = {
     "mntp": ["pretext.objective=mntp", "pretext.attention=bidirectional"],
@@ -61,9 +73,98 @@ def test_every_stage_s_folder_embeds_in_the_peer_s_form(run: tuple[str, Path], s
 
 def test_the_loss_falls_on_held_out_text(run: tuple[str, Path]) -> None:
     _, out = run
-    events = map(json.loads, (out / "run.jsonl").read_text().splitlines())
-    losses = [event["held_out"]["loss"] for event in events if "held_out" in event]
+    losses = [values["loss"] for values in measured(out / "run.jsonl")]
     assert losses[-1] < losses[0] - 0.05
+
+
+def measured(log: Path) -> list[dict[str, float]]:
+    """What stage 1 measured on held-out text."""
+    events = map(json.loads, log.read_text().splitlines())
+    return [e["held_out"] for e in events if e["stage"] == "pretext" and "held_out" in e]
+
+
+@dataclass
+class Watched:
+    """A trained stage 1 as the watch sees it."""
+
+    compressor: Compressor
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    stage: recipe.Pretext
+
+    def batch(self, texts: list[str]) -> Batch:
+        plain = self.tokenizer.backend_tokenizer
+        ids = [plain.encode(text, add_special_tokens=False).ids for text in texts]
+        return Batch.of(
+            [[*text, 5] for text in ids],  # and a token to go on with
+            [len(text) for text in ids],
+            memory_ids=self.compressor.memory_ids,
+            bos_id=self.compressor.bos_id,
+            pad_id=self.tokenizer.pad_token_id,
+        )
+
+
+@pytest.fixture(scope="module")
+def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
+    name, out = run
+    settings = recipe.load_recipe(out / chain.RECIPE)
+    (stage,) = (one for one in settings.stages if isinstance(one, recipe.Pretext))
+    form = OBJECTIVES[name].form
+    causal = stage.attention == "causal"
+    model, tokenizer = load_backbone(str(tiny_backbone), bidirectional=not causal)
+    tokenizer = add_memory_tokens(model, tokenizer, settings.memory, settings.seed, form)
+    rows, bos = form.rows(settings.memory.tokens), tokenizer.bos_token_id
+    compressor = Compressor(model, rows, stage.lora, bos_id=bos, causal=causal).eval()
+    compressor.load_adapter(out / "1-pretext" / "adapter")
+    return Watched(compressor, OBJECTIVES[name].of(tokenizer), tokenizer, stage)
+
+
+def test_what_is_watched_is_the_encoder_folder_s_embedding(
+    run: tuple[str, Path], watched: Watched
+) -> None:
+    name, out = run
+    encoder = SentenceTransformer(str(out / "1-pretext"), device="cpu")
+    states: list[np.ndarray] = []
+    with analyze.memory_states(encoder, states):
+        expected = torch.tensor(encoder.encode(TEXTS))
+    batch = watched.batch(TEXTS)
+    with torch.no_grad():
+        pooled = watched.objective.pooled(watched.compressor, batch)
+    vectors = normalize(torch.stack([outputs.mean(0) for outputs in pooled]), dim=-1)
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
+    values = held_out.measure_loss(watched.compressor, watched.objective, [batch])
+    tokens = values.pop("token_cosine", None)
+    del values["loss"]
+    assert values == pytest.approx(asdict(Directions.of(expected)), abs=1e-3)
+    if name == "mntp":  # it has no memory tokens
+        assert tokens is None
+    else:
+        assert tokens == pytest.approx(memory_tokens.measure(states).redundancy, abs=1e-4)
+
+
+def test_directions_are_in_the_log(run: tuple[str, Path]) -> None:
+    name, out = run
+    for values in measured(out / "run.jsonl"):
+        assert 1 < values["rankme"] <= 8  # held-out passages
+        assert 1 < values["participation_ratio"] <= 8
+        assert -1 < values["text_cosine"] < 1
+        assert ("token_cosine" in values) == (name == "embedding_prediction")
+
+
+def test_one_warning_when_texts_become_alike(
+    watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RunLog(tmp_path / "log", Console(file=io.StringIO()))
+    batches = [watched.batch(TEXTS[:1] * 3)]
+    one = HeldOutWatch(
+        watched.compressor, watched.objective, batches, watched.stage, torch.float32, log
+    )
+    for step in (0, 10, 20):
+        one.measure(step)
+    assert len(log.path.read_text().splitlines()) == 3
+    (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
+    assert "pretext: " in warning.getMessage()
+    assert "at step 10" in warning.getMessage()
 
 
 def test_the_card_says_what_the_embedding_is(run: tuple[str, Path]) -> None:

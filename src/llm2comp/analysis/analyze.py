@@ -37,7 +37,7 @@ class Analysis:
     """What was found out about one encoder's vectors, scaled to unit length.
 
     Attributes:
-        model: name as given.
+        model: what it is called.
         data: what it read, in words.
         n: number of vectors.
         dimension: of a vector.
@@ -116,8 +116,12 @@ def analyze_model(
     return measure(name, sample.note, encoded, start)
 
 
-def analyze_vectors(file: Path) -> Analysis:
+def analyze_vectors(file: Path, name: str) -> Analysis:
     """Measure the rows of a ``.npy`` file, which is read piece by piece.
+
+    Args:
+        file: of the array.
+        name: how the analysis calls it.
 
     Raises:
         UserError: if it is no array of at least two rows of numbers.
@@ -130,7 +134,7 @@ def analyze_vectors(file: Path) -> Analysis:
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
     note = f"{len(rows):,} vectors of {file.name}"
-    return measure(file.name, note, Encoded(rows, None, None), start)
+    return measure(name, note, Encoded(rows, None, None), start)
 
 
 def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:

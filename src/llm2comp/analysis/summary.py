@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from llm2comp.analysis.analyze import Analysis
 from llm2comp.evaluation.table import MISSING, Cells
@@ -60,6 +61,24 @@ def notes(analyses: Sequence[Analysis]) -> list[str]:
                 f"{one.model}: dimension {worst[0]} alone makes {worst[1]:.0%} of the mean cosine"
             )
     return lines
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Return each model's name without the folders that tell it from no other.
+
+    First the last ones go, as long as all have the same, then the first ones:
+    ``cells/ctkd/1-pretext`` and ``cells/nll/1-pretext`` are ``ctkd`` and ``nll``.
+    """
+    names = [Path(model).parts for model in models]
+    while len(set(names)) > 1 and min(map(len, names)) > 1 and len({n[-1] for n in names}) == 1:
+        names = [name[:-1] for name in names]
+    return [Path(*_tail(name, set(names) - {name})).as_posix() for name in names]
+
+
+def _tail(name: tuple[str, ...], others: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the shortest end of a path that no other ends with; all of it if there is none."""
+    ends = (name[-length:] for length in range(1, len(name)))
+    return next((end for end in ends if end not in {one[-len(end) :] for one in others}), name)
 
 
 def stems(analyses: Sequence[Analysis]) -> list[str]:

@@ -1,5 +1,6 @@
 """Commands that judge encoders: scores, their tables, and a look inside."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -168,18 +169,18 @@ def analyze(
     quiet()
     found = []
     drawn = None
-    for name in models:
-        if name.endswith(".npy"):
-            found.append(analyze.analyze_vectors(Path(name)))
+    for model, name in zip(models, summary.short_names(models), strict=True):
+        if model.endswith(".npy"):
+            found.append(analyze.analyze_vectors(Path(model), name))
             continue
         drawn = drawn or sample.draw(data, texts, seed)
-        encoder = merging(release.load_model(name), merge)
+        encoder = merging(release.load_model(model), merge)
         found.append(analyze.analyze_model(encoder, name, drawn, batch_size))
-    for one, stem in zip(found, summary.stems(found), strict=True):
-        one.write(out / f"{stem}.json")
-        if one.memory is not None:
-            figures.memory(one, out / f"{stem}-memory")
+    for model, one, stem in zip(models, found, summary.stems(found), strict=True):
+        replace(one, model=model).write(out / f"{stem}.json")
     figures.spectrum(found, out / "spectrum")
+    if with_memory := [one for one in found if one.memory is not None]:
+        figures.memory(with_memory, out / "memory")
     table.show_cells(summary.cells(found))
     for line in summary.notes(found):
         typer.echo(line)

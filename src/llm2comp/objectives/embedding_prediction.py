@@ -1,5 +1,6 @@
 """EBAE and EBAR, the pretext of Llama2Vec (LLARA; Liu et al., 2024): embeddings predict tokens."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -58,28 +59,36 @@ class EmbeddingPrediction(Objective):
 
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
         """Return the loss in nats per target token."""
-        k = compressor.k // 2
-        spare, read = compressor.memory_ids[:k], compressor.memory_ids[k:]
+        spare = compressor.memory_ids[: compressor.k // 2]
         reconstructed = self._bag_of_tokens(
-            compressor, batch, [*self.summarize, *read], batch.text_ids, batch.text_mask
+            compressor, self._summary(compressor, batch), batch.text_ids, batch.text_mask
         )
         predicted = self._bag_of_tokens(
             compressor,
-            batch,
-            [*self.predict, *spare],
+            self._memory(compressor, batch, [*self.predict, *spare]),
             batch.continuation_ids,
             batch.continuation_mask,
         )
         return (reconstructed + predicted) / 2
 
-    def _bag_of_tokens(
-        self, compressor: Compressor, batch: Batch, after: list[int], ids: Tensor, mask: Tensor
-    ) -> Tensor:
+    def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
+        """Return the outputs at EBAE's special tokens."""
+        return self._summary(compressor, batch).unbind()
+
+    def _summary(self, compressor: Compressor, batch: Batch) -> Tensor:
+        read = compressor.memory_ids[compressor.k // 2 :]
+        return self._memory(compressor, batch, [*self.summarize, *read])
+
+    def _memory(self, compressor: Compressor, batch: Batch, after: list[int]) -> Tensor:
         bos = [] if compressor.bos_id is None else [compressor.bos_id]
         input_ids, present = put_around(
             batch.text_ids, batch.text_mask, [*bos, *self.before], after
         )
-        memory = compressor.compress(input_ids, present.long())
+        return compressor.compress(input_ids, present.long())
+
+    def _bag_of_tokens(
+        self, compressor: Compressor, memory: Tensor, ids: Tensor, mask: Tensor
+    ) -> Tensor:
         targets, weights = token_sets(ids, mask)
 
         def loss(memory: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

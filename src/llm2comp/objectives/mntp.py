@@ -1,5 +1,6 @@
 """MNTP, the pretext of LLM2Vec (BehnamGhader et al., 2024): masked next-token prediction."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -61,6 +62,12 @@ class MaskedNextTokenPrediction(Objective):
             return cross_entropy(compressor.logits(states), tokens, reduction="sum")
 
         return sum_over_chunks(loss, before, batch.passage_ids[masked]) / masked.sum()
+
+    def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
+        """Return the outputs at each text's own tokens, none of them masked."""
+        states = compressor.encode(batch.input_ids, batch.attention_mask)
+        texts = states[:, states.shape[1] - batch.text_mask.shape[1] :]  # behind BOS
+        return [text[mask] for text, mask in zip(texts, batch.text_mask, strict=True)]
 
 
 def draw_masked(present: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a pretext objective is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -27,9 +28,21 @@ class Objective(ABC):
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
         """Return the scalar loss of a batch, in nats."""
 
+    @abstractmethod
+    def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
+        """Return, for each text ``n_1 … n_a``, the outputs whose mean is its embedding.
+
+        As the encoder folder has them: ``(m, hidden)``, of the memory tokens or
+        of the text's own, by :attr:`form`.
+        """
+
 
 class Compression(Objective):
     """An objective that judges memory: compress the text, then let the frozen model go on."""
+
+    def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
+        """Return each text's memory ``(k, hidden)``."""
+        return compressor.compress(batch.input_ids, batch.attention_mask).unbind()
 
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
         """Return the loss given the text's own memory, in nats per token."""

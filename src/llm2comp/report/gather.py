@@ -97,6 +97,7 @@ class Content:
         encoders: in the order of the table.
         rows: scores by row, encoders and baselines.
         run: the run, if it is one.
+        note: what is to be said of the rows.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Content:
     encoders: list[Encoder]
     rows: Mapping[str, Sequence[Score]]
     run: Run | None = None
+    note: str = ""
 
 
 def gather(

@@ -8,13 +8,15 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from llm2comp.analysis.figures import COLOURS
+from llm2comp.analysis import figures
 from llm2comp.errors import UserError
 from llm2comp.report.gather import Encoder
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+COLOURS = tuple(colour.replace("#000000", "#888888") for colour in figures.COLOURS)
+"""Those of the figures, seen on white and on black."""
 GROUPS = 7
 """Colours of the map: clusters of the last encoder's vectors."""
 HOVER_CHARACTERS = 160
@@ -40,10 +42,12 @@ def script() -> str:
     return str(get_plotlyjs())
 
 
-def curves(events: Sequence[Mapping[str, Any]], stage: str) -> str:
-    """Draw a stage's training loss, and its held-out losses, over steps."""
+def curves(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
+    """Draw a stage's training loss, and its held-out losses, over steps; None before its first."""
     figure = _figure("step", "loss, nats a token" if stage == "pretext" else "loss")
     of_stage = [event for event in events if event.get("stage") == stage and "step" in event]
+    if not of_stage:
+        return None
     trained = [(event["step"], event["loss"]) for event in of_stage if "loss" in event]
     _line(figure, trained, "training", dash="dot")
     held = [(event["step"], event["held_out"]) for event in of_stage if "held_out" in event]
@@ -108,7 +112,8 @@ def memory(encoder: Encoder) -> str:
             hovertemplate="tokens %{y} and %{x}: cosine %{z}<extra></extra>",
         )
     )
-    figure.update_yaxes(autorange="reversed", scaleanchor="x")
+    figure.update_xaxes(dtick=1, constrain="domain")
+    figure.update_yaxes(dtick=1, constrain="domain", autorange="reversed", scaleanchor="x")
     return _html(figure)
 
 

@@ -127,13 +127,11 @@ def _curves(run: Run) -> Sequence[tuple[str, str]]:
     for stage in run.recipe.stages:
         title = TITLES[stage.stage]
         found.append((f"{title}: loss", plots.curves(run.events, stage.stage)))
-        watched = plots.watch(run.events, stage.stage)
-        if watched is not None:
-            found.append((f"{title}: held-out embeddings", watched))
-    return found
+        found.append((f"{title}: held-out embeddings", plots.watch(run.events, stage.stage)))
+    return [(title, plot) for title, plot in found if plot is not None]
 
 
 def _against(content: Content) -> str:
     quick = any(score.quick for row in content.rows.values() for score in row)
     size = "Quick versions of the tasks." if quick else "Whole tasks."
-    return f"{size} Small numbers: how far a row is from the first."
+    return f"{size} Small numbers: how far a row is from the first. {content.note}"

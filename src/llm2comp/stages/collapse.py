@@ -37,6 +37,25 @@ def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
     return collapsed
 
 
+def report(log: RunLog, stage: str, step: int, values: dict[str, float]) -> None:
+    """Log and show what was measured on held-out texts.
+
+    Args:
+        log: measurements go here.
+        stage: name of the stage.
+        step: of the measurement.
+        values: ``loss``, what :class:`.Directions` holds, and, where there are memory tokens,
+            ``token_cosine``.
+    """
+    log.write(stage=stage, step=step, held_out={n: round(value, 4) for n, value in values.items()})
+    tokens = values.get("token_cosine")
+    between = "" if tokens is None else f", between memory tokens {tokens:.2f}"
+    log.console.print(
+        f"[dim]step {step}: held-out loss {values['loss']:.3f}; effective dimension "
+        f"{values['rankme']:.1f}; cosine between texts {values['text_cosine']:.2f}{between}"
+    )
+
+
 class CollapseWatch(Measuring):
     """Measures held-out pairs.
 
@@ -81,7 +100,9 @@ class CollapseWatch(Measuring):
             torch.manual_seed(0)  # the same dropout each time, and training's own untouched
             values = self._values()
             self.model.train()
-        self._report(step, {name: round(value, 4) for name, value in values.items()})
+        report(self.log_file, self.stage, step, values)
+        if not self.warned:
+            self.warned = warn_of_collapse(self.stage, step, values["text_cosine"])
 
     def _values(self) -> dict[str, float]:
         """Return the loss over in-batch negatives and how the positives use their space."""
@@ -99,17 +120,6 @@ class CollapseWatch(Measuring):
         if states:
             values["token_cosine"] = memory_tokens.measure(states).redundancy
         return values
-
-    def _report(self, step: int, values: dict[str, float]) -> None:
-        self.log_file.write(stage=self.stage, step=step, held_out=values)
-        tokens = values.get("token_cosine")
-        between = "" if tokens is None else f", between memory tokens {tokens:.2f}"
-        self.log_file.console.print(
-            f"[dim]step {step}: held-out loss {values['loss']:.3f}; effective dimension "
-            f"{values['rankme']:.1f}; cosine between texts {values['text_cosine']:.2f}{between}"
-        )
-        if not self.warned:
-            self.warned = warn_of_collapse(self.stage, step, values["text_cosine"])
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         batches = [list(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]

@@ -1,4 +1,4 @@
-"""The gap: does memory carry its own text, or has it become a generic prefix?"""
+"""Held-out passages: does memory carry its own text, and do embeddings keep their directions?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,12 +77,26 @@ def measure(compressor: Compressor, objective: Compression, batches: list[Batch]
 
 
 @torch.no_grad()
-def mean_loss(compressor: Compressor, objective: Objective, batches: list[Batch]) -> float:
-    """Return an objective's loss over batches; what it draws at random is the same each time."""
+def measure_loss(
+    compressor: Compressor, objective: Objective, batches: list[Batch]
+) -> dict[str, float]:
+    """Measure an objective that does not go on from memory.
+
+    What it draws at random is the same each time.
+
+    Returns:
+        ``loss`` in nats per token, what :class:`.Directions` holds, and, if its encoder pools
+        over memory tokens, ``token_cosine`` as in :class:`HeldOut`.
+    """
     with _evaluating(compressor), torch.random.fork_rng():
         torch.manual_seed(0)
         losses = [objective.loss(compressor, batch).float().cpu() for batch in batches]
-    return _mean(losses, batches).item()
+        pooled = [one.float() for b in batches for one in objective.pooled(compressor, b)]
+    directions = Directions.of(torch.stack([outputs.mean(0) for outputs in pooled]))
+    values = {"loss": _mean(losses, batches).item(), **asdict(directions)}
+    if objective.form.pooling == "memory":
+        values["token_cosine"] = mean_cosine(torch.stack(pooled)).mean().item()
+    return values
 
 
 @contextmanager
@@ -101,7 +115,7 @@ def _mean(rows: list[Tensor], batches: list[Batch]) -> Tensor:
 
 def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return five numbers of a batch, and its embeddings ``(batch, hidden)``."""
-    memory = compressor.compress(batch.input_ids, batch.attention_mask)
+    memory = torch.stack(list(objective.pooled(compressor, batch)))
     last = _last_tokens(compressor, batch)
     own = compressor.as_input(memory)
     given = (own, own.roll(1, dims=0), torch.zeros_like(own), last)

@@ -10,7 +10,7 @@ from llm2comp import recipe
 from llm2comp.compressor import Compressor
 from llm2comp.objectives import Batch, Compression, Objective
 from llm2comp.stages import held_out
-from llm2comp.stages.collapse import warn_of_collapse
+from llm2comp.stages.collapse import report, warn_of_collapse
 from llm2comp.stages.measuring import Measuring
 from llm2comp.stages.run_log import RunLog
 
@@ -41,10 +41,10 @@ class AttentionSwitch(TrainerCallback):
 
 
 class HeldOutWatch(Measuring):
-    """Measures the objective on held-out text.
+    """Measures the objective and the embeddings on held-out text.
 
-    An objective that compresses is judged by the gap, and there is one warning
-    if it stays flat; any other by its loss.
+    An objective that compresses is judged by the gap, any other by its loss.
+    There is one warning if the gap stays flat, and one if the embeddings collapse.
     """
 
     def __init__(
@@ -68,14 +68,19 @@ class HeldOutWatch(Measuring):
 
     def measure(self, step: int) -> None:
         """Measure, log and warn."""
-        if not isinstance(self.objective, Compression):
-            with self.autocast:
-                loss = held_out.mean_loss(self.compressor, self.objective, self.batches)
-            self.log_file.write(stage="pretext", step=step, held_out={"loss": round(loss, 4)})
-            self.log_file.console.print(f"[dim]step {step}: held-out loss {loss:.3f}")
-            return
         with self.autocast:
-            result = held_out.measure(self.compressor, self.objective, self.batches)
+            if isinstance(self.objective, Compression):
+                text_cosine = self._measure_memory(self.objective, step)
+            else:
+                values = held_out.measure_loss(self.compressor, self.objective, self.batches)
+                report(self.log_file, "pretext", step, values)
+                text_cosine = values["text_cosine"]
+        if step and not self.warned:
+            self.warned = warn_of_collapse("pretext", step, text_cosine)
+
+    def _measure_memory(self, objective: Compression, step: int) -> float:
+        """Measure and log the gap and all beside it, and return the cosine between texts."""
+        result = held_out.measure(self.compressor, objective, self.batches)
         self.log_file.write(stage="pretext", step=step, held_out=result.as_dict())
         self.log_file.console.print(
             f"[dim]step {step}: held-out loss {result.own:.3f}, with another text's "
@@ -85,8 +90,7 @@ class HeldOutWatch(Measuring):
             f"dimension {result.rankme:.1f}"
         )
         self._warn_of_a_flat_gap(step, result.gap)
-        if step and not self.warned:
-            self.warned = warn_of_collapse("pretext", step, result.text_cosine)
+        return result.text_cosine
 
     def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
         self.flat = self.flat + 1 if step and gap < FLAT_GAP else 0

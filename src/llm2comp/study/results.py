@@ -46,6 +46,23 @@ class CellResult:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: of the row.
+        setting: or baseline.
+        stage: label of the stage that was scored; empty for a baseline.
+        runs: scores of each run.
+    """
+
+    name: str
+    setting: str
+    stage: str
+    runs: list[list[Score]]
+
+
 @dataclass
 class Results:
     """What a study has found so far; all that is needed to go on with it.
@@ -67,15 +84,22 @@ class Results:
         """What went wrong, by the name of the cell or baseline."""
         return {n: c.error for n, c in self.cells.items() if c.error} | self.errors
 
-    def rows(self) -> list[tuple[str, list[list[Score]]]]:
-        """Return a row a baseline, then a row a setting and stage, with the scores of each run."""
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that were scored, in their order."""
+        found = [score.task for row in self.rows() for run in row.runs for score in run]
+        return list(dict.fromkeys(found))
+
+    def rows(self) -> list[Row]:
+        """Return a row a baseline, then a row a setting and stage."""
         scored = [one for one in self.cells.values() if one.scores]
         labels = list(dict.fromkeys(label for one in scored for label in one.scores))
-        rows = [(name, [scores]) for name, scores in self.baselines.items()]
+        rows = [Row(name, name, "", [scores]) for name, scores in self.baselines.items()]
         for setting in dict.fromkeys(one.setting for one in scored):
             for label in labels:
                 name = setting if len(labels) == 1 else f"{setting}, {label}"
-                rows.append((name, [o.scores[label] for o in scored if o.setting == setting]))
+                runs = [one.scores[label] for one in scored if one.setting == setting]
+                rows.append(Row(name, setting, label, runs))
         return rows
 
     def cells_of_table(self) -> table.Cells:
@@ -84,14 +108,13 @@ class Results:
         The deviation is the sample standard deviation; in the column ``mean``
         it is that of the runs' means over tasks.
         """
-        rows = self.rows()
-        tasks = list(dict.fromkeys(s.task for _, runs in rows for run in runs for s in run))
+        tasks = self.tasks
         body = []
-        for name, runs in rows:
-            points = [{score.task: score.main_score for score in run} for run in runs]
+        for row in self.rows():
+            points = [{score.task: score.main_score for score in run} for run in row.runs]
             spreads = [spread([run[task] for run in points]) for task in tasks]
             means = spread([statistics.mean(run.values()) for run in points])
-            body.append([name, str(len(runs)), *spreads, means])
+            body.append([row.name, str(len(row.runs)), *spreads, means])
         return [["setting", "runs", *tasks, "mean"], *body]
 
     def cells_of_tuning(self) -> table.Cells:
