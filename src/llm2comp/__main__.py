@@ -1,0 +1,5 @@
+"""``python -m llm2comp`` is ``llm2comp``."""
+
+from llm2comp.cli import app
+
+app()
