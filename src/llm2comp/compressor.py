@@ -6,7 +6,7 @@ causal language model, bit-equal to the original (paper, "Context
 compression"; the released code keeps two full copies instead).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from llm2comp import recipe
 from llm2comp.backbone import body_of, token_table
+from llm2comp.batching import batched
 
 
 def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
@@ -54,6 +55,40 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
     for parameter in trainable_parameters(adapted).values():
         parameter.data = parameter.data.float()
     return adapted
+
+
+TOKENS_AT_ONCE = 1024
+"""Of a pass on a processor, which more of them would not make faster (docs/performance.md)."""
+
+
+def in_parts(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
+    """Run the rows of a batch in parts of like length, so that little is padded.
+
+    On a GPU, and where a batch is small, there is one part.
+
+    Args:
+        lengths: ``(batch,)``, tokens of each row.
+        run: from the indices of rows, what each of them gives.
+
+    Returns:
+        What each row gives, in the order of the batch.
+    """
+    budget = TOKENS_AT_ONCE if lengths.device.type == "cpu" else len(lengths) * int(lengths.max())
+    found: dict[int, Tensor] = {}
+    for rows in batched(lengths.cpu().numpy(), budget):
+        found.update(zip(rows, run(torch.tensor(rows, device=lengths.device)), strict=True))
+    return [found[row] for row in range(len(lengths))]
+
+
+def _lengths(targets: Tensor) -> Tensor:
+    """Return ``(batch,)``, how far each row of ``(batch, length)`` is read: to its last target."""
+    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    return (targets * places).amax(1)
+
+
+def _of_each(states: Tensor, wanted: Tensor) -> Iterable[Tensor]:
+    """Return the wanted states of each row."""
+    return torch.split(states[wanted], wanted.sum(1).tolist())
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -141,8 +176,15 @@ class Compressor(nn.Module):
             ``(batch, k, hidden)``: last hidden states, after the final norm, at
             the memory positions.
         """
-        states = self.encode(input_ids, attention_mask)
-        return states[input_ids >= self.vocabulary].view(len(input_ids), -1, states.shape[-1])
+
+        def memory(rows: Tensor) -> Iterable[Tensor]:
+            mask = attention_mask[rows]
+            there = mask.any(0)
+            ids = input_ids[rows][:, there]
+            states = self.encode(ids, mask[:, there])
+            return states[ids >= self.vocabulary].view(len(rows), -1, states.shape[-1])
+
+        return torch.stack(in_parts(attention_mask.sum(1), memory))
 
     def as_input(self, memory: Tensor) -> Tensor:
         """Return memory outputs ``(batch, k, hidden)`` as the decoder is to read them.
@@ -169,17 +211,22 @@ class Compressor(nn.Module):
         Returns:
             ``(targets.sum(), hidden)``, rows in the order of ``targets``.
         """
-        with self.frozen():
-            embed = self.body.get_input_embeddings()
-            tokens = embed(input_ids)
-            prefix = memory.to(tokens.dtype)
-            if self.bos_id is not None:
-                bos = embed(input_ids.new_full((len(input_ids), 1), self.bos_id))
-                prefix = torch.cat([bos, prefix], dim=1)
-            inputs = torch.cat([prefix, tokens], dim=1)
+        embed = self.body.get_input_embeddings()
+        bos = [] if self.bos_id is None else [self.bos_id]
+        first = embed(input_ids.new_tensor(bos)[None])
+        before = first.shape[1] + memory.shape[1]
+
+        def states(rows: Tensor) -> Iterable[Tensor]:
+            wanted = targets[rows][:, : _lengths(targets[rows]).max()]
+            tokens = embed(input_ids[rows][:, : wanted.shape[1] - 1])
+            prefix = [first.expand(len(rows), -1, -1), memory[rows].to(tokens.dtype)]
+            inputs = torch.cat([*prefix, tokens], dim=1)
             # Right padding under causal attention: no state that is read sees a pad.
-            states: Tensor = self.body(inputs_embeds=inputs).last_hidden_state
-        return states[:, prefix.shape[1] - 1 :][targets]
+            found: Tensor = self.body(inputs_embeds=inputs).last_hidden_state
+            return _of_each(found[:, before - 1 :], wanted)
+
+        with self.frozen():
+            return torch.cat(in_parts(before + _lengths(targets), states))
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, targets: Tensor) -> Tensor:
@@ -192,9 +239,14 @@ class Compressor(nn.Module):
         Returns:
             ``(targets.sum(), hidden)``, without gradient.
         """
+
+        def states(rows: Tensor) -> Iterable[Tensor]:
+            wanted = targets[rows][:, : _lengths(targets[rows]).max()]
+            found: Tensor = self.body(input_ids[rows][:, : wanted.shape[1]]).last_hidden_state
+            return _of_each(found, wanted)
+
         with self.frozen():
-            states: Tensor = self.body(input_ids).last_hidden_state
-        return states[targets]
+            return torch.cat(in_parts(_lengths(targets), states))
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory cut off.

@@ -10,6 +10,7 @@ import torch
 from subjects import PASSAGES, SPLITS, K, Subject, make_subject
 from torch import Tensor
 
+from llm2comp import compressor
 from llm2comp.compressor import trainable_parameters
 from llm2comp.objectives import OBJECTIVES, Batch, Compression, embedding_prediction, rows
 
@@ -75,22 +76,28 @@ def test_compression_equals_the_literal_reference(
     assert case.loss().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_chunks_change_neither_loss_nor_gradient(
-    case: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss_and_gradients() -> tuple[Tensor, list[Tensor]]:
-        case.compressor.zero_grad()
-        loss = case.loss()
-        loss.backward()
-        return loss, [p.grad.clone() for p in trainable_parameters(case.compressor).values()]
+def loss_and_gradients(case: Subject) -> tuple[Tensor, list[Tensor]]:
+    case.compressor.zero_grad()
+    torch.manual_seed(0)
+    loss = case.loss()
+    loss.backward()
+    return loss, [p.grad.clone() for p in trainable_parameters(case.compressor).values()]
 
-    whole, whole_gradients = loss_and_gradients()
-    for module in (rows, embedding_prediction):
-        monkeypatch.setattr(module, "CHUNK", 4)
-    parts, part_gradients = loss_and_gradients()
+
+@pytest.mark.parametrize("divided", ["rows of logits", "rows of a batch"])
+def test_parts_change_neither_loss_nor_gradient(
+    case: Subject, divided: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, whole_gradients = loss_and_gradients(case)
+    if divided == "rows of a batch":
+        monkeypatch.setattr(compressor, "TOKENS_AT_ONCE", 1)
+    else:
+        for module in (rows, embedding_prediction):
+            monkeypatch.setattr(module, "CHUNK", 4)
+    parts, part_gradients = loss_and_gradients(case)
     torch.testing.assert_close(parts, whole)
     assert any(gradient.abs().max() > 0 for gradient in whole_gradients)
-    torch.testing.assert_close(part_gradients, whole_gradients, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(part_gradients, whole_gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_of_chunks_is_autograd_s() -> None:
