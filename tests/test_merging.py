@@ -217,8 +217,8 @@ def test_encode_writes_merged_vectors(
     vectors = []
     for name, options in (("plain", []), ("merged", ["--merge", str(MERGING)])):
         out = tmp_path / f"{name}.npy"
-        command = ["encode", str(folder), str(texts), "--out", str(out), *options]
-        result = RUNNER.invoke(app, command)
+        command = ["encode", str(folder), str(texts), "--out", str(out), "--dtype", "float32"]
+        result = RUNNER.invoke(app, [*command, *options])
         assert result.exit_code == 0, result.output
         vectors.append(np.load(out))
     plain, merged = vectors
