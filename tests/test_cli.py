@@ -75,14 +75,17 @@ def test_help_loads_nothing_heavy() -> None:
     assert output.stdout.endswith("[]\n")
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_encode_writes_one_vector_a_text(encoder: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "vectors.npy"
     result = RUNNER.invoke(app, ["encode", str(encoder), str(texts), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert np.load(out).shape == (8, 32)
     assert "8 vectors" in result.output
+    assert f"{encoder}: " in result.stderr  # and the precision
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_search_puts_the_text_itself_first(
     encoder: Path, texts: Path, sentences: list[str]
 ) -> None:
@@ -101,6 +104,7 @@ def test_search_puts_the_text_itself_first(
         (["train", "demo", "pretext.steos=1", "--out", "run"], "did you mean 'steps'"),
         (["encode", "{encoder}", "absent.txt", "--out", "x.npy"], "absent.txt: cannot be read"),
         (["encode", "{encoder}", "{texts}", "--out", "x.csv"], "x.csv"),
+        (["search", "{encoder}", "absent.txt", "whales"], "absent.txt: cannot be read"),
         (["evaluate"], "name a model, or a --baseline"),
         (["evaluate", "{encoder}", "--tasks", "STS99"], "unknown task 'STS99'"),
         (["evaluate", "--baseline", "first-token", "--backbone", "{backbone}"], "first-token"),
@@ -205,21 +209,24 @@ def test_safetensors_full_disk_is_recognised() -> None:
     assert "disk full" in str(explain(SafetensorError(seen)))
 
 
-def test_ctrl_c_ends_a_real_process_with_130(encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_a_real_process_with_130(encoder: Path, tmp_path: Path, workers: str) -> None:
     many = tmp_path / "many.txt"
     many.write_text("a line of text\n" * 200_000)
     command = [sys.executable, "-m", "llm2comp.cli", "encode", str(encoder), str(many)]
+    command += ["--dtype", "float32", "--workers", workers, "--batch-size", "1"]
     process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "x.npy"), "--batch-size", "1"],
+        [*command, "--out", str(tmp_path / "x.npy")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".x.npy.*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
@@ -253,6 +260,7 @@ def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) 
     silent.set()
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_evaluate_shows_a_row_a_model(
     encoder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -270,3 +278,5 @@ def test_evaluate_shows_a_row_a_model(
     assert heading == ["model", "STS17", "mean"]
     assert body[0][:3] == ["prompteol", "of", "tiny-llama"]
     assert len(list(scores.rglob("STS17*.json"))) == 2
+    for name in (encoder, "prompteol of tiny-llama"):
+        assert any(line.startswith(f"{name}: ") for line in result.stderr.splitlines())

@@ -1,6 +1,7 @@
 """Ask the Hugging Face hub, briefly, before a library would retry for minutes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import HfApi, errors
@@ -16,7 +17,7 @@ def require_model(name: str) -> None:
     Raises:
         UserError: if neither.
     """
-    if not _is_cached(name):
+    if cached(name) is None:
         _require("model", name, HfApi().model_info)
 
 
@@ -29,11 +30,13 @@ def require_dataset(name: str) -> None:
     _require("dataset", name, HfApi().dataset_info)
 
 
-def _is_cached(name: str) -> bool:
+def cached(name: str) -> Path | None:
+    """Return a model's folder in the hub's local cache, if it is there."""
     try:
-        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
     except errors.HFValidationError:
-        return False
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _require(kind: str, name: str, ask: Callable[..., object]) -> None:

@@ -86,6 +86,21 @@ def adapter_of(name: str) -> Path:
     return shipped
 
 
+def source_of(name: str) -> str:
+    """Return what an encoder's name stands for: a local folder, or a hub id as it is.
+
+    Raises:
+        UserError: if there is no such release, or neither a folder nor a hub model of that name.
+    """
+    if name.partition("/")[0] in names() and not Path(name).exists():
+        return str(fetch(name))
+    if name in PEERS:
+        return str(catalog.fetch(name))
+    if not Path(name).is_dir():
+        require_model(name)
+    return name
+
+
 def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Load an encoder by name: local folder, released model, peer, or hub id.
 
@@ -94,15 +109,9 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
     Raises:
         UserError: if it cannot be loaded.
     """
-    source = name
-    if name.partition("/")[0] in names() and not Path(name).exists():
-        source = str(fetch(name))
-    elif name in PEERS:
-        source = str(catalog.fetch(name))
-    elif not Path(name).is_dir():
-        require_model(name)
-    elif compiled.backend_of(Path(name)):
-        return compiled.load(Path(name))
+    source = source_of(name)
+    if compiled.backend_of(Path(source)):
+        return compiled.load(Path(source))
     try:
         model = TokenBatched(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:

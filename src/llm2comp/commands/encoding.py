@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.commands.shared import Merge, Prompt, merging, quiet
+from llm2comp.commands.shared import Dtype, Merge, Prompt, merging, quiet
 
 
 def encode(
@@ -19,6 +19,10 @@ def encode(
     prompt: Annotated[
         Prompt | None, typer.Option(help="Encode as queries or documents; else as neither.")
     ] = None,
+    dtype: Dtype = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that divide the threads, for many cores.")
+    ] = 1,
     merge: Merge = None,
 ) -> None:
     """Write the vectors of a file's texts, in order.
@@ -28,13 +32,15 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
       llm2comp encode runs/demo/model texts.jsonl --out vectors.parquet --prompt document
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy --workers 4
     """
-    from llm2comp import release
-    from llm2comp.encode import encode_file
+    from llm2comp import precision
+    from llm2comp.encode import encode_file, require
 
     quiet()
-    encoder = merging(release.load_model(model), merge)
-    rows = encode_file(encoder, file, out, batch_size=batch_size, prompt_name=prompt)
+    require(file, out)
+    encoder = merging(precision.load_model(model, dtype), merge)
+    rows = encode_file(encoder, file, out, batch_size, prompt, workers)
     typer.echo(f"{out}: {rows:,} vectors")
 
 
@@ -46,6 +52,7 @@ def search(
     ],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     top_k: Annotated[int, typer.Option(min=1, help="Texts to show.")] = 5,
+    dtype: Dtype = "auto",
     merge: Merge = None,
 ) -> None:
     """Show the texts of a file nearest to a query.
@@ -55,10 +62,12 @@ def search(
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
     """
-    from llm2comp import release
+    from llm2comp import precision
     from llm2comp.search import search as nearest
+    from llm2comp.text_files import require_texts
 
     quiet()
-    encoder = merging(release.load_model(model), merge)
+    require_texts(file)
+    encoder = merging(precision.load_model(model, dtype), merge)
     for hit in nearest(encoder, file, query, top_k=top_k):
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")

@@ -1,5 +1,6 @@
 """Commands that judge encoders: scores, their tables, and a look inside."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,9 +8,9 @@ import typer
 
 from llm2comp.commands.shared import (
     DEFAULT_BACKBONE,
+    Dtype,
     Format,
     Merge,
-    Precision,
     Suite,
     merging,
     quiet,
@@ -43,9 +44,7 @@ def evaluate(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Score what was scored before.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts of 64 tokens at once.")] = 32,
-    dtype: Annotated[
-        Precision, typer.Option(help="auto is bfloat16 where the processor has it.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     merge: Merge = None,
 ) -> None:
     """Score models on a suite of mteb tasks.
@@ -64,13 +63,11 @@ def evaluate(
     if merge is not None and not models:
         raise UserError("--merge is for encoders with memory tokens; name one")
 
-    from llm2comp import baselines, release, scores
+    from llm2comp import baselines, precision, release, scores
     from llm2comp.evaluation import runner, suites, table
     from llm2comp.evaluation.store import Store
-    from llm2comp.hardware import compute_dtype
 
     quiet()
-    precision = compute_dtype(dtype)
     asked = {name: about.instruction for name, about in suites.paper_tasks().items()}
     rows = {}
 
@@ -89,9 +86,11 @@ def evaluate(
     suites.choose(suite, tasks, quick=quick)  # a wrong name is told before models are loaded
     for name in baseline or []:
         row = name if backbone == DEFAULT_BACKBONE else f"{name} of {Path(backbone).name}"
-        score(row, baselines.build(name, scores.backbone_folder(backbone), precision))
+        folder = scores.backbone_folder(backbone)
+        build = partial(baselines.build, name, folder)
+        score(row, precision.settle(row, dtype, build, str(folder)))
     for name in models or []:
-        encoder = merging(release.load_model(name, precision), merge)
+        encoder = merging(precision.load_model(name, dtype), merge)
         row = name if merge is None else f"{name}, merged at {merge:g}"
         row += ", instructed" if instructions else ""
         score(row, encoder, release.lineage_of(name))

@@ -14,6 +14,10 @@ DEFAULT_BACKBONE = "smollm2-135m"
 Format = Literal["terminal", "markdown", "csv", "latex"]
 Suite = Literal["offline", "paper"]
 Precision = Literal["float32", "bfloat16", "auto"]
+Dtype = Annotated[
+    Precision,
+    typer.Option(help="auto is bfloat16 if the processor has it and vectors stay the same."),
+]
 Merge = Annotated[
     float | None, typer.Option(help="Merge memory tokens whose cosine is at least this.")
 ]
