@@ -1,127 +1,176 @@
-"""Encoding texts of real mixed lengths: ours, stock sentence-transformers, a peer, the roofline.
+"""Encoding of mixed texts: llm2comp, stock sentence-transformers, MiniLM, and the roofline.
 
-Six in ten texts are sentences, the others passages and articles, cut where the model cuts them.
-They are encoded in blocks, each block by all in turn, since the machine is not equally fast all
-the time: the released encoder as `llm2comp encode` loads it; the same folder by stock
-`SentenceTransformer(...).encode(texts)` in float32 and bfloat16; all-MiniLM-L6-v2; and the
-roofline, the linear layers of the encoder's body alone, in our precision and for our batches'
-tokens less the padding. Shown for all texts, and for those of 64 tokens or more alone.
+The texts are a third each sentences, Wikipedia passages and news articles, drawn by a seed, and
+cut at the model's longest. They go through in slices of 250: each slice's texts of fewer than
+64 tokens (with the memory tokens), then its others, are encoded by all in turn, so that a busy
+minute of the machine is everyone's. Times are summed over slices; nothing is timed twice. A file
+is padded less than slices are: it is sorted 4,096 texts at once.
 
-    python benchmarks/encode.py [--texts 5000] [--block 500]
+- linear layers alone: the roofline. The linear layers of the body on random numbers, as many
+  rows for each batch as llm2comp computes for it, padding included, and nothing else.
+- llm2comp: `release.load_model` in bfloat16 where it is native, batches by tokens, attention by
+  products; and the same shared by as many workers as there are threads.
+- stock: `SentenceTransformer(folder).encode` with its defaults, in float32 and bfloat16.
+- minilm: all-MiniLM-L6-v2 likewise, in float32. It reads at most 256 tokens of a text, by a
+  tokenizer of its own, so its tokens are others; how much faster it is goes by texts.
+
+    python benchmarks/encode.py [--texts 5000]
 """
 
 import argparse
-import itertools
-import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from harness import report, seconds
+from harness import report
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import encoder, release
+from llm2comp import encoder, release, workers
+from llm2comp.analysis import sample
 from llm2comp.batching import TOKENS_A_TEXT, batched
 from llm2comp.data import catalog
 from llm2comp.hardware import compute_dtype
 
 MODEL = "smollm2-135m-llm2comp"
-SHARES = {"nlp-corpus-sentences": 0.6, "boolq-passages": 0.25, "enwiki-passages": 0.15}
+SOURCES = ("nlp-corpus-sentences", "boolq-passages", "news-passages")
+SLICE = 250
 LONG = 64
+BUDGET = 32 * TOKENS_A_TEXT
+ROOFLINE, STOCK, MINILM = "linear layers alone", "stock float32", "minilm"
+
+
+@dataclass
+class Part:
+    """Texts of a slice, short or long ones, and the tokens of each as the encoder reads them."""
+
+    texts: list[str]
+    tokens: np.ndarray
+    long: bool
+
+
+@dataclass
+class Total:
+    """What one took, by whether texts are long; how far its vectors are from stock float32's."""
+
+    seconds: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    difference: float = 0.0
 
 
 def main() -> None:
     """Measure, print a table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=5000)
-    parser.add_argument("--block", type=int, default=500)
     options = parser.parse_args()
-    folder = str(release.fetch(MODEL))
-    ours = release.load_model(MODEL, compute_dtype("auto"))
-    contenders: dict[str, Callable[[list[str]], object]] = {
-        "llm2comp": ours.encode,
-        "stock, bfloat16": stock(folder, torch.bfloat16).encode,
-        "stock, float32": stock(folder, torch.float32).encode,
-        "all-MiniLM-L6-v2": stock(str(catalog.fetch("minilm")), torch.float32).encode,
+    dtype = compute_dtype("auto")
+    ours = release.load_model(MODEL, dtype).to("cpu")
+    stock = {
+        f"stock {str(one).removeprefix('torch.')}": _stock(str(release.fetch(MODEL)), one)
+        for one in dict.fromkeys((torch.float32, dtype))
     }
-    texts = mixed(options.texts)
-    counts = tokens(ours, texts)
-    contenders["roofline"] = LinearLayers(ours, counts)
-    long = [text for text in texts if counts[text] >= LONG]
-    rows = []
-    for about, chosen in (("all", texts), (f"{LONG} tokens or more", long)):
-        taken = in_blocks(contenders, chosen, options.block)
-        total = sum(counts[text] for text in chosen)
-        for name, took in taken.items():
-            rows.append(
-                [
-                    about,
-                    len(chosen),
-                    name,
-                    total / took,
-                    taken["stock, float32"] / took,
-                    taken["stock, bfloat16"] / took,
-                    taken["roofline"] / took,
-                ]
-            )
-    columns = ["texts", "number", "", "tokens/s", "to stock float32", "to stock bfloat16"]
-    report("encode", [*columns, "of the roofline"], rows)
-
-
-def stock(source: str, dtype: torch.dtype) -> SentenceTransformer:
-    """Load as anyone would."""
-    return SentenceTransformer(source, device="cpu", model_kwargs={"dtype": dtype})
-
-
-def mixed(count: int) -> list[str]:
-    """Draw texts of the sources by their shares, in random order."""
-    texts = [
-        row["text"]
-        for name, share in SHARES.items()
-        for row in itertools.islice(catalog.rows(name), round(share * count))
-    ]
-    random.Random(0).shuffle(texts)
-    return texts
-
-
-def tokens(model: SentenceTransformer, texts: list[str]) -> dict[str, int]:
-    """Count what the encoder reads of each text, memory tokens included."""
-    return {text: int(model.preprocess([text])["attention_mask"].sum()) for text in texts}
-
-
-def in_blocks(
-    contenders: dict[str, Callable[[list[str]], object]], texts: list[str], block: int
-) -> dict[str, float]:
-    """Return the seconds of each over all blocks."""
-    for run in contenders.values():
-        run(texts[:8])
-    taken = dict.fromkeys(contenders, 0.0)
-    for start in range(0, len(texts), block):
-        part = texts[start : start + block]
-        for name, run in contenders.items():
-            taken[name] += seconds(lambda run=run, part=part: run(part))
-    return taken
-
-
-class LinearLayers:
-    """The linear layers of a model's body, for as many tokens as each of its batches has."""
-
-    def __init__(self, model: SentenceTransformer, counts: dict[str, int]) -> None:
-        body = encoder.encoder_body(model)
-        self.layers = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
-        self.counts = counts
-        self.inputs = {
-            width: torch.randn(32 * TOKENS_A_TEXT, width).to(body.dtype)
-            for width in {layer.in_features for layer in self.layers}
+    minilm = _stock(str(catalog.fetch(MINILM)), torch.float32)
+    layers = _linear_layers(ours, dtype)
+    with ExitStack() as stack:
+        runs: dict[str, Callable[[Part], Any]] = {
+            ROOFLINE: lambda part: layers(part.tokens),
+            "llm2comp": lambda part: ours.encode(part.texts),
         }
+        threads = torch.get_num_threads()
+        if threads > 1:
+            shared = release.load_model(MODEL, dtype)  # for the other's weights stay as they are
+            pool = stack.enter_context(workers.start(shared, threads))
+            runs[f"llm2comp, {threads} workers"] = lambda p: shared.encode(p.texts, pool=pool)
+        for name, model in (stock | {MINILM: minilm}).items():
+            runs[name] = lambda part, model=model: model.encode(part.texts)
+        totals = _measure(runs, _parts(_texts(options.texts), ours), minilm)
+    report("encode", *_table(totals))
+
+
+def _stock(folder: str, dtype: torch.dtype) -> SentenceTransformer:
+    return SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
+
+
+def _texts(count: int) -> list[str]:
+    each = -(-count // len(SOURCES))
+    texts = [text for name in SOURCES for text in sample.draw(name, each, seed=0).texts]
+    order = np.random.default_rng(0).permutation(len(texts))
+    return [texts[place] for place in order[:count]]
+
+
+def _tokens(model: SentenceTransformer, texts: list[str]) -> np.ndarray:
+    return model.preprocess(texts)["attention_mask"].sum(1).numpy()
+
+
+def _parts(texts: list[str], model: SentenceTransformer) -> list[Part]:
+    parts = []
+    for start in range(0, len(texts), SLICE):
+        tokens = _tokens(model, texts[start : start + SLICE])
+        for long in (False, True):
+            places = np.flatnonzero((tokens >= LONG) == long)
+            if len(places):
+                parts.append(Part([texts[start + i] for i in places], tokens[places], long))
+    return parts
+
+
+def _linear_layers(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[np.ndarray], None]:
+    body = encoder.encoder_body(model)
+    layers = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
+    widths = {layer.in_features for layer in layers}
+    inputs = {width: torch.randn(BUDGET, width, dtype=dtype) for width in widths}
 
     @torch.inference_mode()
-    def __call__(self, texts: list[str]) -> None:
-        """Run them."""
-        counts = np.array([self.counts[text] for text in texts])
-        for rows in batched(counts, 32 * TOKENS_A_TEXT):
-            for layer in self.layers:
-                layer(self.inputs[layer.in_features][: counts[rows].sum()])
+    def run(tokens: np.ndarray) -> None:
+        for rows in batched(tokens, BUDGET):
+            computed = len(rows) * tokens[rows[0]]
+            for layer in layers:
+                layer(inputs[layer.in_features][:computed])
+
+    return run
+
+
+def _measure(
+    runs: dict[str, Callable[[Part], Any]], parts: Sequence[Part], minilm: SentenceTransformer
+) -> dict[str, Total]:
+    totals = {name: Total() for name in runs}
+    for run in runs.values():
+        run(Part(parts[0].texts[:4], parts[0].tokens[:4], long=False))
+    for part in parts:
+        found = {}
+        for name, run in runs.items():
+            start = time.perf_counter()
+            found[name] = run(part)
+            totals[name].seconds[part.long] += time.perf_counter() - start
+            tokens = _tokens(minilm, part.texts) if name == MINILM else part.tokens
+            totals[name].tokens[part.long] += int(tokens.sum())
+        for name, vectors in found.items():
+            if name not in (ROOFLINE, MINILM):
+                difference = _largest_difference(vectors, found[STOCK])
+                totals[name].difference = max(totals[name].difference, difference)
+    return totals
+
+
+def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(1 - ((one * other).sum(1) / lengths).min())
+
+
+def _table(totals: dict[str, Total]) -> tuple[list[str], list[list[object]]]:
+    columns, rows = [""], {name: [name] for name in totals}
+    for label, kinds in (("", (False, True)), (f"{LONG}+: ", (True,))):
+        columns += [label + what for what in ("tokens/s", "x float32", "of roofline")]
+        spent = {name: sum(total.seconds[kind] for kind in kinds) for name, total in totals.items()}
+        for name, total in totals.items():
+            tokens = sum(total.tokens[kind] for kind in kinds)
+            share = "" if name == MINILM else spent[ROOFLINE] / spent[name]
+            rows[name] += [tokens / spent[name], spent[STOCK] / spent[name], share]
+    columns.append("cosine difference")
+    for name, total in totals.items():
+        rows[name].append("" if name in (ROOFLINE, MINILM) else total.difference)
+    return columns, list(rows.values())
 
 
 if __name__ == "__main__":
