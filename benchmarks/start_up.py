@@ -40,7 +40,7 @@ def run(*arguments: str, cache: Path | None = None) -> None:
 def main() -> None:
     """Measure, print a table, write the numbers."""
     folder = release.fetch(MODEL)
-    ours = ("-m", "llm2comp.cli")
+    ours = ("-m", "llm2comp")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "one.txt"
         file.write_text("one line\n", encoding="utf-8")

@@ -213,7 +213,7 @@ def test_safetensors_full_disk_is_recognised() -> None:
 def test_ctrl_c_ends_a_real_process_with_130(encoder: Path, tmp_path: Path, workers: str) -> None:
     many = tmp_path / "many.txt"
     many.write_text("a line of text\n" * 200_000)
-    command = [sys.executable, "-m", "llm2comp.cli", "encode", str(encoder), str(many)]
+    command = [sys.executable, "-m", "llm2comp", "encode", str(encoder), str(many)]
     command += ["--dtype", "float32", "--workers", workers, "--batch-size", "1"]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "x.npy")],

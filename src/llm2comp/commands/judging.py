@@ -1,5 +1,6 @@
 """Commands that judge encoders: scores, their tables, and a look inside."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
