@@ -229,7 +229,7 @@ def test_encode_writes_merged_vectors(
 
 def test_search_merges_query_and_texts(folder: Path, texts: Path, sentences: list[str]) -> None:
     command = ["search", str(folder), str(texts), sentences[5], "--top-k", "1"]
-    result = RUNNER.invoke(app, [*command, "--merge", str(MERGING)])
+    result = RUNNER.invoke(app, [*command, "--merge", str(MERGING), "--dtype", "float32"])
     assert result.exit_code == 0, result.output
     assert result.stdout == f"1.000  {sentences[5]}\n"
 
@@ -265,6 +265,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not (tmp_path / "x.npy").exists()
 
 
+@pytest.mark.usefixtures("empty_cache")
 def test_evaluate_names_the_merged_row_and_leaves_baselines(
     folder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

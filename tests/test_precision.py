@@ -91,7 +91,7 @@ def test_a_model_that_does_not_computes_in_float32(
     bad: str, loads: list[torch.dtype], log: list[str]
 ) -> None:
     assert dtype_of(precision.load_model(bad)) == torch.float32
-    assert log[0].startswith(f"{bad}: float32, bfloat16 would fall to ")
+    assert log[0].startswith(f"{bad}: float32, bfloat16 would fall to a cosine of ")
     exact = release.load_model(bad).encode(["Whales", "coins"])
     assert exact[0] @ exact[1] < 0.99  # it does tell texts apart
 
@@ -147,6 +147,22 @@ def test_a_cache_that_cannot_be_used_costs_time_only(
     for _ in range(2):
         assert dtype_of(precision.load_model(good)) == torch.bfloat16
     assert len(loads) == 4
+
+
+def test_merging_is_part_of_what_is_checked(
+    good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = []
+
+    def merge(model: SentenceTransformer, threshold: float) -> SentenceTransformer:
+        merged.append((dtype_of(model), threshold))
+        return model
+
+    monkeypatch.setattr(precision, "merge_memory", merge)
+    precision.load_model(good)
+    precision.load_model(good, merge=0.8)
+    assert merged == [(torch.float32, 0.8), (torch.bfloat16, 0.8)]
+    assert log[1].startswith(f"{good}, merged at 0.8: bfloat16")
 
 
 def test_baselines_have_outcomes_of_their_own(

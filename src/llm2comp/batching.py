@@ -81,7 +81,8 @@ class TokenBatched(SentenceTransformer):
 def _count(model: SentenceTransformer, texts: list[str]) -> NDArray[np.int64]:
     """Count what the model reads of each text, prompts of a call apart.
 
-    They are tokenised a second time to be embedded; it takes less than a hundredth of the time.
+    They are tokenised a second time to be embedded; it takes 0.3 % of the time with
+    SmolLM2-135M.
     """
     mask = model.preprocess(texts)["attention_mask"]
     # A text may be several rows, as many texts are one prompt's.

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from llm2comp.cache import cache_dir, whole_file
 from llm2comp.encode import Vectors, embed
 from llm2comp.hardware import compute_dtype, native_bfloat16
 from llm2comp.hub import cached
+from llm2comp.merging import merge_memory
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +45,28 @@ def sample_texts() -> list[str]:
     ]
 
 
-def load_model(name: str, wanted: str = "auto") -> SentenceTransformer:
+def load_model(name: str, wanted: str = "auto", merge: float | None = None) -> SentenceTransformer:
     """Load an encoder as :func:`llm2comp.release.load_model` does, in the precision asked for.
 
     Args:
         name: local folder, released model, peer, or hub id.
         wanted: ``float32``, ``bfloat16`` or ``auto``, see :func:`settle`.
+        merge: of :func:`llm2comp.merging.merge_memory`; not merged, when not given. It is part of
+            what is checked, for rounding may move a memory token into another cluster.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it cannot be loaded, or not merged.
     """
+
+    def load(dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+        model = release.load_model(name, dtype)
+        return model if merge is None else merge_memory(model, merge)
+
     if compiled.backend_of(Path(name)):
         logger.info("%s: in the precision that it was compiled in", name)
-        return release.load_model(name)
-    return settle(name, wanted, partial(release.load_model, name), release.source_of(name))
+        return load()
+    label = name if merge is None else f"{name}, merged at {merge:g}"
+    return settle(label, wanted, load, release.source_of(name))
 
 
 def settle(
@@ -89,13 +97,13 @@ def settle(
         model = load(torch.bfloat16)
         cosine = _smallest_cosine(exact, _vectors(model))
         _keep(name, source, cosine)
-    texts = len(CHARACTERS)
     if cosine >= SMALLEST:
-        logger.info(
-            "%s: bfloat16, smallest cosine to float32 %.4f on %d texts", name, cosine, texts
-        )
+        said = "%s: bfloat16, smallest cosine to float32 %.5f on %d texts"
+        logger.info(said, name, cosine, len(CHARACTERS))
         return model if model is not None else load(torch.bfloat16)
-    logger.info("%s: float32, bfloat16 would fall to %.4f on one of %d texts", name, cosine, texts)
+    said = "%s: float32, bfloat16 would fall to a cosine of %.5f on one of %d texts"
+    logger.info(said, name, cosine, len(CHARACTERS))
+    del model
     return load(torch.float32)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.commands.shared import Dtype, Merge, Prompt, merging, quiet
+from llm2comp.commands.shared import Dtype, Merge, Prompt, quiet
 
 
 def encode(
@@ -39,7 +39,7 @@ def encode(
 
     quiet()
     require(file, out)
-    encoder = merging(precision.load_model(model, dtype), merge)
+    encoder = precision.load_model(model, dtype, merge)
     rows = encode_file(encoder, file, out, batch_size, prompt, workers)
     typer.echo(f"{out}: {rows:,} vectors")
 
@@ -68,6 +68,6 @@ def search(
 
     quiet()
     require_texts(file)
-    encoder = merging(precision.load_model(model, dtype), merge)
+    encoder = precision.load_model(model, dtype, merge)
     for hit in nearest(encoder, file, query, top_k=top_k):
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")

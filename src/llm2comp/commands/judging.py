@@ -91,7 +91,7 @@ def evaluate(
         build = partial(baselines.build, name, folder)
         score(row, precision.settle(row, dtype, build, str(folder)))
     for name in models or []:
-        encoder = merging(precision.load_model(name, dtype), merge)
+        encoder = precision.load_model(name, dtype, merge)
         row = name if merge is None else f"{name}, merged at {merge:g}"
         row += ", instructed" if instructions else ""
         score(row, encoder, release.lineage_of(name))
