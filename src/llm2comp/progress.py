@@ -24,7 +24,8 @@ from llm2comp.workers import Workers
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        # At the end the whole's, for the last batches of several workers come at once.
+        speed = task.completed / task.finished_time if task.finished_time else task.speed
         return Text(f"{speed:,.0f} texts/s" if speed else "")
 
 
