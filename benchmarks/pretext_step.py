@@ -1,9 +1,10 @@
-"""A step of stage 1 by this package, and written out word for word as the paper has it.
+"""A step of stage 1 by this package, and one written out in full.
 
 The literal one keeps two models, one with LoRA and memory rows and one frozen, attends eagerly,
 makes logits and softmax at every position of student and teacher, and pads to the longest of a
 batch as it comes. Both train by CTKD on the same passages, splits, batches and
-precision, with the same LoRA and optimiser. A variant runs in a process of its own; the loss of
+precision, with the same LoRA and optimiser. The released code is lighter than the
+literal one: its decoder attends by sdpa, and it takes softmax at target positions alone. A variant runs in a process of its own; the loss of
 the first step, from the same weights, is shown for both.
 
     python benchmarks/pretext_step.py [--steps 8]
@@ -29,6 +30,7 @@ from llm2comp.objectives import OBJECTIVES
 from llm2comp.stages.pretext import Collator
 from llm2comp.stages.pretext_batches import by_length
 
+BACKBONE = "smollm2-135m"
 K = 8
 SHAPES = {
     "56 tokens, split at 40": (recipe.Passages(min_chars=300, max_tokens=56, crop=True), 8, 40),
@@ -46,10 +48,9 @@ Batch = list[tuple[list[int], int]]
 class Literal:
     """Two models and everything in full."""
 
-    def __init__(self) -> None:
-        dtype = compute_dtype("auto")
-        encoder, tokenizer = load_backbone("smollm2-135m", dtype=dtype)
-        self.decoder = load_backbone("smollm2-135m", dtype=dtype)[0]
+    def __init__(self, backbone: str, dtype: torch.dtype) -> None:
+        encoder, tokenizer = load_backbone(backbone, dtype=dtype)
+        self.decoder = load_backbone(backbone, dtype=dtype)[0]
         self.vocabulary = len(self.decoder.get_input_embeddings().weight)
         add_memory_tokens(encoder, tokenizer, recipe.Memory(tokens=K), seed=0)
         self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id or 0
@@ -110,8 +111,8 @@ class Literal:
 class Ours:
     """As stage 1 does."""
 
-    def __init__(self) -> None:
-        model, tokenizer = load_backbone("smollm2-135m", dtype=compute_dtype("auto"))
+    def __init__(self, backbone: str, dtype: torch.dtype) -> None:
+        model, tokenizer = load_backbone(backbone, dtype=dtype)
         tokenizer = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
         self.compressor = Compressor(model, K, LORA, bos_id=tokenizer.bos_token_id, causal=True)
         self.objective = OBJECTIVES["distillation"].of(tokenizer)
@@ -153,10 +154,10 @@ def main() -> None:
 
 def measure(variant: str, shape: str, steps: int) -> None:
     """Train some steps in this process and print what they took."""
-    batches = draw(shape, steps + 1, grouped=variant == "ours")
-    model = Ours() if variant == "ours" else Literal()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batches = draw(shape, steps, grouped=variant == "ours")
     dtype = compute_dtype("auto")
+    model = (Ours if variant == "ours" else Literal)(BACKBONE, dtype)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step(batch: Batch) -> float:
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
@@ -168,14 +169,15 @@ def measure(variant: str, shape: str, steps: int) -> None:
         return loss.item()
 
     first = step(draw(shape, 1, grouped=False)[0])
-    taken = seconds(lambda: [step(batch) for batch in batches[1:]])
-    finish(rate=sum(map(len, batches[1:])) / taken, loss=first)
+    # All batches: grouped or not, they are the same passages.
+    taken = seconds(lambda: [step(batch) for batch in batches])
+    finish(rate=sum(map(len, batches)) / taken, loss=first)
 
 
 def draw(shape: str, count: int, *, grouped: bool) -> list[Batch]:
     """Draw batches: grouped by length as stage 1 does, or as passages come."""
     rule, size, split = SHAPES[shape]
-    tokenizer = AutoTokenizer.from_pretrained(resolve("smollm2-135m"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve(BACKBONE))
     source = recipe.DataSource(source="boolq-passages")
     passages = load_passages([source], tokenizer, rule, count * size, seed=0)["input_ids"]
     generator = random.Random(0)
