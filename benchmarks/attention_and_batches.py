@@ -6,11 +6,10 @@ llm2comp.attention. In bfloat16 where the processor has it.
 """
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -24,13 +23,6 @@ LENGTHS = (32, 64, 128, 256)
 BATCHES = (1024, 2048, 4096, 8192)
 ROUNDS = 3
 RESULT = Path(__file__).parent / "results" / "attention_and_batches.json"
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Return how long a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @torch.inference_mode()

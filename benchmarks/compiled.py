@@ -1,13 +1,13 @@
 """The released encoder in PyTorch and compiled, in turn: texts a second, and the loss."""
 
 import json
-import statistics
 import tempfile
-import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from harness import in_turn
 from rich.console import Console
 from rich.table import Table
 
@@ -37,13 +37,8 @@ def main() -> None:
                 name = to + " int8" * int8
                 checks[name] = export(MODEL, to, Path(scratch) / name, int8=int8)
                 models[name] = compiled.load(Path(scratch) / name)
-        seconds: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(ROUNDS):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model.encode(texts)
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: TEXTS / statistics.median(taken) for name, taken in seconds.items()}
+        seconds = in_turn({name: partial(m.encode, texts) for name, m in models.items()}, ROUNDS)
+    rates = {name: TEXTS / taken for name, taken in seconds.items()}
     table = Table("", "texts/s", "ratio", "largest cosine difference", "loss on STSBenchmark")
     for name, rate in rates.items():
         check = checks.get(name)

@@ -20,7 +20,7 @@ from harness import finish, in_processes, in_turn, report, seconds
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import encoder, recipe, release
-from llm2comp.attention import use_products
+from llm2comp.attention import for_encoding
 from llm2comp.backbone import load_backbone
 from llm2comp.batching import TokenBatched
 from llm2comp.data import catalog
@@ -136,7 +136,7 @@ def untrained(k: int) -> SentenceTransformer:
     batched = TokenBatched(modules=list(stock))
     body = encoder.encoder_body(batched)
     body.to(compute_dtype("auto"))
-    use_products(body)
+    for_encoding(body)
     return batched
 
 

@@ -18,6 +18,12 @@ LONGEST = {torch.bfloat16: 512, torch.float32: 128}
 """Up to so many tokens the products are faster; longer texts take the fused attention."""
 
 
+def for_encoding(model: PreTrainedModel) -> None:
+    """Set a model to read each text once: no key-value cache, and attention by products."""
+    model.config.use_cache = False
+    use_products(model)
+
+
 def use_products(model: PreTrainedModel) -> None:
     """Let a model on a processor attend by :func:`attend`, if it attends by ``sdpa``."""
     if not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":

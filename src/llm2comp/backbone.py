@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llm2comp.attention import use_products
+from llm2comp.attention import for_encoding
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
@@ -64,8 +64,7 @@ def load_backbone(
             f"backbone {name!r} cannot be loaded ({reason[:200]}); "
             f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
-    use_products(model)
-    model.config.use_cache = False  # nothing here is read twice
+    for_encoding(model)
     model.train(False)
     probe(model, name, bidirectional=bidirectional)
     return model, tokenizer

@@ -15,7 +15,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from transformers import PreTrainedTokenizerBase
 
-from llm2comp.attention import use_products
+from llm2comp.attention import for_encoding
 from llm2comp.batching import TokenBatched
 from llm2comp.errors import UserError
 from llm2comp.in_memory import InMemory
@@ -223,8 +223,7 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
         raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    use_products(transformer.model)
-    transformer.model.config.use_cache = False
+    for_encoding(transformer.model)
     pooled = _put_prompts(transformer, tokenizer, baseline)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 

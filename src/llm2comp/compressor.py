@@ -213,13 +213,13 @@ class Compressor(nn.Module):
         """
         embed = self.body.get_input_embeddings()
         bos = [] if self.bos_id is None else [self.bos_id]
-        first = embed(input_ids.new_tensor(bos)[None])
-        before = first.shape[1] + memory.shape[1]
+        before = len(bos) + memory.shape[1]
 
         def states(rows: Tensor) -> Iterable[Tensor]:
             wanted = targets[rows][:, : _lengths(targets[rows]).max()]
             tokens = embed(input_ids[rows][:, : wanted.shape[1] - 1])
-            prefix = [first.expand(len(rows), -1, -1), memory[rows].to(tokens.dtype)]
+            first = embed(input_ids.new_tensor(bos).expand(len(rows), -1))
+            prefix = [first, memory[rows].to(tokens.dtype)]
             inputs = torch.cat([*prefix, tokens], dim=1)
             # Right padding under causal attention: no state that is read sees a pad.
             found: Tensor = self.body(inputs_embeds=inputs).last_hidden_state

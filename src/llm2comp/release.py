@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from llm2comp import compiled, encoder
-from llm2comp.attention import use_products
+from llm2comp.attention import for_encoding
 from llm2comp.batching import TokenBatched
 from llm2comp.cache import cache_dir, whole_folder
 from llm2comp.data import catalog
@@ -122,8 +122,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransfo
         ) from error
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
-        use_products(body)
-        body.config.use_cache = False
+        for_encoding(body)
     return model
 
 

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from llm2comp import encoder, recipe
-from llm2comp.attention import use_products
+from llm2comp.attention import for_encoding
 from llm2comp.compressor import add_adapter
 from llm2comp.data.sources import SCORE
 from llm2comp.hardware import compute_dtype
@@ -95,7 +95,7 @@ def train_contrastive(
         model_kwargs={"dtype": dtype},
         config_kwargs={"attention_dropout": attention_dropout, **attention},
     )
-    use_products(encoder.encoder_body(model))
+    for_encoding(encoder.encoder_body(model))
     model.requires_grad_(False)
     torch.manual_seed(run.seed)  # LoRA's initial weights
     tokens = encoder.form_of(lineage).tokens(lineage["memory"]["tokens"])
