@@ -171,6 +171,31 @@ def test_stage_1_is_shared_with_a_study_beside_it(
     assert found.cells["ctkd-seed0"].passages == 24
 
 
+def test_all_first_stages_that_are_alike_are_shared_with_what_the_log_says_of_them(
+    study_file: Path, tiny_recipe: Path, tmp_path: Path, sets: object
+) -> None:
+    shared = yaml.safe_load(study_file.read_text())["recipe"]
+    shared["stages"] += [
+        s | {"steps": 2} for s in yaml.safe_load(tiny_recipe.read_text())["stages"][1:]
+    ]
+    settings = {f"steps = {n}": [f"supervised.steps={n}"] for n in (2, 3)}
+    edit(study_file, tuning=None, seeds=[0], settings=settings, recipe=shared)
+    assert not go(study_file, tmp_path / "study").failed
+    short, long = sorted((tmp_path / "study" / "cells").iterdir())
+    for stage in ("1-pretext", "2-unsupervised"):
+        one, other = ((cell / stage / "model.safetensors").read_bytes() for cell in (short, long))
+        assert one == other
+    logs = [
+        [json.loads(line) for line in (cell / "run.jsonl").read_text().splitlines()]
+        for cell in (short, long)
+    ]
+    one, other = ([e for e in log if e["stage"] != "supervised"] for log in logs)
+    assert one == other  # with the seconds of the first: nothing was trained anew
+    assert [[e["stage"] for e in log if e.get("done")] for log in logs] == [
+        ["pretext", "unsupervised", "supervised"]
+    ] * 2
+
+
 def test_another_study_s_folder_is_refused(study_file: Path, tmp_path: Path) -> None:
     StudyRun(load_study(study_file), tmp_path / "study")
     edit(study_file, seeds=[3])

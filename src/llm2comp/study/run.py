@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
@@ -18,6 +18,7 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.hardware import compute_dtype
 from llm2comp.stages import chain
 from llm2comp.stages.folders import FOLDERS
+from llm2comp.stages.run_log import RunLog
 from llm2comp.study import results
 from llm2comp.study.plan import Cell, Study, cell
 
@@ -31,7 +32,7 @@ class StudyRun:
     ``out`` gets ``study.yaml``, a run a cell under ``cells/``, and, anew after
     every cell, ``results.json`` and ``results.md``. What is in ``results.json``
     is not run again, so the cells' folders may be removed. Where a cell of this
-    study, or of one beside it, has the same stage 1, that is taken over.
+    study, or of one beside it, has the same first stages, they are taken over.
 
     Args:
         study: what to run.
@@ -130,7 +131,7 @@ class StudyRun:
             if trained:
                 title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
             self.console.rule(title)
-        self._take_over_stage_1(one.run, folder)
+        self._take_over(one.run, folder)
         chain.train(one.run, folder, self.console)
         shutil.rmtree(folder / chain.MODEL)  # the last stage's folder is the same encoder
         events = [json.loads(line) for line in (folder / chain.LOG).open(encoding="utf-8")]
@@ -140,18 +141,18 @@ class StudyRun:
             if "passages" in event:
                 known.passages, known.tokens = event["passages"], event["tokens"]
 
-    def _take_over_stage_1(self, run: recipe.Recipe, folder: Path) -> None:
-        target = folder / FOLDERS["pretext"]
-        if target.exists():
-            return
-        for other in sorted(self.out.parent.glob(f"*/{CELLS}/*/{target.name}")):
-            theirs = recipe.load_recipe(other.parent / chain.RECIPE)
-            if _makes_stage_1(theirs) == _makes_stage_1(run):
-                with whole_folder(target) as partial:
-                    shutil.copytree(other, partial, dirs_exist_ok=True)
-                shutil.copy(other.parent / chain.LOG, folder)
-                self.console.print(f"stage 1 is that of {other.parent}", markup=False)
+    def _take_over(self, run: recipe.Recipe, folder: Path) -> None:
+        """Copy the first stages that another cell has alike, as many of them as there are."""
+        names = [FOLDERS[stage.stage] for stage in run.stages]
+        for count in range(len(names), 0, -1):
+            if (folder / names[count - 1]).exists():
                 return
+            for other in sorted(self.out.parent.glob(f"*/{CELLS}/*/{names[count - 1]}")):
+                theirs = recipe.load_recipe(other.parent / chain.RECIPE)
+                if _first_stages(theirs, count) == _first_stages(run, count):
+                    _copy_stages(names[:count], other.parent, folder)
+                    self.console.print(f"{other.name} is that of {other.parent}", markup=False)
+                    return
 
     def _folder(self, one: Cell) -> Path:
         return self.out / CELLS / one.name
@@ -176,10 +177,24 @@ def describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _makes_stage_1(run: recipe.Recipe) -> dict[str, Any]:
-    """Return what stage 1 depends on."""
+def _first_stages(run: recipe.Recipe, count: int) -> dict[str, Any]:
+    """Return what the first stages of a run depend on."""
     settings = run.model_dump(exclude={"name", "evaluation", "stages"})
-    return settings | run.stages[0].model_dump()
+    return settings | {"stages": [stage.model_dump() for stage in run.stages[:count]]}
+
+
+def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
+    """Copy the encoder folders that are not there yet, and what the log says of their stages."""
+    stages = {folder: stage for stage, folder in FOLDERS.items()}
+    events = [json.loads(line) for line in (source / chain.LOG).open(encoding="utf-8")]
+    log = RunLog(target / chain.LOG, Console())
+    for name in names:
+        if not (target / name).exists():
+            with whole_folder(target / name) as partial:
+                shutil.copytree(source / name, partial, dirs_exist_ok=True)
+                for event in events:
+                    if event["stage"] == stages[name]:
+                        log.write(**event)
 
 
 def _claim(study: Study, out: Path) -> None:
