@@ -1,25 +1,24 @@
-"""The released encoder in PyTorch and compiled, in turn: texts a second, and the loss."""
+"""The released encoder in PyTorch and compiled, in turn: texts a second, and the loss.
 
-import json
+128 passages of `boolq-passages`, those of one call. Exporting checks each on STSBenchmark.
+
+    python benchmarks/compiled.py
+"""
+
 import tempfile
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
-from harness import in_turn
-from rich.console import Console
-from rich.table import Table
+from harness import in_turn, report
 
 from llm2comp import compiled, release
-from llm2comp.cache import whole_file
 from llm2comp.data import catalog
 from llm2comp.export import export
 
 MODEL = "smollm2-135m-llm2comp"
 TEXTS = 128
 ROUNDS = 3
-RESULT = Path(__file__).parent / "results" / "compiled.json"
 
 
 def main() -> None:
@@ -39,15 +38,13 @@ def main() -> None:
                 models[name] = compiled.load(Path(scratch) / name)
         seconds = in_turn({name: partial(m.encode, texts) for name, m in models.items()}, ROUNDS)
     rates = {name: TEXTS / taken for name, taken in seconds.items()}
-    table = Table("", "texts/s", "ratio", "largest cosine difference", "loss on STSBenchmark")
+    columns = ["", "texts/s", "ratio", "largest cosine difference", "loss on STSBenchmark"]
+    table: list[list[object]] = []
     for name, rate in rates.items():
         check = checks.get(name)
-        cost = (f"{check.difference:.1e}", f"{check.before - check.after:.2f}") if check else ()
-        table.add_row(name, f"{rate:.1f}", f"{rate / rates['float32']:.2f}", *cost)
-    Console().print(table)
-    found = {name: asdict(check) for name, check in checks.items()}
-    with whole_file(RESULT) as file:
-        file.write_text(json.dumps({"texts_per_second": rates, "checks": found}) + "\n")
+        cost = [check.difference, check.before - check.after] if check else ["", ""]
+        table.append([name, rate, rate / rates["float32"], *cost])
+    report("compiled", columns, table)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """How the cost of encoding grows: length of text, memory tokens, batch, rows of a file.
 
-The released encoder in bfloat16 where the processor has it. A file's rows are short sentences,
-repeated where there are too few; each file is encoded in a process of its own, whose resident
-memory is looked at every tenth of a second.
+The released encoder in bfloat16 where the processor has it. A file's rows are sentences, or the
+answers of quiz questions, repeated where there are too few; each file is encoded in a process of
+its own, whose resident memory is looked at every tenth of a second.
 
-    python benchmarks/growth.py [--rows 1000 10000 100000]
+    python benchmarks/growth.py [--sentences 1000 10000 100000] [--answers 200000]
 """
 
 import argparse
@@ -33,23 +33,28 @@ LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 TOKENS = 8192
 MEMORY = (1, 2, 4, 8, 16, 32)
 BATCHES = (1, 4, 16, 32, 64, 256)
-ROWS = (1_000, 10_000, 100_000)
+SENTENCES = (1_000, 10_000, 100_000)
+ANSWERS = (200_000,)
+COLUMNS = {"nlp-corpus-sentences": "text", "jeopardy-pairs": "positive"}
 ROUNDS = 3
 
 
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="sizes of files")
-    parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--sentences", type=int, nargs="*", default=SENTENCES, help="rows of files")
+    parser.add_argument("--answers", type=int, nargs="*", default=ANSWERS, help="rows of files")
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        encode_rows(options.variant)
+        source, count = options.variant.split()
+        encode_rows(source, int(count))
         return
     by_length()
     by_memory()
     by_batch()
-    by_rows(options.rows)
+    sizes = (options.sentences, options.answers)
+    by_rows([f"{source} {n}" for source, of in zip(COLUMNS, sizes, strict=True) for n in of])
 
 
 def by_length() -> None:
@@ -81,27 +86,28 @@ def by_batch() -> None:
     report("growth_batch", ["batch size", "texts/s", "time to 32"], rows)
 
 
-def by_rows(sizes: list[int]) -> None:
-    """Files of so many rows."""
-    found = in_processes(__file__, [str(n) for n in sizes], 1)
+def by_rows(files: list[str]) -> None:
+    """Files of so many rows of a source."""
+    found = in_processes(__file__, files, 1)
     columns = ["rows", "seconds", "tokens/s", "memory at 1 % (GB)", "largest after (GB)"]
     rows = [
-        [n, *(found[str(n)][key] for key in ("seconds", "rate", "early", "late"))] for n in sizes
+        [name, *(found[name][key] for key in ("seconds", "rate", "early", "late"))]
+        for name in files
     ]
     report("growth_rows", columns, rows)
 
 
-def encode_rows(count: int) -> None:
+def encode_rows(source: str, count: int) -> None:
     """Encode a file of so many rows in this process."""
     model = load()
-    sentences = [row["text"] for row in catalog.rows("nlp-corpus-sentences")]
-    texts = list(itertools.islice(itertools.cycle(sentences), count))
-    sample = texts[:1000]
-    tokens = model.preprocess(sample)["attention_mask"].sum().item() * count / len(sample)
+    known = [row[COLUMNS[source]] for row in catalog.rows(source)]
+    texts = list(itertools.islice(itertools.cycle(known), count))
+    slices = (texts[start : start + 1000] for start in range(0, count, 1000))
+    tokens = sum(model.preprocess(part)["attention_mask"].sum().item() for part in slices)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "texts.txt"
         file.write_text("\n".join(" ".join(text.split()) for text in texts), encoding="utf-8")
-        del sentences, texts
+        del known, texts
         ended = threading.Event()
         resident: list[int] = []
 
