@@ -20,6 +20,7 @@ from harness import finish, in_processes, in_turn, report, seconds
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import encoder, recipe, release
+from llm2comp.allocator import keep_freed
 from llm2comp.attention import for_encoding
 from llm2comp.backbone import load_backbone
 from llm2comp.batching import TokenBatched
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, nargs="*", default=ANSWERS, help="rows of files")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed()  # as the command line does
     if options.variant:
         source, count = options.variant.split()
         encode_rows(source, int(count))

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from llm2comp import recipe
+from llm2comp.allocator import keep_freed
 from llm2comp.backbone import body_of, load_backbone, resolve
 from llm2comp.compressor import Compressor, trainable_parameters
 from llm2comp.data.passages import load_passages
@@ -158,6 +159,8 @@ def measure(variant: str, shape: str, steps: int) -> None:
     ours = variant != "literal"
     batches = draw(shape, steps, grouped=ours)
     dtype = compute_dtype("auto")
+    if ours:  # as the command line does
+        keep_freed()
     model = (Ours if ours else Literal)(BACKBONE, dtype)
     if "compile" in variant:
         compile_blocks(model.compressor.body)

@@ -54,6 +54,7 @@ def main() -> None:
         taken = in_turn(
             {
                 "llm2comp --help": lambda: run(*ours, "--help"),
+                "import torch": lambda: run("-c", "import torch"),
                 "import sentence_transformers": lambda: run("-c", "import sentence_transformers"),
                 "stock, load and encode": lambda: run("-c", STOCK, str(folder)),
                 "llm2comp encode, warm": lambda: run(*encode),

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import llm2comp
+from llm2comp.allocator import keep_freed
 from llm2comp.commands import encoding, exporting, judging, sources, training
 from llm2comp.errors import UserError
 
@@ -85,6 +86,7 @@ def _main(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
       llm2comp train smollm2-135m --out runs/first
     """
+    keep_freed()
     ours = logging.getLogger("llm2comp")
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]  # one, however often this is called

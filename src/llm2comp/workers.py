@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import multiprocessing
 
+from llm2comp.allocator import keep_freed
 from llm2comp.errors import UserError
 
 Item = TypeVar("Item")
@@ -104,6 +105,7 @@ _model: SentenceTransformer | None = None
 
 def _begin(model: SentenceTransformer, threads: int) -> None:
     global _model
+    keep_freed()
     torch.set_num_threads(threads)
     _model = model
 

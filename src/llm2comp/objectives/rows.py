@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 256
-"""Rows whose logits exist at a time: 256 x 49,152 float32 logits are 50 MB."""
+CHUNK = 128
+"""Rows whose logits exist at a time: 128 x 49,152 float32 logits are 25 MB.
+
+Of 32 MB or more glibc keeps no block, unless it is told to (:mod:`llm2comp.allocator`).
+"""
 
 
 def mean_over_samples(mask: Tensor) -> Tensor:
