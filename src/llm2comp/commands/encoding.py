@@ -21,7 +21,7 @@ def encode(
     ] = None,
     dtype: Dtype = "auto",
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that divide the threads, for many cores.")
+        int, typer.Option(min=1, help="Processes that divide the threads, for long files.")
     ] = 1,
     merge: Merge = None,
 ) -> None:
