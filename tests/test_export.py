@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from llm2comp import compiled, encoder, export, recipe, release
 from llm2comp.cli import app
 from llm2comp.compiled import Backend
+from llm2comp.encode import encode_file
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
 from llm2comp.memory import add_memory_tokens
@@ -94,6 +95,10 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
     np.testing.assert_allclose((loaded.encode(TEXTS) * expected).sum(1), 1, atol=1e-3)
     for text, vector in zip(TEXTS, expected, strict=True):  # alone, without padding
         assert loaded.encode(text) @ vector == pytest.approx(1, abs=1e-3)
+    file = tmp_path / "texts.txt"
+    file.write_text("a text\n")
+    with pytest.raises(UserError, match="compiled one divides its work by itself"):
+        encode_file(loaded, file, tmp_path / "v.npy", workers=2)
 
 
 @pytest.mark.parametrize("to", BACKENDS)

@@ -29,6 +29,8 @@ class TokenBatched(SentenceTransformer):
     length. Vectors are the same.
     """
 
+    tokens_a_text = TOKENS_A_TEXT
+
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
         """Return what the stock model's ``encode`` does, whose arguments these are.
 
@@ -40,7 +42,7 @@ class TokenBatched(SentenceTransformer):
             return super().encode(inputs, *args, **options)
         each: Callable[..., Iterator[Any]] = pool.map if pool else self._map
         done = pool.on_batch if pool else lambda _: None
-        budget = options.pop("batch_size", 32) * TOKENS_A_TEXT
+        budget = options.pop("batch_size", 32) * self.tokens_a_text
         tensors = options.pop("convert_to_tensor", False)
         arrays = options.pop("convert_to_numpy", True) and not tensors
         hidden = not options.pop("show_progress_bar", False)

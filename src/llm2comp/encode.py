@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.batching import TokenBatched
 from llm2comp.cache import whole_file
+from llm2comp.compiled import CompiledEncoder
 from llm2comp.errors import UserError
 from llm2comp.progress import advancing, text_progress
 from llm2comp.text_files import read_texts, require_texts
@@ -97,7 +98,7 @@ def _pool(model: SentenceTransformer, count: int) -> AbstractContextManager[Work
         raise UserError(f"workers is {count}; there must be at least 1")
     if count == 1:
         return nullcontext()
-    if not isinstance(model, TokenBatched):
+    if not isinstance(model, TokenBatched) or isinstance(model, CompiledEncoder):
         raise UserError(
             "workers share a model that load_model loaded in PyTorch; a compiled one divides its "
             "work by itself"
