@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from llm2comp.errors import UserError
+from llm2comp.evaluation import runner
 from llm2comp.evaluation.runner import Score
 from llm2comp.shipped import study_path
 from llm2comp.stages import chain
@@ -172,15 +173,29 @@ def test_stage_1_is_shared_with_a_study_beside_it(
 
 
 def test_all_first_stages_that_are_alike_are_shared_with_what_the_log_says_of_them(
-    study_file: Path, tiny_recipe: Path, tmp_path: Path, sets: object
+    study_file: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sets: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    evaluate, scored = runner.evaluate, []
+
+    def record(model, name, *rest):  # noqa: ANN001, ANN002, ANN202
+        scored.append(name)
+        return evaluate(model, name, *rest)
+
+    monkeypatch.setattr(runner, "evaluate", record)
     shared = yaml.safe_load(study_file.read_text())["recipe"]
     shared["stages"] += [
         s | {"steps": 2} for s in yaml.safe_load(tiny_recipe.read_text())["stages"][1:]
     ]
     settings = {f"steps = {n}": [f"supervised.steps={n}"] for n in (2, 3)}
     edit(study_file, tuning=None, seeds=[0], settings=settings, recipe=shared)
-    assert not go(study_file, tmp_path / "study").failed
+    found = go(study_file, tmp_path / "study")
+    assert not found.failed
+    assert len(scored) == 5  # the baseline, stage 1, UCL, and SCL twice
+    assert all(len(one.scores) == 3 for one in found.cells.values())
     short, long = sorted((tmp_path / "study" / "cells").iterdir())
     for stage in ("1-pretext", "2-unsupervised"):
         one, other = ((cell / stage / "model.safetensors").read_bytes() for cell in (short, long))

@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from sentence_transformers import SentenceTransformer
 
 from llm2comp import recipe, scores
 from llm2comp.cache import whole_file, whole_folder
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
+from llm2comp.evaluation.store import Score, fingerprint
 from llm2comp.hardware import compute_dtype
 from llm2comp.stages import chain
 from llm2comp.stages.folders import FOLDERS
@@ -49,6 +51,7 @@ class StudyRun:
         self.out = out
         self.console = console or Console(stderr=True)
         self.found = results.read(out, study.name)
+        self._scored: dict[str, list[Score]] = {}
 
     def run(self) -> results.Results:
         """Run and score every cell that is not finished, and return the results.
@@ -111,16 +114,21 @@ class StudyRun:
     def _score(self, one: Cell, known: results.CellResult) -> None:
         """Train a cell, if its trial has not, and score each of its stages."""
         self._train(one, known)
-        evaluation = one.run.evaluation
         models = scores.stage_models(one.run, self._folder(one))
         known.scores = {
-            label: runner.evaluate(
-                load(),
-                f"{one.name} {label}",
-                suites.tasks(evaluation.tasks, quick=evaluation.quick),
-            )
+            label: self._score_stage(load(), f"{one.name} {label}", one.run.evaluation)
             for label, load in models.items()
         }
+
+    def _score_stage(
+        self, model: SentenceTransformer, name: str, evaluation: recipe.Evaluation
+    ) -> list[Score]:
+        """Score a stage's encoder, once if several cells have taken it over."""
+        mark = fingerprint(model)
+        if mark not in self._scored:
+            chosen = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+            self._scored[mark] = runner.evaluate(model, name, chosen)
+        return self._scored[mark]
 
     def _train(self, one: Cell, known: results.CellResult) -> None:
         folder = self._folder(one)
