@@ -4,10 +4,9 @@ The literal one keeps two models, one with LoRA and memory rows and one frozen, 
 makes logits and softmax at every position of student and teacher, and pads to the longest of a
 batch as it comes. Both train by CTKD on the same passages, splits, batches and precision, with
 the same LoRA and optimiser. The released code is lighter than the literal one: its decoder attends
-by sdpa, and it takes softmax at target positions alone. Freed memory is
-kept, as by the command line, in ours alone. A variant runs in a process of its own, over its
-batches twice, of which the second time counts; the loss of the first step, from the same weights,
-is shown for each.
+by sdpa, and it takes softmax at target positions alone. Freed memory is kept, as by the command
+line, in ours alone. A variant runs in a process of its own, over its batches twice, of which the
+second time counts; the loss of the first step, from the same weights, is shown for each.
 
     python benchmarks/pretext_step.py [--steps 8]
 """
