@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from llm2comp import recipe
 from llm2comp.analysis.sample import Sample
 from llm2comp.errors import UserError
+from llm2comp.evaluation.runner import Score
 from llm2comp.report import gather, plots, write
 from llm2comp.stages import chain
 
@@ -128,3 +130,15 @@ def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
         shown = tab.wait_for_selector(".hoverlayer .hovertext", timeout=5000)
         assert "<script>alert(" in shown.text_content()  # as text
         browser.close()
+
+
+def test_quick_scores_are_named_where_others_are_of_whole_tasks() -> None:
+    def row(quick: bool) -> list[Score]:
+        return [Score("STS17", "cosine_spearman", 80.0, 1.0, 500, 500.0, 250, quick)]
+
+    def said(**rows: list[Score]) -> str:
+        return write._against(SimpleNamespace(rows=rows, note="")).split(" Small")[0]
+
+    assert said(one=row(True), other=row(True)) == "Quick versions of the tasks."
+    assert said(one=row(False), other=row(False)) == "Whole tasks."
+    assert said(one=row(False), other=row(True)) == "Whole tasks, but quick versions for other."

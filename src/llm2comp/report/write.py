@@ -132,6 +132,8 @@ def _curves(run: Run) -> Sequence[tuple[str, str]]:
 
 
 def _against(content: Content) -> str:
-    quick = any(score.quick for row in content.rows.values() for score in row)
+    quick = [name for name, row in content.rows.items() if any(score.quick for score in row)]
     size = "Quick versions of the tasks." if quick else "Whole tasks."
+    if quick and len(quick) < len(content.rows):
+        size = f"Whole tasks, but quick versions for {', '.join(quick)}."
     return f"{size} Small numbers: how far a row is from the first. {content.note}"
