@@ -1,4 +1,5 @@
 import errno
+import gc
 import io
 import os
 import signal
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from llm2comp import baselines, doctor
 from llm2comp.cli import app, explain
+from llm2comp.commands.shared import importing
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.stages import chain
@@ -76,6 +78,14 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.usefixtures("empty_cache")
+def test_garbage_is_not_collected_while_a_command_imports() -> None:
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+
+
 def test_encode_writes_one_vector_a_text(encoder: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "vectors.npy"
     result = RUNNER.invoke(app, ["encode", str(encoder), str(texts), "--out", str(out)])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.commands.shared import Dtype, Merge, Prompt, quiet
+from llm2comp.commands.shared import Dtype, Merge, Prompt, importing
 
 
 def encode(
@@ -34,10 +34,9 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy --workers 4
     """
-    from llm2comp import precision
-    from llm2comp.encode import encode_file, require
-
-    quiet()
+    with importing():
+        from llm2comp import precision
+        from llm2comp.encode import encode_file, require
     require(file, out)
     encoder = precision.load_model(model, dtype, merge)
     rows = encode_file(encoder, file, out, batch_size, prompt, workers)
@@ -62,11 +61,10 @@ def search(
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
     """
-    from llm2comp import precision
-    from llm2comp.search import search as nearest
-    from llm2comp.text_files import require_texts
-
-    quiet()
+    with importing():
+        from llm2comp import precision
+        from llm2comp.search import search as nearest
+        from llm2comp.text_files import require_texts
     require_texts(file)
     encoder = precision.load_model(model, dtype, merge)
     for hit in nearest(encoder, file, query, top_k=top_k):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llm2comp.commands.shared import quiet
+from llm2comp.commands.shared import importing
 
 
 def export(
@@ -24,8 +24,7 @@ def export(
       llm2comp export smollm2-135m-llm2comp --to openvino --out runs/openvino
       llm2comp export runs/first/model --to onnx --int8 --out runs/first/onnx-int8
     """
-    from llm2comp.export import export as compile_encoder
-
-    quiet()
+    with importing():
+        from llm2comp.export import export as compile_encoder
     typer.echo(compile_encoder(model, to, out, int8=int8))
     typer.echo(f"SentenceTransformer({str(out)!r}, backend={to!r}) loads it where optimum is.")

@@ -13,8 +13,8 @@ from llm2comp.commands.shared import (
     Format,
     Merge,
     Suite,
+    importing,
     merging,
-    quiet,
 )
 from llm2comp.errors import UserError
 
@@ -64,11 +64,10 @@ def evaluate(
     if merge is not None and not models:
         raise UserError("--merge is for encoders with memory tokens; name one")
 
-    from llm2comp import baselines, precision, release, scores
-    from llm2comp.evaluation import runner, suites, table
-    from llm2comp.evaluation.store import Store
-
-    quiet()
+    with importing():
+        from llm2comp import baselines, precision, release, scores
+        from llm2comp.evaluation import runner, suites, table
+        from llm2comp.evaluation.store import Store
     asked = {name: about.instruction for name, about in suites.paper_tasks().items()}
     rows = {}
 
@@ -162,11 +161,10 @@ def analyze(
       llm2comp analyze runs/first/1-pretext --data my-texts.txt --out runs/analysis
       llm2comp analyze vectors.npy --out runs/analysis
     """
-    from llm2comp import release
-    from llm2comp.analysis import analyze, figures, sample, summary
-    from llm2comp.evaluation import table
-
-    quiet()
+    with importing():
+        from llm2comp import release
+        from llm2comp.analysis import analyze, figures, sample, summary
+        from llm2comp.evaluation import table
     found = []
     drawn = None
     for model, name in zip(models, summary.short_names(models), strict=True):
@@ -206,11 +204,10 @@ def report(
       llm2comp report smollm2-135m-llm2comp minilm --out report.html
       llm2comp report runs/first/model --data my.txt --query "whale songs" --out report.html
     """
-    from llm2comp.analysis import sample
-    from llm2comp.demo import QUERIES
-    from llm2comp.report import gather, write
-
-    quiet()
+    with importing():
+        from llm2comp.analysis import sample
+        from llm2comp.demo import QUERIES
+        from llm2comp.report import gather, write
     drawn = sample.draw(data, texts, seed)
     content = gather.gather(models, drawn, query or QUERIES, batch_size)
     write.write(content, out)

@@ -1,6 +1,9 @@
-"""What several commands share: kinds of options, and silence."""
+"""What several commands share: kinds of options, and how they import."""
 
+import gc
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -30,6 +33,23 @@ def merging(model: "SentenceTransformer", threshold: float | None) -> "SentenceT
     from llm2comp.merging import merge_memory
 
     return merge_memory(model, threshold)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what a command needs without the garbage collector, and silence it.
+
+    Half a million objects come and stay. To look for garbage among them, again and again while
+    they come and once more when the process ends, takes two seconds (docs/performance.md).
+    """
+    gc.disable()
+    try:
+        yield
+        quiet()
+    finally:
+        if not gc.get_freeze_count():
+            gc.freeze()
+        gc.enable()
 
 
 def quiet() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.commands.shared import BadRow, quiet
+from llm2comp.commands.shared import BadRow, importing
 
 
 def train(
@@ -38,11 +38,10 @@ def train(
         changes.append(f"on_bad_row={on_bad_row}")
     loaded = load_recipe(recipe_path(recipe), changes)
 
-    from llm2comp import scores
-    from llm2comp.evaluation import table
-    from llm2comp.stages import chain
-
-    quiet()
+    with importing():
+        from llm2comp import scores
+        from llm2comp.evaluation import table
+        from llm2comp.stages import chain
     model = chain.train(loaded, out)
     if loaded.evaluation.tasks:
         table.show(scores.score_run(loaded, out), scores.costs(loaded, out))
@@ -72,10 +71,9 @@ def study(
 
     loaded = load_study(study_path(study), quick=quick)
 
-    from llm2comp.evaluation import table
-    from llm2comp.study.run import StudyRun
-
-    quiet()
+    with importing():
+        from llm2comp.evaluation import table
+        from llm2comp.study.run import StudyRun
     found = StudyRun(loaded, out).run()
     if loaded.tuning:
         table.show_cells(found.cells_of_tuning())
@@ -103,7 +101,6 @@ def demo(
     Example:
       llm2comp demo --out runs/demo
     """
-    from llm2comp.demo import run
-
-    quiet()
+    with importing():
+        from llm2comp.demo import run
     run(out)
