@@ -6,8 +6,9 @@ cut at the model's longest. They go through in slices of 250: each slice's texts
 minute of the machine is everyone's. Times are summed over slices; nothing is timed twice. A file
 is padded less than slices are: it is sorted 4,096 texts at once.
 
-- linear layers alone: the roofline. The linear layers of the body on random numbers, as many
-  rows for each batch as llm2comp computes for it, padding included, and nothing else.
+- matrix products alone: the roofline. The linear layers of the body on random numbers, as many
+  rows for each batch as llm2comp computes for it, padding included, and attention's products of a
+  block of queries with the keys up to its end; and nothing else. Linear layers alone are a row too.
 - llm2comp: `release.load_model` in bfloat16 where it is native, batches by tokens, attention by
   products; and the same shared by as many workers as there are threads.
 - stock: `SentenceTransformer(folder).encode` with its defaults, in float32 and bfloat16.
@@ -18,6 +19,7 @@ is padded less than slices are: it is sorted 4,096 texts at once.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -32,6 +34,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp import encoder, release, workers
 from llm2comp.allocator import keep_freed
 from llm2comp.analysis import sample
+from llm2comp.attention import BLOCK
 from llm2comp.batching import TOKENS_A_TEXT, batched
 from llm2comp.data import catalog
 from llm2comp.hardware import compute_dtype
@@ -41,7 +44,8 @@ SOURCES = ("nlp-corpus-sentences", "boolq-passages", "news-passages")
 SLICE = 250
 LONG = 64
 BUDGET = 32 * TOKENS_A_TEXT
-ROOFLINE, STOCK, MINILM = "linear layers alone", "stock float32", "minilm"
+LINEAR, ROOFLINE = "linear layers alone", "matrix products alone"
+STOCK, MINILM = "stock float32", "minilm"
 
 
 @dataclass
@@ -75,10 +79,11 @@ def main() -> None:
         for one in dict.fromkeys((torch.float32, dtype))
     }
     minilm = _stock(str(catalog.fetch(MINILM)), torch.float32)
-    layers = _linear_layers(ours, dtype)
+    linear, attention = _linear_layers(ours, dtype), _attention(ours, dtype)
     with ExitStack() as stack:
         runs: dict[str, Callable[[Part], Any]] = {
-            ROOFLINE: lambda part: layers(part.tokens),
+            LINEAR: lambda part: linear(part.tokens),
+            ROOFLINE: lambda part: (linear(part.tokens), attention(part.tokens)),
             "llm2comp": lambda part: ours.encode(part.texts),
         }
         threads = torch.get_num_threads()
@@ -134,6 +139,31 @@ def _linear_layers(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[
     return run
 
 
+def _attention(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[np.ndarray], None]:
+    config = encoder.encoder_body(model).config
+    keys, width = config.num_key_value_heads, config.head_dim
+    group = config.num_attention_heads // keys
+    longest = model.max_seq_length
+    numbers = torch.randn(max(BUDGET, longest) * keys * group * max(width, longest), dtype=dtype)
+
+    def some(*shape: int) -> torch.Tensor:
+        return numbers[: math.prod(shape)].view(shape)
+
+    @torch.inference_mode()
+    def run(tokens: np.ndarray) -> None:
+        for rows in batched(tokens, BUDGET):
+            length, heads = int(tokens[rows[0]]), len(rows) * keys
+            for _ in range(config.num_hidden_layers):
+                for start in range(0, length, BLOCK):
+                    end = min(start + BLOCK, length)
+                    queries = some(heads, group * (end - start), width)
+                    torch.bmm(queries, some(heads, length, width)[:, :end].transpose(1, 2))
+                    weights = some(heads, group * (end - start), end)
+                    torch.bmm(weights, some(heads, length, width)[:, :end])
+
+    return run
+
+
 def _measure(
     runs: dict[str, Callable[[Part], Any]], parts: Sequence[Part], minilm: SentenceTransformer
 ) -> dict[str, Total]:
@@ -149,7 +179,7 @@ def _measure(
             tokens = _tokens(minilm, part.texts) if name == MINILM else part.tokens
             totals[name].tokens[part.long] += int(tokens.sum())
         for name, vectors in found.items():
-            if name not in (ROOFLINE, MINILM):
+            if name not in (LINEAR, ROOFLINE, MINILM):
                 difference = _largest_difference(vectors, found[STOCK])
                 totals[name].difference = max(totals[name].difference, difference)
     return totals
@@ -171,7 +201,7 @@ def _table(totals: dict[str, Total]) -> tuple[list[str], list[list[object]]]:
             rows[name] += [tokens / spent[name], spent[STOCK] / spent[name], share]
     columns.append("cosine difference")
     for name, total in totals.items():
-        rows[name].append("" if name in (ROOFLINE, MINILM) else total.difference)
+        rows[name].append("" if name in (LINEAR, ROOFLINE, MINILM) else total.difference)
     return columns, list(rows.values())
 
 

@@ -30,9 +30,15 @@ def _states(body: PreTrainedModel, mask: torch.Tensor, **mode: bool) -> torch.Te
 
 @pytest.mark.parametrize("mode", [{}, {"is_causal": False}], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("block", [7, 20, 100], ids=["of 7", "of 20", "of 100"])
 def test_states_and_gradients_are_those_of_sdpa(
-    body: PreTrainedModel, mode: dict[str, bool], padding: str
+    monkeypatch: pytest.MonkeyPatch,
+    body: PreTrainedModel,
+    mode: dict[str, bool],
+    padding: str,
+    block: int,
 ) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
     mask = torch.ones(3, 20, dtype=torch.long)
     if padding != "none":
         mask[1, :7] = 0
@@ -49,20 +55,58 @@ def test_states_and_gradients_are_those_of_sdpa(
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("longer", [0, 1])
-def test_long_texts_take_the_fused_attention(monkeypatch: pytest.MonkeyPatch, longer: int) -> None:
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Return the options of every call of transformers' sdpa."""
     called = []
 
-    def fused(*given: object, **options: object) -> tuple[None, None]:
+    def note(*given: object, **options: object) -> tuple[None, None]:
         called.append(options)
         return None, None
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", fused)
-    length = attention.LONGEST[torch.float32] + longer
-    query, key = torch.randn(1, 4, length, 8), torch.randn(1, 2, length, 8)
-    attention.attend(_Layer(), query, key, key, None, scaling=0.3, is_causal=False)
-    assert len(called) == longer
-    assert all(options["scaling"] == 0.3 and options["is_causal"] is False for options in called)
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", note)
+    return called
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "causal", "trained", "products"),
+    [
+        (attention.SHORT, torch.float32, False, True, True),
+        (attention.SHORT + 1, torch.float32, False, False, False),
+        (attention.SHORT + 1, torch.float32, True, False, True),
+        (attention.SHORT + 1, torch.bfloat16, False, False, True),
+        (attention.LONGEST_TRAINED, torch.bfloat16, True, True, True),
+        (attention.LONGEST_TRAINED + 1, torch.bfloat16, True, True, False),
+        (attention.LONGEST_TRAINED + 1, torch.bfloat16, True, False, True),
+        (8, torch.float64, True, False, False),
+    ],
+)
+def test_products_where_they_are_faster_and_memory_allows(
+    fused: list[dict[str, object]],
+    length: int,
+    dtype: torch.dtype,
+    causal: bool,
+    trained: bool,
+    products: bool,
+) -> None:
+    query, key = (torch.randn(1, heads, length, 8, dtype=dtype) for heads in (4, 2))
+    with torch.set_grad_enabled(trained):
+        attention.attend(_Layer(), query, key, key, None, scaling=0.3, is_causal=causal)
+    assert len(fused) == (not products)
+    assert all(options["scaling"] == 0.3 and options["is_causal"] is causal for options in fused)
+
+
+def test_keys_behind_a_block_are_left_out_only_where_none_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    query, key = torch.randn(1, 4, 10, 8), torch.randn(1, 2, 10, 8)
+    mask = torch.ones(10, 10, dtype=torch.bool).tril()[None, None]
+    mask[..., 4, 9] = True  # one query of the second block looks at a key of the third
+    found, _ = attention.attend(_Layer(), query, key, key, mask)
+    weights = (query @ key.repeat_interleave(2, 1).mT / 8**0.5).masked_fill(~mask, -torch.inf)
+    expected = weights.softmax(-1) @ key.repeat_interleave(2, 1)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 def test_dropout_drops_that_share_of_the_weights() -> None:

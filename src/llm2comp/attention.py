@@ -1,11 +1,11 @@
-"""Attention for processors: two matrix products and a softmax, for texts of ordinary length.
+"""Attention for processors: two matrix products and a softmax, of a block of queries at once.
 
-PyTorch's fused attention saves memory. On a processor, and on texts of some hundred tokens,
-it takes longer than the products that it consists of (docs/performance.md), and so does its
-backward pass. This one is registered with transformers under a
-name of its own, so that no model code is touched.
+On a processor PyTorch's fused attention takes longer than the products that it consists of
+(docs/performance.md), and so does its backward pass. This one is registered with transformers
+under a name of its own, so that no model code is touched.
 """
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 NAME = "llm2comp_products"
-LONGEST = {torch.bfloat16: 512, torch.float32: 128}
-"""Up to so many tokens the products are faster; longer texts take the fused attention."""
+BLOCK = 128
+"""Queries at once. Their products with keys behind them are left out where none may look there."""
+SHORT = 128
+"""Up to so many tokens the products are faster whatever queries may see."""
+LONGEST_TRAINED = 512
+"""Longer texts that are trained take the fused attention, which keeps no weights for gradients."""
 
 
 def for_encoding(model: PreTrainedModel) -> None:
@@ -68,27 +72,64 @@ def attend(
     batch, heads, length, width = query.shape
     keys, seen = key.shape[1], key.shape[2]
     alike = length == seen and value.shape == key.shape and others.get("position_bias") is None
-    if not alike or length > LONGEST.get(query.dtype, 0):
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    back = _looks_back(attention_mask, length, causal=causal)
+    if not alike or not _faster(query, looks_back=back):
         fused = AttentionInterface()["sdpa"]  # type: ignore[no-untyped-call]
         options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **others}
         return cast(
             tuple[Tensor, None], fused(module, query, key, value, attention_mask, **options)
         )
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    group = heads // keys
-    stacked = (batch * keys, group * length)
     bias = _bias(attention_mask, query, causal=causal)[:, :, None]
-    scores = torch.baddbmm(
-        bias.expand(batch, keys, group, length, length).reshape(*stacked, length),
-        query.reshape(*stacked, width),
-        key.reshape(batch * keys, length, width).transpose(1, 2),
-        alpha=width**-0.5 if scaling is None else scaling,
-    )
-    weights = scores.softmax(-1)
-    if dropout:
-        weights = nn.functional.dropout(weights, dropout)
-    mixed = torch.bmm(weights, value.reshape(batch * keys, length, width))
-    return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    queries = query.reshape(batch * keys, heads // keys, length, width)
+    turned = key.reshape(batch * keys, length, width).transpose(1, 2)
+    values = value.reshape(batch * keys, length, width)
+    mixed, end = [], 0
+    for part, bounds in _blocks(queries, bias):
+        end += part.shape[2]
+        seen = end if back else length
+        rows = (batch * keys, heads // keys * part.shape[2])
+        scores = torch.baddbmm(
+            bounds[..., :seen].expand(batch, keys, heads // keys, -1, -1).reshape(*rows, seen),
+            part.reshape(*rows, width),
+            turned[..., :seen],
+            alpha=width**-0.5 if scaling is None else scaling,
+        )
+        weights = scores.softmax(-1)
+        if dropout:
+            weights = nn.functional.dropout(weights, dropout)
+        block = torch.bmm(weights, values[:, :seen]).view(batch, heads, -1, width)
+        mixed.append(block.transpose(1, 2))
+    return torch.cat(mixed, 1), None
+
+
+def _faster(query: Tensor, *, looks_back: bool) -> bool:
+    """Whether products are faster than the fused attention, and memory allows them."""
+    length = query.shape[2]
+    if query.dtype not in (torch.bfloat16, torch.float32):
+        return False
+    if length <= SHORT:
+        return True
+    if torch.is_grad_enabled():
+        return length <= LONGEST_TRAINED
+    return looks_back or query.dtype == torch.bfloat16
+
+
+def _blocks(queries: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a block of queries at once, and their rows of the bias."""
+    if torch.compiler.is_compiling():  # a graph is one for all lengths
+        return iter([(queries, bias)])
+    return zip(torch.split(queries, BLOCK, 2), torch.split(bias, BLOCK, 3), strict=True)
+
+
+def _looks_back(mask: Tensor | None, length: int, *, causal: bool) -> bool:
+    """Whether no block of queries may look at keys behind it."""
+    if mask is None:
+        return causal
+    if torch.compiler.is_compiling():  # a graph does not look at values
+        return False
+    ends = range(BLOCK, length, BLOCK)
+    return not any(mask[..., end - BLOCK : end, end:].any() for end in ends)
 
 
 def _bias(mask: Tensor | None, query: Tensor, *, causal: bool) -> Tensor:
