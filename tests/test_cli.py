@@ -67,9 +67,19 @@ def test_help_shows_an_example(command: str) -> None:
     assert f"llm2comp {command}" in result.output
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--help"],
+        ["encode", "encoder", "missing.txt", "--out", "vectors.npy"],
+        ["encode", "encoder", __file__, "--out", "vectors.doc"],
+        ["search", "encoder", "missing.txt", "a query"],
+    ],
+    ids=["help", "missing file", "unknown kind", "search"],
+)
+def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys; from llm2comp.cli import app; app(['train', '--help'], standalone_mode=False);"
+        f"import sys; from llm2comp.cli import app; app({arguments}, standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'datasets', 'mteb'} & set(sys.modules)))"
     )
     output = subprocess.run(

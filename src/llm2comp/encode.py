@@ -3,12 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.batching import TokenBatched
@@ -17,6 +14,7 @@ from llm2comp.compiled import CompiledEncoder
 from llm2comp.errors import UserError
 from llm2comp.progress import advancing, text_progress
 from llm2comp.text_files import read_texts, require_texts
+from llm2comp.vector_files import WRITERS, Vectors, VectorWriter, require_writable
 from llm2comp.workers import Workers, start
 
 CHUNK_BATCHES = 128
@@ -24,8 +22,6 @@ CHUNK_BATCHES = 128
 half a percent, sentences by 2, where 512 would be by 3 and 14."""
 CHUNK_CHARACTERS = 16_000_000
 """A chunk of very long texts ends here."""
-
-Vectors = npt.NDArray[np.float32]
 
 
 def encode_file(
@@ -56,7 +52,8 @@ def encode_file(
             bad row or none, the model has no such prompt, or a vector is not finite; or if
             there are several workers and the model cannot be shared by them.
     """
-    require(file, out)
+    require_writable(out)
+    require_texts(file)
     if prompt_name not in (None, "query", "document"):
         raise UserError(f"prompt {prompt_name!r} is neither 'query' nor 'document'")
     total = sum(1 for _ in read_texts(file))
@@ -65,14 +62,14 @@ def encode_file(
     with _pool(model, workers) as pool, whole_file(out) as unfinished, text_progress() as progress:
         bar = progress.add_task(file.name, total=total)
         with advancing(model, progress, bar, pool):
-            writer: _Writer | None = None
+            writer: VectorWriter | None = None
             try:
                 for texts in chunks(read_texts(file), batch_size, workers):
                     vectors = embed(model, texts, batch_size, prompt_name, pool)
                     _require_finite(vectors, file, done)
                     done += len(texts)
                     if writer is None:
-                        writer = _WRITERS[out.suffix](unfinished, total, vectors.shape[1])
+                        writer = WRITERS[out.suffix](unfinished, total, vectors.shape[1])
                     writer.write(texts, vectors)
             finally:
                 if writer is not None:
@@ -80,17 +77,6 @@ def encode_file(
         if done != total:
             raise UserError(f"{file} changed while it was read ({total} rows, then {done})")
     return done
-
-
-def require(file: Path, out: Path) -> None:
-    """Check what can be before a model is loaded: that there are texts, and where vectors go.
-
-    Raises:
-        UserError: if not.
-    """
-    if out.suffix not in _WRITERS:
-        raise UserError(f"--out {out}: vectors are written to {' or '.join(_WRITERS)} files")
-    require_texts(file)
 
 
 def _pool(model: SentenceTransformer, count: int) -> AbstractContextManager[Workers | None]:
@@ -147,49 +133,3 @@ def _require_finite(vectors: Vectors, file: Path, before: int) -> None:
             f"{file}: the vector of row {before + bad[0] + 1} is not finite; "
             "give --dtype float32, or drop that row"
         )
-
-
-class _Writer(Protocol):
-    def __init__(self, file: Path, rows: int, dimension: int) -> None: ...
-
-    def write(self, texts: list[str], vectors: Vectors) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _NpyWriter:
-    """Writes the header, then rows behind one another.
-
-    Not through a memory map: on a full disk that ends the process by a signal.
-    """
-
-    def __init__(self, file: Path, rows: int, dimension: int) -> None:
-        self.stream = file.open("wb")
-        header = {"shape": (rows, dimension), "fortran_order": False, "descr": "<f4"}
-        np.lib.format.write_array_header_1_0(self.stream, header)
-
-    def write(self, texts: list[str], vectors: Vectors) -> None:  # noqa: ARG002
-        self.stream.write(vectors.astype("<f4", copy=False).tobytes())
-
-    def close(self) -> None:
-        self.stream.close()
-
-
-class _ParquetWriter:
-    """Writes a row group a chunk."""
-
-    def __init__(self, file: Path, rows: int, dimension: int) -> None:  # noqa: ARG002
-        self.vector = pa.list_(pa.float32(), dimension)
-        self.schema = pa.schema([("text", pa.string()), ("embedding", self.vector)])
-        self.writer = pq.ParquetWriter(file, self.schema)
-
-    def write(self, texts: list[str], vectors: Vectors) -> None:
-        flat = pa.array(vectors.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, type=self.vector)
-        self.writer.write_table(pa.table([pa.array(texts), column], schema=self.schema))
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-_WRITERS: dict[str, type[_Writer]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter}

@@ -24,11 +24,12 @@ from llm2comp.attention import use_fused
 from llm2comp.cache import whole_folder
 from llm2comp.card import model_card
 from llm2comp.compiled import Backend
-from llm2comp.encode import Vectors, embed
+from llm2comp.encode import embed
 from llm2comp.encoder import LINEAGE, encoder_body
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Store
+from llm2comp.vector_files import Vectors
 
 BATCH = 32
 TEXTS = 2 * BATCH + 1

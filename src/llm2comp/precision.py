@@ -13,10 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp import compiled, release
 from llm2comp.cache import cache_dir, whole_file
-from llm2comp.encode import Vectors, embed
+from llm2comp.encode import embed
 from llm2comp.hardware import compute_dtype, native_bfloat16
 from llm2comp.hub import cached
 from llm2comp.merging import merge_memory
+from llm2comp.vector_files import Vectors
 
 logger = logging.getLogger(__name__)
 

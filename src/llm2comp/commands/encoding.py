@@ -34,10 +34,14 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy --workers 4
     """
+    from llm2comp.text_files import require_texts
+    from llm2comp.vector_files import require_writable
+
+    require_writable(out)
+    require_texts(file)
     with importing():
         from llm2comp import precision
-        from llm2comp.encode import encode_file, require
-    require(file, out)
+        from llm2comp.encode import encode_file
     encoder = precision.load_model(model, dtype, merge)
     rows = encode_file(encoder, file, out, batch_size, prompt, workers)
     typer.echo(f"{out}: {rows:,} vectors")
@@ -61,11 +65,12 @@ def search(
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
     """
+    from llm2comp.text_files import require_texts
+
+    require_texts(file)
     with importing():
         from llm2comp import precision
         from llm2comp.search import search as nearest
-        from llm2comp.text_files import require_texts
-    require_texts(file)
     encoder = precision.load_model(model, dtype, merge)
     for hit in nearest(encoder, file, query, top_k=top_k):
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
