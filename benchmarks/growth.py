@@ -147,7 +147,8 @@ def untrained(k: int) -> SentenceTransformer:
 def of_tokens(model: SentenceTransformer, n: int) -> list[str]:
     """Return texts of about n tokens, 8,192 tokens in all."""
     texts = " ".join(row["text"] for row in itertools.islice(catalog.rows("enwiki-passages"), 200))
-    ids = model.tokenizer(texts[: TOKENS * 8], add_special_tokens=False)["input_ids"][:TOKENS]
+    text = texts[: TOKENS * 8]
+    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:TOKENS]
     return [model.tokenizer.decode(ids[i : i + n]) for i in range(0, TOKENS, n)]
 
 
