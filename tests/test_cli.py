@@ -68,16 +68,16 @@ def test_help_shows_an_example(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        ["train", "--help"],
-        ["encode", "encoder", "missing.txt", "--out", "vectors.npy"],
-        ["encode", "encoder", __file__, "--out", "vectors.doc"],
-        ["search", "encoder", "missing.txt", "a query"],
+        (["train", "--help"], "Examples:"),
+        (["encode", "encoder", "missing.txt", "--out", "vectors.npy"], "cannot be read"),
+        (["encode", "encoder", __file__, "--out", "vectors.doc"], "are written to .npy or"),
+        (["search", "encoder", "missing.txt", "a query"], "cannot be read"),
     ],
     ids=["help", "missing file", "unknown kind", "search"],
 )
-def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
+def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str], said: str) -> None:
     code = (
         f"import sys; from llm2comp.cli import app; app({arguments}, standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'datasets', 'mteb'} & set(sys.modules)))"
@@ -86,6 +86,7 @@ def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.endswith("[]\n")
+    assert said in output.stdout + output.stderr
 
 
 def test_garbage_is_not_collected_while_a_command_imports() -> None:
