@@ -5,11 +5,12 @@ On a processor PyTorch's fused attention takes longer than the products that it 
 under a name of its own, so that no model code is touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
@@ -20,6 +21,8 @@ SHORT = 128
 """Up to so many tokens the products are faster whatever queries may see."""
 LONGEST_TRAINED = 512
 """Longer texts that are trained take the fused attention, which keeps no weights for gradients."""
+_BIASES: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+"""What is added to scores, by mask: one for all layers, gone with the mask."""
 
 
 def for_encoding(model: PreTrainedModel) -> None:
@@ -138,7 +141,16 @@ def _bias(mask: Tensor | None, query: Tensor, *, causal: bool) -> Tensor:
     if mask is None and not causal:
         return query.new_zeros(shape)
     if mask is None:
-        mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        return _of_mask(torch.ones(shape, dtype=torch.bool, device=query.device).tril(), query)
+    if torch.compiler.is_compiling():
+        return _of_mask(mask, query)
+    kept = _BIASES.get(mask)
+    if kept is None or kept.dtype != query.dtype:
+        _BIASES[mask] = kept = _of_mask(mask, query)
+    return kept
+
+
+def _of_mask(mask: Tensor, query: Tensor) -> Tensor:
     # Not minus infinity: the softmax of a row that sees nothing, a pad's, would be nan.
     return query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
 
