@@ -1,0 +1,82 @@
+"""Memory rows alone: embeddings and gradients of PEFT's own layer, without its table."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+from llm2comp import recipe
+from llm2comp.backbone import body_of, token_table
+from llm2comp.compressor import add_adapter
+from llm2comp.memory_rows import MemoryRows
+
+K = 3
+
+
+def _layers(table: torch.nn.Embedding) -> tuple[TrainableTokensLayer, MemoryRows]:
+    size = table.num_embeddings
+    layers = []
+    for kind in (TrainableTokensLayer, MemoryRows):
+        layer = kind(table, "default", list(range(size - K, size)))
+        layer.update_layer("default", token_indices=list(range(size - K, size)))
+        with torch.no_grad():
+            layer.trainable_tokens_delta["default"].mul_(2).add_(1)
+        layer.set_adapter("default")
+        layers.append(layer)
+    return layers[0], layers[1]
+
+
+def _read(layer: TrainableTokensLayer, ids: Tensor) -> tuple[Tensor, Tensor]:
+    found = layer(ids)
+    found.square().sum().backward()
+    return found.detach(), layer.trainable_tokens_delta["default"].grad
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled as Gemma's"])
+def test_embeddings_and_gradients_are_those_of_peft(*, scaled: bool) -> None:
+    torch.manual_seed(0)
+    if scaled:
+        table = Gemma3TextScaledWordEmbedding(20, 8, padding_idx=0, embed_scale=2.5)
+    else:
+        table = torch.nn.Embedding(20, 8)
+    table.requires_grad_(False)
+    ids = torch.tensor([[1, 16, 17, 18, 19], [0, 0, 5, 17, 17]])
+    whole, alone = (_read(layer, ids) for layer in _layers(table))
+    torch.testing.assert_close(alone[0], whole[0], rtol=0, atol=0)
+    torch.testing.assert_close(alone[1], whole[1])
+
+
+def test_disabled_and_merged_rows_are_those_of_peft() -> None:
+    table = torch.nn.Embedding(20, 8)
+    ids = torch.tensor([[1, 16, 17, 18, 19]])
+    original = table(ids).detach()
+    _, alone = _layers(table)
+    trained = alone(ids).detach()
+    alone.enable_adapters(enabled=False)
+    torch.testing.assert_close(alone(ids), original, rtol=0, atol=0)
+    alone.enable_adapters(enabled=True)
+    alone.merge()
+    torch.testing.assert_close(alone(ids), trained, rtol=0, atol=0)
+
+
+def test_an_adapter_makes_no_gradient_of_the_table(tiny_backbone: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone).requires_grad_(False)
+    table = token_table(model)
+    adapted = add_adapter(body_of(model), recipe.Lora(r=4, alpha=8, dropout=0.0), K)
+    embeddings = adapted.get_input_embeddings()(torch.tensor([[5, table.num_embeddings - 1]]))
+    sizes = []
+
+    def note(node: torch.autograd.graph.Node | None) -> None:
+        if node is not None:
+            node.register_hook(lambda _, given: sizes.extend(g.numel() for g in given))
+            for parent, _ in node.next_functions:
+                note(parent)
+
+    note(embeddings.grad_fn)
+    embeddings.sum().backward()
+    assert sizes
+    assert max(sizes) < table.weight.numel()
