@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from llm2comp import baselines
-from llm2comp.batching import TokenBatched, batched
+from llm2comp.batching import WIDTHS, TokenBatched, batched
 
 
 @pytest.fixture(scope="module", params=["weighted-mean", "echo", "metaeol"])
@@ -57,6 +57,18 @@ def test_options_mean_what_they_mean_to_the_stock_model(
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_of_many_lengths_have_few_widths(tiny_backbone: Path) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    assert isinstance(model, TokenBatched)
+    model.max_seq_length = 300
+    read = {n: model.preprocess([" a" * (n - 1)])["attention_mask"][0] for n in range(2, 320)}
+    assert all(mask.sum() == min(n, 300) for n, mask in read.items())
+    assert all(len(mask) <= mask.sum() * (1 + 1 / WIDTHS) for mask in read.values())
+    widths = {len(mask) for mask in read.values()}
+    assert 300 in widths  # no padding for texts that are cut
+    assert len(widths) <= 2 * WIDTHS + 4 * WIDTHS  # to 32 tokens, and of each doubling after
 
 
 def test_one_text_gives_one_vector(model: SentenceTransformer, sentences: list[str]) -> None:

@@ -19,6 +19,9 @@ TOKENS_A_TEXT = 64
 holds best (docs/performance.md)."""
 WINDOW = 1024
 """Texts whose tokens are counted at once."""
+WIDTHS = 16
+"""Batches are padded to one of so many widths between a power of two and the next. For each size
+of product a processor's library makes kernels and keeps them (docs/performance.md)."""
 
 
 class TokenBatched(SentenceTransformer):
@@ -47,20 +50,43 @@ class TokenBatched(SentenceTransformer):
         arrays = options.pop("convert_to_numpy", True) and not tensors
         hidden = not options.pop("show_progress_bar", False)
         windows = [inputs[start : start + WINDOW] for start in range(0, len(inputs), WINDOW)]
-        batches = list(batched(np.concatenate(list(each(_count, windows))), budget))
+        counts = np.concatenate(list(each(_count, windows)))
+        batches = list(batched(np.array([self._width(n) for n in counts.tolist()]), budget))
         # Else the longest came first, and a bar's rate and time left would tell of them alone.
         random.Random(0).shuffle(batches)
         embed = partial(_embed, arrays=arrays or pool is not None, options=options)
         found = each(embed, ([inputs[row] for row in rows] for rows in batches))
-        vectors: list[torch.Tensor] = []
+        # Made whole at once: vectors kept between batches would leave holes where those were.
+        whole = torch.empty(0)
         for rows in track(batches, "Batches", disable=hidden):
-            vectors.extend(torch.as_tensor(next(found)))
+            vectors = torch.as_tensor(next(found))
+            if len(whole) == 0:
+                whole = vectors.new_empty(len(inputs), vectors.shape[1])
+            whole[rows] = vectors
             done(len(rows))
-        order = np.argsort(np.concatenate(batches))
-        whole = torch.stack([vectors[place] for place in order])
         if arrays:
             return whole.numpy()
         return whole if tensors else list(whole)
+
+    def preprocess(self, inputs: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Return what the stock model's ``preprocess`` does, texts padded to one of few widths."""
+        features: dict[str, Any] = super().preprocess(inputs, *args, **options)
+        if "input_ids" not in features or "attention_mask" not in features:
+            return features
+        texts = {name: features[name] for name in ("input_ids", "attention_mask")}
+        width = self._width(features["input_ids"].shape[1])
+        padded = self.tokenizer.pad(
+            texts, padding="max_length", max_length=width, return_tensors="pt"
+        )
+        return {**features, **padded}
+
+    def _width(self, tokens: int) -> int:
+        """Return the width of a batch whose longest text has so many tokens."""
+        step = max(1, 2 ** (tokens - 1).bit_length() // (2 * WIDTHS))
+        width = -(-tokens // step) * step
+        # Of texts that are cut at the longest that a model reads there are many.
+        longest = self.max_seq_length
+        return longest if longest is not None and tokens <= longest < width else width
 
     def _map(self, call: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         return map(partial(call, self), items)

@@ -17,9 +17,9 @@ from llm2comp.text_files import read_texts, require_texts
 from llm2comp.vector_files import WRITERS, Vectors, VectorWriter, require_writable
 from llm2comp.workers import Workers, start
 
-CHUNK_BATCHES = 128
-"""Batches of texts read at once, a worker. Sorted by length together, 4,096 texts are padded by
-half a percent, sentences by 2, where 512 would be by 3 and 14."""
+CHUNK_BATCHES = 256
+"""Batches of texts read at once, a worker. Sorted by length together, 8,192 texts are padded by
+1 to 2 %, where 512 sentences would be by 14."""
 CHUNK_CHARACTERS = 16_000_000
 """A chunk of very long texts ends here."""
 
