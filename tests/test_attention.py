@@ -109,6 +109,21 @@ def test_keys_behind_a_block_are_left_out_only_where_none_is_seen(
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
+def test_layers_share_what_a_mask_adds_and_it_goes_with_the_mask() -> None:
+    query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
+    kept = len(attention._BIASES)
+    masks = [torch.ones(1, 1, 6, 6, dtype=torch.bool).tril(place) for place in (0, 2)]
+    exact = [attention.attend(_Layer(), query, key, key, mask)[0] for mask in masks]
+    assert not torch.equal(*exact)  # each has its own
+    bias = attention._BIASES[masks[0]]
+    attention.attend(_Layer(), query, key, key, masks[0])
+    assert attention._BIASES[masks[0]] is bias
+    half = attention.attend(_Layer(), query.bfloat16(), key.bfloat16(), key.bfloat16(), masks[0])[0]
+    torch.testing.assert_close(half.float(), exact[0], atol=0.05, rtol=0.05)
+    del masks
+    assert len(attention._BIASES) == kept
+
+
 def test_dropout_drops_that_share_of_the_weights() -> None:
     torch.manual_seed(0)
     value = torch.eye(50).expand(4, 2, 50, 50)
