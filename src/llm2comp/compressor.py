@@ -26,9 +26,9 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from llm2comp import recipe
+from llm2comp.adapter_layers import lighten
 from llm2comp.backbone import body_of, token_table
 from llm2comp.batching import batched
-from llm2comp.memory_rows import read_rows_alone
 
 
 def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
@@ -48,7 +48,7 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
         trainable_token_indices={name: list(range(size - k, size))} if k else None,
     )
     adapted = get_peft_model(body, config)
-    read_rows_alone(adapted)
+    lighten(adapted)
     for module in adapted.modules():
         # Autocast casts for itself; PEFT's own cast would copy each input to float32 and back.
         # (peft.helpers.disable_input_dtype_casting fails on the memory rows' layer.)

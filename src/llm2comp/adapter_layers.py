@@ -1,10 +1,11 @@
-"""Trained memory rows, read without a copy of the token table that they are part of."""
+"""PEFT's layers with fewer passes over memory: the same sums, and what is saved is PEFT's."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -32,8 +33,30 @@ class MemoryRows(TrainableTokensLayer):
         return torch.where((place >= 0)[..., None], trained, table(x))
 
 
-def read_rows_alone(adapted: PeftModel) -> None:
-    """Let an adapted model read its memory rows by :class:`MemoryRows`, in place."""
+class LoraLinear(Linear):
+    """PEFT's layer, scaled where it has the rank's few columns.
+
+    PEFT multiplies its whole output, which in a step is two more passes over it.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return ``(..., out)`` of ``(..., in)``: ``W x + B (s A x)``, with ``s = alpha / r``."""
+        if self.disable_adapters or self.merged or kwargs or len(self.active_adapters) != 1:
+            return super().forward(x, *args, **kwargs)
+        name = self.active_adapters[0]
+        if name not in self.lora_A or name in self.lora_variant:
+            return super().forward(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x)
+        inner = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
+        change: Tensor = self.lora_B[name](inner)
+        return (result + change).to(result.dtype)
+
+
+LIGHTER: dict[type, type[nn.Module]] = {TrainableTokensLayer: MemoryRows, Linear: LoraLinear}
+
+
+def lighten(adapted: PeftModel) -> None:
+    """Exchange the layers of an adapted model for those of here, in place."""
     for module in cast(nn.Module, adapted).modules():
-        if type(module) is TrainableTokensLayer:
-            module.__class__ = MemoryRows
+        if type(module) in LIGHTER:
+            module.__class__ = LIGHTER[type(module)]

@@ -1,18 +1,20 @@
-"""Memory rows alone: embeddings and gradients of PEFT's own layer, without its table."""
+"""Lighter layers: states and gradients of PEFT's own, without what makes those slow."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from llm2comp import recipe
+from llm2comp.adapter_layers import LoraLinear, MemoryRows
 from llm2comp.backbone import body_of, token_table
 from llm2comp.compressor import add_adapter
-from llm2comp.memory_rows import MemoryRows
 
 K = 3
 
@@ -80,3 +82,57 @@ def test_an_adapter_makes_no_gradient_of_the_table(tiny_backbone: Path) -> None:
     embeddings.sum().backward()
     assert sizes
     assert max(sizes) < table.weight.numel()
+
+
+def _adapted(layer: torch.nn.Linear, kind: type[Linear]) -> Linear:
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        torch.nn.Sequential(layer), LoraConfig(r=4, lora_alpha=6, target_modules=["0"])
+    )
+    module = adapted.base_model.model[0]
+    module.__class__ = kind
+    torch.nn.init.normal_(module.lora_B["default"].weight)
+    return module
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+def test_lora_gives_what_peft_gives(*, half: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 12).requires_grad_(False)
+    inputs = torch.randn(2, 5, 8)
+    found = []
+    for kind in (Linear, LoraLinear):
+        module = _adapted(layer, kind)
+        x = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = module(x)
+        y.square().sum().backward()
+        factors = [module.lora_A["default"].weight, module.lora_B["default"].weight]
+        found.append([y.detach(), x.grad, *(factor.grad for factor in factors)])
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        close = {"atol": 0.5, "rtol": 0.05} if half else {}
+        torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_a_disabled_or_merged_layer_is_that_of_peft() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 12).requires_grad_(False)
+    x = torch.randn(2, 5, 8)
+    plain = layer(x)
+    module = _adapted(layer, LoraLinear)
+    trained = module(x).detach()
+    module.enable_adapters(enabled=False)
+    assert torch.equal(module(x), plain)
+    module.enable_adapters(enabled=True)
+    module.merge()
+    torch.testing.assert_close(module(x), trained)
+
+
+def test_an_adapter_has_no_layer_of_peft_left(tiny_backbone: Path) -> None:
+    body = body_of(AutoModelForCausalLM.from_pretrained(tiny_backbone))
+    adapted = add_adapter(body, recipe.Lora(r=4, alpha=8, dropout=0.0), K)
+    kinds = [type(module) for module in adapted.modules()]
+    assert Linear not in kinds
+    assert TrainableTokensLayer not in kinds
+    assert kinds.count(LoraLinear) > kinds.count(MemoryRows) == 1
