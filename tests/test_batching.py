@@ -71,6 +71,14 @@ def test_batches_of_many_lengths_have_few_widths(tiny_backbone: Path) -> None:
     assert len(widths) <= 2 * WIDTHS + 4 * WIDTHS  # to 32 tokens, and of each doubling after
 
 
+def test_what_goes_with_each_token_is_padded_too(tiny_backbone: Path) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    model.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # BERT's
+    features = model.preprocess([" a" * 40])
+    shapes = {features[name].shape for name in model.tokenizer.model_input_names}
+    assert shapes == {(1, 42)}
+
+
 def test_one_text_gives_one_vector(model: SentenceTransformer, sentences: list[str]) -> None:
     assert model.encode(sentences[0]).shape == (32,)
     assert model.encode(sentences[:1]).shape == (1, 32)

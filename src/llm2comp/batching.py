@@ -56,7 +56,6 @@ class TokenBatched(SentenceTransformer):
         random.Random(0).shuffle(batches)
         embed = partial(_embed, arrays=arrays or pool is not None, options=options)
         found = each(embed, ([inputs[row] for row in rows] for rows in batches))
-        # Made whole at once: vectors kept between batches would leave holes where those were.
         whole = torch.empty(0)
         for rows in track(batches, "Batches", disable=hidden):
             vectors = torch.as_tensor(next(found))
@@ -73,7 +72,9 @@ class TokenBatched(SentenceTransformer):
         features: dict[str, Any] = super().preprocess(inputs, *args, **options)
         if "input_ids" not in features or "attention_mask" not in features:
             return features
-        texts = {name: features[name] for name in ("input_ids", "attention_mask")}
+        texts = {
+            name: features[name] for name in self.tokenizer.model_input_names if name in features
+        }
         width = self._width(features["input_ids"].shape[1])
         padded = self.tokenizer.pad(
             texts, padding="max_length", max_length=width, return_tensors="pt"
