@@ -36,7 +36,8 @@ class MemoryRows(TrainableTokensLayer):
 class LoraLinear(Linear):
     """PEFT's layer, scaled where it has the rank's few columns.
 
-    PEFT multiplies its whole output, which in a step is two more passes over it.
+    PEFT multiplies its whole output, which in a step is two more passes over it, and copies each
+    input to the factors' float32, which autocast then takes back: here it stays as it is.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

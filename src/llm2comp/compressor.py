@@ -19,7 +19,6 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -49,11 +48,6 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
     )
     adapted = get_peft_model(body, config)
     lighten(adapted)
-    for module in adapted.modules():
-        # Autocast casts for itself; PEFT's own cast would copy each input to float32 and back.
-        # (peft.helpers.disable_input_dtype_casting fails on the memory rows' layer.)
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
     for parameter in trainable_parameters(adapted).values():
         parameter.data = parameter.data.float()
     return adapted
