@@ -16,6 +16,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llm2comp import hardware
 from llm2comp.data import catalog
 from llm2comp.evaluation.tasks import r8, trec
 
@@ -78,6 +79,15 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=[True, False], ids=["native bfloat16", "no native bfloat16"])
+def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Run a test as on a processor with native bfloat16, and as on one without it."""
+    native: bool = request.param
+    flags = frozenset({"avx2", "avx512_bf16"} if native else {"avx2"})
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: flags)
+    return native
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_garbage_is_collected_again_when_an_import_failed() -> None:
     assert gc.isenabled()
 
 
-@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.usefixtures("empty_cache", "either_processor")
 def test_encode_writes_one_vector_a_text(encoder: Path, texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "vectors.npy"
     result = RUNNER.invoke(app, ["encode", str(encoder), str(texts), "--out", str(out)])
@@ -112,7 +112,7 @@ def test_encode_writes_one_vector_a_text(encoder: Path, texts: Path, tmp_path: P
     assert f"{encoder}: " in result.stderr  # and the precision
 
 
-@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.usefixtures("empty_cache", "either_processor")
 def test_search_puts_the_text_itself_first(
     encoder: Path, texts: Path, sentences: list[str]
 ) -> None:
@@ -124,6 +124,7 @@ def test_search_puts_the_text_itself_first(
     assert second[6:] in f" {' '.join(sentences)}"
 
 
+@pytest.mark.usefixtures("either_processor")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -273,6 +274,12 @@ def test_doctor_names_what_is_wrong_and_the_remedy(
     assert torch.__version__ in result.stdout
 
 
+def test_doctor_says_whether_bfloat16_is_native(either_processor: bool) -> None:
+    (finding,) = [one for one in doctor.examine() if one.name == "bfloat16"]
+    assert finding.status == ("ok" if either_processor else "note")
+    assert ("not native" in finding.value) != either_processor
+
+
 def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.hub, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
@@ -287,7 +294,7 @@ def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) 
     silent.set()
 
 
-@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.usefixtures("empty_cache", "either_processor")
 def test_evaluate_shows_a_row_a_model(
     encoder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import baselines, precision, release
+from llm2comp import baselines, hardware, precision, release
 from llm2comp.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -37,7 +37,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         seen.append(dtype)
         return load(name, dtype)
 
-    monkeypatch.setattr(precision, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(release, "load_model", counted)
     return seen
 
@@ -125,8 +125,7 @@ def test_what_is_asked_for_is_not_checked(
 def test_without_native_bfloat16_it_is_not_tried(
     good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "native_bfloat16", lambda: False)
-    monkeypatch.setattr(precision, "compute_dtype", lambda name: torch.float32)
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx2"}))
     precision.load_model(good)
     assert loads == [torch.float32]
     assert log == [f"{good}: float32, bfloat16 is not native here"]
@@ -176,6 +175,18 @@ def test_baselines_have_outcomes_of_their_own(
         precision.settle(name, "auto", partial(load, name), str(tiny_backbone))
     assert len(loads) == 4
     assert [line.split(":")[0] for line in log] == ["mean", "echo"]
+
+
+def test_a_model_that_cannot_be_loaded_has_no_line_about_its_precision(
+    log: list[str], either_processor: bool
+) -> None:
+    def load(dtype: torch.dtype) -> SentenceTransformer:
+        raise UserError("no such model")
+
+    for wanted in ("auto", "float32", "bfloat16"):
+        with pytest.raises(UserError):
+            precision.settle("a model", wanted, load, "nowhere")
+    assert log == []
 
 
 def test_a_model_that_does_not_exist_is_one_clear_line(loads: list[torch.dtype]) -> None:

@@ -11,11 +11,15 @@ def native_bfloat16() -> bool:
     """Tell whether bfloat16 products are native; emulated ones are ruinously slow."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not _BFLOAT16_FLAGS.isdisjoint(_processor_flags())
+
+
+def _processor_flags() -> frozenset[str]:
+    """Return the words of ``/proc/cpuinfo``, the processor's flags among them."""
     try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux: no public way to ask, so stay on the safe side
-        return False
-    return not _BFLOAT16_FLAGS.isdisjoint(cpuinfo.split())
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # not Linux: there is no public way to ask, so stay on the safe side
+        return frozenset()
 
 
 def compute_dtype(name: str) -> torch.dtype:

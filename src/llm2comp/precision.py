@@ -88,24 +88,26 @@ def settle(
     if wanted != "auto" or not native_bfloat16():
         dtype = compute_dtype(wanted)
         reason = "as asked" if wanted != "auto" else "bfloat16 is not native here"
+        model = load(dtype)  # first, so that an error is the only line that is shown
         logger.info("%s: %s, %s", name, str(dtype).removeprefix("torch."), reason)
-        return load(dtype)
-    cosine, model = _kept(name, source), None
+        return model
+    cosine, checked = _kept(name, source), None
     if cosine is None:
         # Loaded twice: to convert the one would round buffers that stay float32 when loaded.
         # The first is gone before the second comes.
         exact = _vectors(load(torch.float32))
-        model = load(torch.bfloat16)
-        cosine = _smallest_cosine(exact, _vectors(model))
+        checked = load(torch.bfloat16)
+        cosine = _smallest_cosine(exact, _vectors(checked))
         _keep(name, source, cosine)
     if cosine >= SMALLEST:
+        model = checked if checked is not None else load(torch.bfloat16)
         said = "%s: bfloat16, smallest cosine to float32 %.5f on %d texts"
-        logger.info(said, name, cosine, len(CHARACTERS))
-        return model if model is not None else load(torch.bfloat16)
-    said = "%s: float32, bfloat16 would fall to a cosine of %.5f on one of %d texts"
+    else:
+        del checked
+        model = load(torch.float32)
+        said = "%s: float32, bfloat16 would fall to a cosine of %.5f on one of %d texts"
     logger.info(said, name, cosine, len(CHARACTERS))
-    del model
-    return load(torch.float32)
+    return model
 
 
 def _vectors(model: SentenceTransformer) -> Vectors:
