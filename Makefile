@@ -31,7 +31,7 @@ docs: .venv/.docs  ## build the documentation into site/, with every link checke
 
 release: .venv/.installed  ## train the released encoder anew, from nothing (see README for the time)
 	$(BIN)/llm2comp train recipes/smollm2-135m.yaml --out runs/release
-	$(BIN)/python -m llm2comp.release runs/release smollm2-135m-llm2comp
+	$(BIN)/python tools/pack_release.py runs/release smollm2-135m-llm2comp
 
 clean:  ## remove what the other targets made, except runs/
 	rm -rf .venv .venv-minimum site .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -35,7 +35,7 @@ def make(file: Path, rows: int, dimension: int) -> None:
 
 def measure(file: Path) -> dict[str, float]:
     """Analyse the file in this process."""
-    from llm2comp.analysis.analyze import analyze_vectors
+    from llm2comp.analysis.measure import analyze_vectors
 
     found = analyze_vectors(file, file.name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

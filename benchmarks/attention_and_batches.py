@@ -10,10 +10,10 @@ llm2comp.attention. In bfloat16 where the processor has it.
 import torch
 from harness import in_turn, report
 
-from llm2comp import encoder, release
-from llm2comp.allocator import keep_freed
-from llm2comp.attention import use_fused, use_products
-from llm2comp.hardware import compute_dtype
+from llm2comp.inference.load import load_in
+from llm2comp.model import encoder
+from llm2comp.model.attention import use_fused, use_products
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 MODEL = "smollm2-135m-llm2comp"
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -26,7 +26,7 @@ def main() -> None:
     """Measure, print a table, write the numbers."""
     keep_freed()  # as the command line does
     dtype = compute_dtype("auto")
-    body = encoder.encoder_body(release.load_model(MODEL, dtype))
+    body = encoder.encoder_body(load_in(MODEL, dtype))
     layers = [m for m in body.modules() if isinstance(m, torch.nn.Linear)]
     rows = []
     for length in LENGTHS:

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from harness import in_turn, report
 
-from llm2comp import compiled, release
-from llm2comp.allocator import keep_freed
 from llm2comp.data import catalog
-from llm2comp.export import export
+from llm2comp.evaluation.checked_export import export
+from llm2comp.inference import compiled
+from llm2comp.inference.load import load_in
+from llm2comp.utils.hardware import keep_freed
 
 MODEL = "smollm2-135m-llm2comp"
 TEXTS = 128
@@ -28,7 +29,7 @@ def main() -> None:
     rows = catalog.rows("boolq-passages")
     texts = [next(rows)["text"] for _ in range(TEXTS)]
     models = {
-        str(dtype).removeprefix("torch."): release.load_model(MODEL, dtype).to("cpu")
+        str(dtype).removeprefix("torch."): load_in(MODEL, dtype).to("cpu")
         for dtype in (torch.float32, torch.bfloat16)
     }
     checks = {}

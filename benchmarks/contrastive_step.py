@@ -17,12 +17,13 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from llm2comp import encoder, recipe, release
-from llm2comp.allocator import keep_freed
-from llm2comp.compressor import add_adapter, trainable_parameters
+from llm2comp import recipe
 from llm2comp.data import catalog
-from llm2comp.hardware import compute_dtype
-from llm2comp.stages.contrastive import LengthSorted
+from llm2comp.inference.load import load_in
+from llm2comp.model import encoder
+from llm2comp.model.compressor import add_adapter, trainable_parameters
+from llm2comp.training.contrastive import LengthSorted
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 MODEL = "smollm2-135m-llm2comp/1-pretext"
 K = 8
@@ -60,7 +61,7 @@ def measure(kind: str, size: str) -> None:
     """Take a step to warm up and one that is timed."""
     keep_freed()  # as the command line does
     dtype = compute_dtype("auto")
-    model = release.load_model(MODEL, dtype)
+    model = load_in(MODEL, dtype)
     model.requires_grad_(False)
     adapted = add_adapter(encoder.encoder_body(model), recipe.Lora(r=12, alpha=24, dropout=0.0), K)
     model.max_seq_length = MAX_LENGTH + model.tokenizer.num_special_tokens_to_add()

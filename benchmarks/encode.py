@@ -31,13 +31,14 @@ import torch
 from harness import report
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import encoder, release, workers
-from llm2comp.allocator import keep_freed
-from llm2comp.analysis import sample
-from llm2comp.attention import BLOCK
-from llm2comp.batching import TOKENS_A_TEXT, batched
-from llm2comp.data import catalog
-from llm2comp.hardware import compute_dtype
+from llm2comp.data import catalog, sample
+from llm2comp.data.length_batching import batched
+from llm2comp.inference import worker_pool
+from llm2comp.inference.load import load_in
+from llm2comp.inference.token_batching import TOKENS_A_TEXT
+from llm2comp.model import encoder, released
+from llm2comp.model.attention import BLOCK
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 MODEL = "smollm2-135m-llm2comp"
 SOURCES = ("nlp-corpus-sentences", "boolq-passages", "news-passages")
@@ -73,9 +74,9 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed()  # as the command line does; it makes all of them faster
     dtype = compute_dtype("auto")
-    ours = release.load_model(MODEL, dtype).to("cpu")
+    ours = load_in(MODEL, dtype).to("cpu")
     stock = {
-        f"stock {str(one).removeprefix('torch.')}": _stock(str(release.fetch(MODEL)), one)
+        f"stock {str(one).removeprefix('torch.')}": _stock(str(released.fetch(MODEL)), one)
         for one in dict.fromkeys((torch.float32, dtype))
     }
     minilm = _stock(str(catalog.fetch(MINILM)), torch.float32)
@@ -88,8 +89,8 @@ def main() -> None:
         }
         threads = torch.get_num_threads()
         if threads > 1:
-            shared = release.load_model(MODEL, dtype)  # for the other's weights stay as they are
-            pool = stack.enter_context(workers.start(shared, threads))
+            shared = load_in(MODEL, dtype)  # for the other's weights stay as they are
+            pool = stack.enter_context(worker_pool.start(shared, threads))
             runs[f"llm2comp, {threads} workers"] = lambda p: shared.encode(p.texts, pool=pool)
         for name, model in (stock | {MINILM: minilm}).items():
             runs[name] = lambda part, model=model: model.encode(part.texts)

@@ -16,10 +16,9 @@ import torch
 from harness import finish, in_processes, report, seconds
 from pretext_step import BACKBONE, SHAPES, Ours, draw, trainer
 
-from llm2comp import release
-from llm2comp.allocator import keep_freed
 from llm2comp.data import catalog
-from llm2comp.hardware import compute_dtype
+from llm2comp.inference.load import load_in
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 MODEL = "smollm2-135m-llm2comp"
 STEPS, TEXTS = 4, 256
@@ -69,7 +68,7 @@ def training() -> tuple[int, Callable[[], object]]:
 
 def encoding() -> tuple[int, Callable[[], object]]:
     """Return how many texts there are, and what encodes them."""
-    model = release.load_model(MODEL, compute_dtype("auto"))
+    model = load_in(MODEL, compute_dtype("auto"))
     texts = [row["text"] for row in itertools.islice(catalog.rows("boolq-passages"), TEXTS)]
     return len(texts), lambda: model.encode(texts)
 

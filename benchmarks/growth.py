@@ -20,15 +20,16 @@ import torch
 from harness import finish, in_processes, in_turn, report, seconds
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import encoder, recipe, release
-from llm2comp.allocator import keep_freed
-from llm2comp.attention import for_encoding
-from llm2comp.backbone import load_backbone
-from llm2comp.batching import TokenBatched
+from llm2comp import recipe
 from llm2comp.data import catalog
-from llm2comp.encode import encode_file
-from llm2comp.hardware import compute_dtype
-from llm2comp.memory import add_memory_tokens
+from llm2comp.inference.encode_file import encode_file
+from llm2comp.inference.load import load_in
+from llm2comp.inference.token_batching import TokenBatched
+from llm2comp.model import encoder
+from llm2comp.model.attention import for_encoding
+from llm2comp.model.backbone import load_backbone
+from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 MODEL = "smollm2-135m-llm2comp"
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -63,7 +64,7 @@ def main() -> None:
 
 def by_length() -> None:
     """Texts of so many tokens, 8,192 tokens in all."""
-    model = load()
+    model = released_encoder()
     model.max_seq_length = max(LENGTHS) + len(model.preprocess([""])["input_ids"][0])
     runs = {n: partial(model.encode, of_tokens(model, n)) for n in LENGTHS}
     taken = in_turn(runs, ROUNDS)
@@ -82,7 +83,7 @@ def by_memory() -> None:
 
 def by_batch() -> None:
     """Passages of mixed lengths, by --batch-size."""
-    model = load()
+    model = released_encoder()
     texts = [row["text"] for row in itertools.islice(catalog.rows("boolq-passages"), 128)]
     runs = {n: partial(model.encode, texts, batch_size=n) for n in BATCHES}
     taken = in_turn(runs, ROUNDS)
@@ -101,7 +102,7 @@ def by_rows(files: list[str]) -> None:
 
 def encode_rows(source: str, count: int) -> None:
     """Encode a file of so many rows in this process."""
-    model = load()
+    model = released_encoder()
     known = [row[COLUMNS[source]] for row in catalog.rows(source)]
     texts = list(itertools.islice(itertools.cycle(known), count))
     slices = (texts[start : start + 1000] for start in range(0, count, 1000))
@@ -127,9 +128,9 @@ def encode_rows(source: str, count: int) -> None:
     finish(seconds=taken, rate=tokens / taken, **until)
 
 
-def load() -> SentenceTransformer:
+def released_encoder() -> SentenceTransformer:
     """Load the released encoder."""
-    return release.load_model(MODEL, compute_dtype("auto"))
+    return load_in(MODEL, compute_dtype("auto"))
 
 
 def untrained(k: int) -> SentenceTransformer:

@@ -23,16 +23,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from llm2comp import recipe
-from llm2comp.allocator import keep_freed
-from llm2comp.backbone import body_of, load_backbone, resolve
-from llm2comp.compressor import Compressor, trainable_parameters
+from llm2comp.data.length_batching import by_length
 from llm2comp.data.passages import load_passages
-from llm2comp.hardware import compute_dtype
-from llm2comp.memory import add_memory_tokens
-from llm2comp.objectives import OBJECTIVES
-from llm2comp.stages.pretext import Collator
-from llm2comp.stages.pretext_batches import by_length
-from llm2comp.stages.training import compile_blocks
+from llm2comp.model.backbone import body_of, load_backbone, resolve
+from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.training.pretext import Collator
+from llm2comp.training.trainer import compile_blocks
+from llm2comp.utils.hardware import compute_dtype, keep_freed
 
 BACKBONE = "smollm2-135m"
 K = 8

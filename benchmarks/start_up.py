@@ -16,8 +16,8 @@ from pathlib import Path
 
 from harness import in_turn, report
 
-from llm2comp import release
-from llm2comp.cache import cache_dir
+from llm2comp.model import released
+from llm2comp.utils.files import cache_dir
 
 MODEL = "smollm2-135m-llm2comp"
 ROUNDS = 3
@@ -39,7 +39,7 @@ def run(*arguments: str, cache: Path | None = None) -> None:
 
 def main() -> None:
     """Measure, print a table, write the numbers."""
-    folder = release.fetch(MODEL)
+    folder = released.fetch(MODEL)
     ours = ("-m", "llm2comp")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "one.txt"

@@ -16,9 +16,9 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llm2comp import hardware
 from llm2comp.data import catalog
 from llm2comp.evaluation.tasks import r8, trec
+from llm2comp.utils import hardware
 
 Rows = list[dict[str, str]]
 

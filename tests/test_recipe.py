@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from llm2comp.errors import UserError
-from llm2comp.recipe import Pretext, load_recipe
-from llm2comp.shipped import recipe_path
+from llm2comp.recipe import Pretext, load_recipe, recipe_path
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

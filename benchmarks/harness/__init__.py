@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from llm2comp.cache import whole_file
-from llm2comp.commands.shared import quiet
-from llm2comp.hardware import compute_dtype
+from llm2comp.cli.shared import quiet
+from llm2comp.utils.files import whole_file
+from llm2comp.utils.hardware import compute_dtype
 
 quiet()
 RESULTS = Path(__file__).parents[1] / "results"

@@ -1,21 +1,48 @@
 """llm2comp turns a causal language model into a text encoder by training it to compress."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["__version__", "fetch"]
+from llm2comp.version import __version__
+
+if TYPE_CHECKING:
+    from llm2comp.api import (
+        analyze,
+        encode,
+        encode_file,
+        evaluate,
+        export,
+        fetch,
+        load,
+        report,
+        search,
+        study,
+        train,
+    )
+
+__all__ = [
+    "__version__",
+    "analyze",
+    "encode",
+    "encode_file",
+    "evaluate",
+    "export",
+    "fetch",
+    "load",
+    "report",
+    "search",
+    "study",
+    "train",
+]
 
 
-def fetch(name: str) -> Path:
-    """Return the folder of a released encoder, building it once in the user's cache.
+def __getattr__(name: str) -> Any:
+    """Import the public functions when they are first used, because torch takes seconds."""
+    if name in __all__:
+        from llm2comp import api
 
-    Example:
-        >>> from sentence_transformers import SentenceTransformer
-        >>> model = SentenceTransformer(str(llm2comp.fetch("smollm2-135m-llm2comp")))
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    Raises:
-        UserError: if there is no release of that name.
-    """
-    from llm2comp import release  # here, because `import llm2comp` must not load torch
 
-    return release.fetch(name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,5 @@
 """``python -m llm2comp`` is ``llm2comp``."""
 
-from llm2comp.cli import app
+from llm2comp.cli.app import app
 
 app()

@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llm2comp.errors import UserError
+from llm2comp.utils.choices import Attention, OnBadRow, Precision
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Attention = Literal["causal", "bidirectional"]
 
 
 class Strict(BaseModel):
@@ -32,7 +32,7 @@ class Backbone(Strict):
 
     name: str = "smollm2-135m"
     """A packaged default, a local folder, a ``.gguf`` file, or a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Precision = "auto"
     """Compute precision in training; ``auto`` is bfloat16 where the processor has it."""
     trust_remote_code: bool = False
 
@@ -197,7 +197,7 @@ class Recipe(Strict):
     """Tokens of a text that the encoder reads, memory tokens not counted; the rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     evaluation: Evaluation = Evaluation()
-    on_bad_row: Literal["fail", "skip"] = "fail"
+    on_bad_row: OnBadRow = "fail"
 
     @model_validator(mode="after")
     def _one_of_each_in_order(self) -> "Recipe":
@@ -319,3 +319,45 @@ def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     for child in model.__subclasses__():
         yield child
         yield from _models(child)
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe given as a path or as a shipped name (``demo``).
+
+    Raises:
+        UserError: if it is neither.
+    """
+    return _find(name, "recipe", "*.yaml")
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study given as a path or as a shipped name (``pretext``).
+
+    Raises:
+        UserError: if it is neither.
+    """
+    return _find(name, "study", "study/*.yaml")
+
+
+def _find(name: str, what: str, pattern: str) -> Path:
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    # A wheel carries recipes/ inside the package; a checkout has it at its root.
+    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
+        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
+        if name in shipped:
+            return shipped[name]
+        if shipped:
+            raise UserError(f"{what} {name}: no such file; shipped are {', '.join(shipped)}")
+    raise UserError(f"{what} {name}: no such file")
+
+
+FOLDERS = {
+    "pretext": "1-pretext",
+    "unsupervised": "2-unsupervised",
+    "supervised": "3-supervised",
+}

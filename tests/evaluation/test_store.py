@@ -5,9 +5,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import baselines
 from llm2comp.errors import UserError
-from llm2comp.evaluation import store, suites
+from llm2comp.evaluation import baselines, store, suites
 from llm2comp.evaluation.store import Score, Store, Stored
 
 

@@ -9,12 +9,12 @@ from mteb.abstasks import AbsTaskSTS
 from mteb.mocks import mock_tasks
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import baselines, hub
+from llm2comp.data import hub
 from llm2comp.errors import UserError
-from llm2comp.evaluation import runner, suites
+from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.evaluation.results import paper_points
 from llm2comp.evaluation.store import Store
-from llm2comp.evaluation.tasks import TASKS
+from llm2comp.evaluation.tasks.registry import TASKS
 
 AVERAGES = [33.05, 40.46, 46.54, 43.55, 50.83, 43.54, 46.87, 35.79, 46.22, 52.49, 66.78]
 """Of the paper's rows, as printed there."""

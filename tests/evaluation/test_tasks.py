@@ -1,6 +1,7 @@
 import pytest
 
-from llm2comp.evaluation.tasks import TASKS, clusters, privacy_policy, r8, squad, trec
+from llm2comp.evaluation.tasks import clusters, privacy_policy, r8, squad, trec
+from llm2comp.evaluation.tasks.registry import TASKS
 from llm2comp.evaluation.tasks.squad import SQuADRetrieval, cut
 
 Sets = dict[str, list[dict[str, str]]]

@@ -1,1 +1,1 @@
-"""See inside an encoder: how its vectors use their space, and what its memory tokens say."""
+"""Look inside encoders: measures, figures, reports."""

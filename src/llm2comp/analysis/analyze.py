@@ -1,204 +1,38 @@
-"""All measures of one encoder, on a sample of texts, or on vectors that are there already."""
+"""Analyze encoders side by side: what ``llm2comp analyze`` does."""
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from sentence_transformers import SentenceTransformer
-from torch import nn
-
-from llm2comp.analysis import memory_tokens, neighbours
-from llm2comp.analysis.memory_tokens import MemoryTokens
-from llm2comp.analysis.sample import Sample
-from llm2comp.analysis.spectrum import Spectrum, Sums, spectrum
-from llm2comp.cache import whole_file
-from llm2comp.encode import embed
-from llm2comp.errors import UserError
-from llm2comp.merging import memory_weights
-from llm2comp.progress import advancing, text_progress
-
-CHUNK = 8192
-PAIRWISE = 5000
-"""Vectors, at most, for the measures that compare all with all; more are sampled."""
-
-Vectors = npt.NDArray[np.floating]
+from llm2comp.analysis import figures, summary
+from llm2comp.analysis.measure import Analysis, analyze_model, analyze_vectors
+from llm2comp.data.sample import Sample, draw
+from llm2comp.inference.load import load
+from llm2comp.utils.choices import Precision
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What was found out about one encoder's vectors, scaled to unit length.
-
-    Attributes:
-        model: what it is called.
-        data: what it read, in words.
-        n: number of vectors.
-        dimension: of a vector.
-        spectrum: see :class:`.spectrum.Spectrum`.
-        alignment: of positive pairs; None without pairs.
-        uniformity: see :func:`.neighbours.uniformity`.
-        hubness: see :func:`.neighbours.hubness`.
-        compared: number of vectors of the last two, drawn by a seed if fewer than ``n``.
-        memory: of the memory tokens before pooling; None if the model has none.
-        seconds: encoding and measuring.
-    """
-
-    model: str
-    data: str
-    n: int
-    dimension: int
-    spectrum: Spectrum
-    alignment: float | None
-    uniformity: float
-    hubness: float
-    compared: int
-    memory: MemoryTokens | None
-    seconds: float
-
-    def write(self, file: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        with whole_file(file) as partial:
-            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-            partial.write_text(text + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A sample as an encoder sees it.
-
-    Attributes:
-        vectors: of the texts, ``(texts, dimension)`` float32.
-        positives: of their positives; None if the sample has no pairs.
-        memory: of the memory tokens; None if the encoder has none.
-    """
-
-    vectors: Vectors
-    positives: Vectors | None
-    memory: MemoryTokens | None
-
-
-def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32) -> Encoded:
-    """Encode a sample with a progress bar, and look at its memory tokens on the way.
-
-    Args:
-        model: any sentence-transformers model.
-        name: of the progress bar.
-        sample: of :func:`.sample.draw`; anchors are encoded as queries, positives as documents.
-        batch_size: texts of 64 tokens at once; it changes speed, not vectors.
-    """
-    states: list[npt.NDArray[np.floating]] = []
-    with text_progress() as progress:
-        bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
-        with advancing(model, progress, bar), memory_states(model, states):
-            asked = "query" if sample.positives else None
-            vectors = embed(model, sample.texts, batch_size, asked)
-            pairs = embed(model, sample.positives, batch_size, "document") if asked else None
-    return Encoded(vectors, pairs, memory_tokens.measure(states) if states else None)
-
-
-def analyze_model(
-    model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32
-) -> Analysis:
-    """Encode a sample, as :func:`encode` does, and measure its vectors.
-
-    Raises:
-        UserError: if there are fewer than two texts, or a vector is not finite.
-    """
-    start = perf_counter()
-    encoded = encode(model, name, sample, batch_size)
-    return measure(name, sample.note, encoded, start)
-
-
-def analyze_vectors(file: Path, name: str) -> Analysis:
-    """Measure the rows of a ``.npy`` file, which is read piece by piece.
-
-    Args:
-        file: of the array.
-        name: how the analysis calls it.
-
-    Raises:
-        UserError: if it is no array of at least two rows of numbers.
-    """
-    start = perf_counter()
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is no array of numpy: {error}") from error
-    if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
-        raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
-    note = f"{len(rows):,} vectors of {file.name}"
-    return measure(name, note, Encoded(rows, None, None), start)
-
-
-def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
-    """Measure vectors.
-
-    Args:
-        name: how the analysis calls the encoder.
-        data: what it read, in words.
-        encoded: of :func:`encode`.
-        start: of the clock ``time.perf_counter``.
-
-    Raises:
-        UserError: if there are fewer than two vectors, or one is not finite.
-    """
-    vectors, positives = encoded.vectors, encoded.positives
-    n, dimension = vectors.shape
-    if n < 2:
-        raise UserError(f"{name}: {n} vectors; a spectrum needs at least two")
-    sums = Sums.of(_unit(vectors[i : i + CHUNK], name) for i in range(0, n, CHUNK))
-    chosen = np.sort(np.random.default_rng(0).permutation(n)[:PAIRWISE])
-    compared = _unit(vectors[chosen], name)
-    return Analysis(
-        model=name,
-        data=data,
-        n=n,
-        dimension=dimension,
-        spectrum=spectrum(sums),
-        alignment=None
-        if positives is None
-        else neighbours.alignment(_unit(vectors, name), _unit(positives, name)),
-        uniformity=neighbours.uniformity(compared),
-        hubness=neighbours.hubness(compared),
-        compared=len(compared),
-        memory=encoded.memory,
-        seconds=perf_counter() - start,
-    )
-
-
-def _unit(rows: Vectors, name: str) -> Vectors:
-    """Return rows of unit length; a row of zeros stays."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():
-        raise UserError(f"{name}: a vector is not finite; load the model in float32")
-    return np.asarray(rows / np.where(norms > 0, norms, 1))
-
-
-@contextmanager
-def memory_states(
-    model: SentenceTransformer, states: list[npt.NDArray[np.floating]]
-) -> Iterator[None]:
-    """Collect the memory tokens ``(texts, k, hidden)`` of every batch, if the model has any."""
-    weights = memory_weights(model)
-    if weights is None:
-        yield
-        return
-
-    def collect(_: nn.Module, __: Any, features: dict[str, Any]) -> None:
-        read = weights.emb_layer(features["input_ids"]).squeeze(-1) * features["attention_mask"] > 0
-        tokens = features["token_embeddings"][read].detach().float().cpu()
-        states.append(tokens.reshape(len(read), -1, tokens.shape[-1]).numpy())
-
-    hook = model[0].register_forward_hook(collect)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        hook.remove()
+def analyze(
+    models: Sequence[str],
+    out: Path,
+    data: str,
+    texts: int,
+    seed: int,
+    batch_size: int,
+    dtype: Precision,
+    merge_threshold: float | None,
+) -> list[Analysis]:
+    """Analyze models and write the files; arguments are those of :func:`llm2comp.api.analyze`."""
+    found = []
+    drawn: Sample | None = None
+    for model, name in zip(models, summary.short_names(models), strict=True):
+        if model.endswith(".npy"):
+            found.append(analyze_vectors(Path(model), name))
+            continue
+        drawn = drawn or draw(data, texts, seed)
+        found.append(analyze_model(load(model, dtype, merge_threshold), name, drawn, batch_size))
+    for model, one, stem in zip(models, found, summary.stems(found), strict=True):
+        dataclasses.replace(one, model=model).write(out / f"{stem}.json")
+    figures.spectrum(found, out / "spectrum")
+    if with_memory := [one for one in found if one.memory is not None]:
+        figures.memory(with_memory, out / "memory")
+    return found

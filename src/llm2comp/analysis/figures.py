@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from llm2comp.analysis.analyze import Analysis
-from llm2comp.cache import whole_file
+from llm2comp.analysis.measure import Analysis
 from llm2comp.errors import UserError
+from llm2comp.utils.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

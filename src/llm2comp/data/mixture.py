@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from llm2comp.data import sources
-from llm2comp.progress import text_progress
 from llm2comp.recipe import DataSource
+from llm2comp.utils.progress import text_progress
 
 T = TypeVar("T")
 

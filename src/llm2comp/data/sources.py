@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llm2comp.data import catalog, hub, local
-from llm2comp.data.local import BadRow
+from llm2comp.data import catalog, files, hub
+from llm2comp.data.files import BadRow
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
@@ -48,7 +48,7 @@ def rows(
 
 
 def _checked(
-    numbered: Iterator[local.Numbered],
+    numbered: Iterator[files.Numbered],
     source: DataSource,
     columns: Sequence[str],
     on_bad_row: str,
@@ -78,23 +78,23 @@ def _checked(
             logger.warning("%s: skipped %d bad rows", source.source, skipped)
 
 
-def _numbered(source: DataSource) -> Iterator[local.Numbered]:
+def _numbered(source: DataSource) -> Iterator[files.Numbered]:
     name = source.source
     if name in catalog.names():
         return _packaged(name)
     path = Path(name).expanduser()
-    if path.exists() or path.suffix.lower() in local.READERS:
-        return local.read(path)
+    if path.exists() or path.suffix.lower() in files.READERS:
+        return files.read(path)
     if _HUB_ID.fullmatch(name):
         return hub.read(name, source.split)
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(
         f"data source {name!r} is no packaged source (nearest: {nearest!r}), no local file of "
-        f"{', '.join(local.READERS)}, and no hub id of the form owner/name"
+        f"{', '.join(files.READERS)}, and no hub id of the form owner/name"
     )
 
 
-def _packaged(name: str) -> Iterator[local.Numbered]:
+def _packaged(name: str) -> Iterator[files.Numbered]:
     entry = catalog.entry(name)
     if not entry.trainable:
         usable = ", ".join(n for n in catalog.names() if catalog.entry(n).trainable)

@@ -1,1 +1,1 @@
-"""Score encoders on offline mteb tasks, and put the scores into tables."""
+"""Scores of encoders: tasks, suites, kept results, training-free baselines."""

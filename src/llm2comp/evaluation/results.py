@@ -2,18 +2,19 @@
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 import yaml
 from pydantic import TypeAdapter
+from rich.console import Console
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import intervals, suites
-from llm2comp.evaluation.store import Stored
-from llm2comp.evaluation.table import MISSING, Cells
-from llm2comp.evaluation.tasks import TASKS
+from llm2comp.evaluation.store import Score, Stored
+from llm2comp.evaluation.tasks.registry import TASKS
+from llm2comp.utils.tables import MISSING, Cells, show_cells
 
 MEAN = "mean"
 PAPER = "{} (paper)"
@@ -152,3 +153,41 @@ def paper_points() -> dict[str, dict[str, float]]:
 def _require(name: str, known: Sequence[str] | dict[str, dict[str, float]], what: str) -> None:
     if name not in known:
         raise UserError(f"no {what} {name!r} in the results; there are {', '.join(known)}")
+
+
+Rows = Mapping[str, Sequence[Score]]
+
+
+"""Scores by the model's name, in the order of the rows."""
+
+
+Extra = Mapping[str, Mapping[str, str]]
+
+
+"""Further columns: their heading, then the cell by the model's name."""
+
+
+def show(rows: Rows, extra: Extra | None = None, console: Console | None = None) -> None:
+    """Print the table: a row a model, a column a task, their mean, then further columns."""
+    show_cells(score_cells(rows, extra), console)
+
+
+def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:
+    """Return a row a model, a column a task, their mean, then further columns."""
+    tasks = list(dict.fromkeys(score.task for scores in rows.values() for score in scores))
+    extra = extra or {}
+    table = [["model", *tasks, "mean", *extra]]
+    for name, scores in rows.items():
+        points = {score.task: score.main_score for score in scores}
+        table.append(
+            [
+                name,
+                *(f"{points[task]:.1f}" if task in points else MISSING for task in tasks),
+                # A mean over fewer tasks would not compare with its neighbours.
+                f"{sum(points.values()) / len(tasks):.1f}"
+                if len(points) == len(tasks)
+                else MISSING,
+                *(column.get(name, MISSING) for column in extra.values()),
+            ]
+        )
+    return table

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.store import Score, Store, Stored
-from llm2comp.progress import advancing, text_progress
+from llm2comp.utils.progress import advancing, text_progress
 
 __all__ = ["Score", "evaluate"]
 

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.module import Module
 
-from llm2comp.cache import cache_dir, whole_file
 from llm2comp.errors import UserError
+from llm2comp.utils.files import cache_dir, whole_file
 
 PACKAGES = ("llm2comp", "mteb", "sentence-transformers", "transformers", "torch")
 

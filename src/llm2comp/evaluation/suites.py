@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import mteb
 import yaml
@@ -13,11 +12,12 @@ from huggingface_hub import constants as hub_constants
 from mteb.abstasks import AbsTask
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from llm2comp import hub
+from llm2comp.data import hub
 from llm2comp.errors import UserError
-from llm2comp.evaluation.tasks import DEVELOPMENT, TASKS, OfflineTask
+from llm2comp.evaluation.tasks.offline import OfflineTask
+from llm2comp.evaluation.tasks.registry import DEVELOPMENT, TASKS
+from llm2comp.utils.choices import Suite
 
-Suite = Literal["offline", "paper"]
 TYPES = ("clustering", "retrieval", "sts", "classification", "reranking")
 """The paper's groups of tasks, in its order."""
 
@@ -41,19 +41,21 @@ def paper_tasks() -> dict[str, PaperTask]:
     return TypeAdapter(dict[str, PaperTask]).validate_python(yaml.safe_load(text))
 
 
-def choose(suite: Suite, names: str | None = None, *, quick: bool = False) -> list[AbsTask]:
+def choose(
+    suite: Suite, names: Sequence[str] | None = None, *, quick: bool = False
+) -> list[AbsTask]:
     """Return the tasks of a suite, or those that are named.
 
     Args:
         suite: ``offline``, or ``paper``, whose tasks are mteb's own, from the hub.
-        names: as :func:`tasks` takes them, with commas between.
+        names: of single tasks, as :func:`tasks` takes them.
         quick: take smaller versions; the paper's tasks have none.
 
     Raises:
         UserError: if a name is unknown, or a task has no quick version.
     """
     if names is not None:
-        return tasks([name.strip() for name in names.split(",")], quick=quick)
+        return tasks(names, quick=quick)
     if suite == "offline":
         return tasks(list(TASKS), quick=quick)
     if quick:

@@ -1,0 +1,167 @@
+"""Write a report: one HTML file that needs no network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from llm2comp.analysis import summary
+from llm2comp.analysis.report import plots
+from llm2comp.analysis.report.gather import Content, gather
+from llm2comp.data.sample import draw
+from llm2comp.evaluation.results import score_cells
+from llm2comp.recipe import Pretext
+from llm2comp.training import run_folder
+from llm2comp.training.run_folder import Run
+from llm2comp.utils.choices import Precision
+from llm2comp.utils.files import whole_file
+from llm2comp.utils.tables import MISSING, Cells
+from llm2comp.version import __version__
+
+QUERIES = (
+    "what happens when jurors cannot agree on a verdict",
+    "the calm middle of a hurricane",
+    "illness from too little vitamin B1",
+)
+"""Default searches. Each is answered by a BoolQ passage, in other words."""
+TITLES = {"pretext": "Stage 1", "unsupervised": "UCL", "supervised": "SCL"}
+
+
+def report(
+    names: Sequence[str],
+    out: Path,
+    data: str,
+    texts: int,
+    queries: Sequence[str],
+    seed: int,
+    batch_size: int,
+    dtype: Precision,
+) -> Path:
+    """Write a report; arguments, result and errors are those of :func:`llm2comp.api.report`."""
+    drawn = draw(data, texts, seed)
+    write(gather(names, drawn, queries or QUERIES, batch_size, dtype), out)
+    return out
+
+
+def write(content: Content, out: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Args:
+        content: of :func:`.gather.gather`.
+        out: path of the HTML file.
+
+    Raises:
+        UserError: if plotly is not installed.
+    """
+    run = content.run
+    environment = Environment(
+        loader=PackageLoader("llm2comp.analysis.report", "."), autoescape=True
+    )
+    page = environment.get_template("page.html").render(
+        content=content,
+        script=Markup(plots.script()),
+        subtitle=_subtitle(content),
+        facts=_facts(content),
+        stages=_stages(run) if run else None,
+        scores=_scores(content) if content.rows else None,
+        against=_against(content),
+        curves=[(t, Markup(p)) for t, p in _curves(run)] if run else [],
+        measures=summary.cells([one.analysis for one in content.encoders]),
+        spectrum=Markup(plots.spectrum(content.encoders)),
+        memories=[
+            (one.name, Markup(plots.memory(one)))
+            for one in content.encoders
+            if one.analysis.memory is not None
+        ],
+        map=Markup(plots.text_map(content.encoders, content.sample.texts)),
+        recipe=run.reproduce if run else None,
+        version=__version__,
+        table=_table,
+    )
+    with whole_file(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _table(cells: Cells) -> Markup:
+    heading, *body = cells
+    rows = [Markup("").join(Markup("<th>{}</th>").format(title) for title in heading)]
+    rows += [Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row) for row in body]
+    return Markup("\n").join(Markup("<tr>{}</tr>").format(row) for row in rows)
+
+
+def _scores(content: Content) -> Markup:
+    """Return the table of scores, each with how far it is from the first row."""
+    heading, base, *body = score_cells(content.rows)
+    return _table([heading, base, *([row[0], *map(_delta, row[1:], base[1:])] for row in body)])
+
+
+def _delta(cell: str, base: str) -> str:
+    if MISSING in (cell, base):
+        return cell
+    gap = float(cell) - float(base)
+    kind = "up" if gap > 0 else "down" if gap < 0 else ""
+    return Markup('{} <small class="{}">{:+.1f}</small>').format(cell, kind, gap)
+
+
+def _subtitle(content: Content) -> str:
+    if content.run is None:
+        return "Encoders side by side"
+    recipe = content.run.recipe
+    objective = next((s.objective for s in recipe.stages if isinstance(s, Pretext)), "")
+    return f"{recipe.backbone.name} becomes a text encoder: recipe {recipe.name}, {objective}"
+
+
+def _facts(content: Content) -> list[tuple[str, str]]:
+    """Return the numbers that are seen first, each with what it is."""
+    last = content.encoders[-1]
+    found = [(str(last.analysis.dimension), "dimensions")]
+    if content.run is not None:
+        recipe = content.run.recipe
+        seconds = sum(event.get("seconds", 0) for event in content.run.events if event.get("done"))
+        samples = sum(stage.steps * stage.batch_size for stage in recipe.stages)
+        found += [
+            (str(recipe.memory.tokens), "memory tokens"),
+            (f"{samples:,}", "training samples"),
+            (f"{seconds / 60:.0f} min", "training"),
+            (str(recipe.seed), "seed"),
+        ]
+    found.append((f"{last.analysis.spectrum.rankme:.0f}", "effective dimension (RankMe)"))
+    return found
+
+
+def _stages(run: Run) -> Cells:
+    costs = run_folder.costs(run.recipe, run.folder)
+    rows = [["stage", "data", "steps", "batch", "samples", "learning rate", "LoRA rank", "time"]]
+    for stage in run.recipe.stages:
+        label = run_folder.LABELS[stage.stage]
+        rows.append(
+            [
+                TITLES[stage.stage],
+                ", ".join(source.source for source in stage.data),
+                f"{stage.steps:,}",
+                str(stage.batch_size),
+                costs["samples"][label],
+                f"{stage.learning_rate:g}",
+                str(stage.lora.r),
+                costs["time"].get(label, "-"),
+            ]
+        )
+    return rows
+
+
+def _curves(run: Run) -> Sequence[tuple[str, str]]:
+    found = []
+    for stage in run.recipe.stages:
+        title = TITLES[stage.stage]
+        found.append((f"{title}: loss", plots.curves(run.events, stage.stage)))
+        found.append((f"{title}: held-out embeddings", plots.watch(run.events, stage.stage)))
+    return [(title, plot) for title, plot in found if plot is not None]
+
+
+def _against(content: Content) -> str:
+    quick = [name for name, row in content.rows.items() if any(score.quick for score in row)]
+    size = "Quick versions of the tasks." if quick else "Whole tasks."
+    if quick and len(quick) < len(content.rows):
+        size = f"Whole tasks, but quick versions for {', '.join(quick)}."
+    return f"{size} Small numbers: how far a row is from the first. {content.note}"

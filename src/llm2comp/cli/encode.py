@@ -1,0 +1,78 @@
+"""Commands that use an encoder: embeddings of a file, nearest texts of a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm2comp import api
+from llm2comp.cli.shared import BatchSize, Dtype, Merge, ModelName, TextFile, preload
+from llm2comp.utils.choices import Prompt
+
+
+def encode(
+    model: ModelName,
+    file: TextFile,
+    out: Annotated[
+        Path, typer.Option(help="File to write: .npy, or .parquet with texts and embeddings.")
+    ],
+    batch_size: BatchSize = 32,
+    prompt: Annotated[
+        Prompt | None, typer.Option(help="Encode as queries or as documents; default: neither.")
+    ] = None,
+    dtype: Dtype = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the threads; for long files.")
+    ] = 1,
+    merge: Merge = None,
+) -> None:
+    """Write the embeddings of a file's texts, in order.
+
+    \b
+    Examples:
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy
+      llm2comp encode runs/demo/model texts.jsonl --out embeddings.parquet --prompt document
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy --workers 4
+    """
+    from llm2comp.data.text_files import require_texts
+    from llm2comp.inference.embedding_files import require_writable
+
+    require_writable(out)
+    require_texts(file)  # a mistake is reported at once, not after seconds of imports
+    preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
+    rows = api.encode_file(
+        model,
+        file,
+        out,
+        prompt=prompt,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        merge_threshold=merge,
+    )
+    typer.echo(f"{out}: {rows:,} embeddings")
+
+
+def search(
+    model: ModelName,
+    file: TextFile,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Number of texts to show.")] = 5,
+    dtype: Dtype = "auto",
+    merge: Merge = None,
+) -> None:
+    """Show the texts of a file that are nearest to a query.
+
+    \b
+    Examples:
+      llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
+      llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
+    """
+    from llm2comp.data.text_files import require_texts
+
+    require_texts(file)
+    preload("llm2comp.inference.search", "llm2comp.inference.load")
+    hits = api.search(model, file, query, top_k=top_k, dtype=dtype, merge_threshold=merge)
+    for hit in hits:
+        typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")

@@ -1,0 +1,127 @@
+"""Commands that score encoders, and show what was scored."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm2comp import api
+from llm2comp.cli.shared import DEFAULT_BACKBONE, BatchSize, Dtype, Merge, preload
+from llm2comp.errors import UserError
+from llm2comp.utils.choices import Suite, TableFormat
+
+
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Encoder folders, released names, or hub ids."),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Training-free encoder of --backbone; may be repeated.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Causal language model of the baselines.")
+    ] = DEFAULT_BACKBONE,
+    suite: Annotated[
+        Suite,
+        typer.Option(help="offline needs no hub; paper is the paper's 14 tasks, from the hub."),
+    ] = "offline",
+    tasks: Annotated[
+        str | None, typer.Option(help="Names of tasks, separated by commas, instead of a suite.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use fixed subsamples; compare these with each other.")
+    ] = False,
+    instructions: Annotated[
+        bool, typer.Option("--instructions", help="Put the paper's instruction before queries.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results; default: the one in the cache.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Score even what was scored before.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    dtype: Dtype = "auto",
+    merge: Merge = None,
+) -> None:
+    """Score models on mteb tasks.
+
+    Scores are kept. A model is not scored twice on a task, and a stopped call goes on.
+
+    \b
+    Examples:
+      llm2comp evaluate smollm2-135m-llm2comp minilm --quick
+      llm2comp evaluate --baseline prompteol --backbone smollm2-135m --tasks STS17,TREC
+      llm2comp evaluate runs/demo/model --merge 0.8 --tasks STSBenchmark
+      llm2comp evaluate runs/first/model --suite paper --instructions
+    """
+    if not models and not baseline:
+        raise UserError("name a model, or a --baseline, to evaluate")
+    preload("llm2comp.evaluation.evaluate", "llm2comp.evaluation.results")
+    from llm2comp.evaluation.results import show
+
+    rows = api.evaluate(
+        models or [],
+        baselines=baseline or [],
+        backbone=backbone,
+        suite=suite,
+        tasks=None if tasks is None else [name.strip() for name in tasks.split(",")],
+        quick=quick,
+        instructions=instructions,
+        out=out,
+        again=again,
+        batch_size=batch_size,
+        dtype=dtype,
+        merge_threshold=merge,
+    )
+    show(rows)
+
+
+def results(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The --out of evaluate; default: the one in the cache.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Show scores of quick versions.")] = False,
+    sort: Annotated[str, typer.Option(help="Column that orders the rows.")] = "mean",
+    against: Annotated[
+        str | None, typer.Option(help="Model from which to show the others' differences.")
+    ] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="With --against: 95 % intervals, by bootstrap.")
+    ] = False,
+    by_type: Annotated[
+        bool, typer.Option("--by-type", help="Show the mean for each type of task.")
+    ] = False,
+    with_paper: Annotated[
+        bool, typer.Option("--with-paper", help="Add the paper's rows (Llama-2).")
+    ] = False,
+    to: Annotated[TableFormat, typer.Option(help="Format of the table.")] = "terminal",
+) -> None:
+    """Show what was scored.
+
+    \b
+    Examples:
+      llm2comp results --quick
+      llm2comp results --against minilm --intervals
+      llm2comp results --with-paper --to markdown > results.md
+      llm2comp results runs/scores --by-type --sort retrieval --to latex
+    """
+    if intervals and (against is None or by_type):
+        raise UserError("--intervals needs --against, and does not go with --by-type")
+
+    from llm2comp.evaluation.results import Board
+    from llm2comp.evaluation.store import Store
+    from llm2comp.utils import tables
+
+    found = [one for one in Store(folder).all() if one.score.quick == quick]
+    board = Board.of(found, with_paper=with_paper)
+    if intervals and against is not None:
+        cells = board.interval_cells(against)
+    else:
+        cells = (board.by_type() if by_type else board).cells(sort=sort, against=against)
+    writers = {"markdown": tables.markdown, "csv": tables.csv_text, "latex": tables.latex}
+    if to == "terminal":
+        tables.show_cells(cells)
+    else:
+        typer.echo(writers[to](cells), nl=False)

@@ -1,0 +1,279 @@
+"""Training-free encoders of a causal language model, as sentence-transformers modules.
+
+They show what a backbone gives without training. A baseline is one entry of
+:data:`BASELINES`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import PreTrainedTokenizerBase
+
+from llm2comp.errors import UserError
+from llm2comp.inference.precision import load_checked
+from llm2comp.inference.token_batching import TokenBatched
+from llm2comp.model.attention import for_encoding
+from llm2comp.model.backbone import backbone_folder
+from llm2comp.model.modules import InMemory
+from llm2comp.model.prompt_format import surround
+from llm2comp.recipe import Backbone
+from llm2comp.utils.choices import Precision
+
+MAX_TOKENS = 512
+"""Tokens of a text and what is put around it; the text beyond is cut."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stands around a text; with ``again``, the text follows a second time behind it."""
+
+    before: str = ""
+    after: str = ""
+    again: str = ""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How a text is put to the model, and which outputs become its vector.
+
+    Of several prompts the vectors are averaged; of a text put twice the second
+    copy alone is pooled. The first token is always BOS, without which a causal
+    model's first output is out of the ordinary, and an empty text would have
+    no output.
+    """
+
+    pooling: Literal["lasttoken", "mean", "weightedmean"]
+    prompts: tuple[Prompt, ...] = (Prompt(),)
+
+
+def _task(instruction: str, use: str) -> Prompt:
+    return Prompt(
+        f"In this task, you're {instruction} this sentence : \"", f'" {use} in one word:"'
+    )
+
+
+BASELINES = {
+    "last-token": Baseline("lasttoken"),
+    "mean": Baseline("mean"),
+    # SGPT (Muennighoff, 2022): position i of n weighs i.
+    "weighted-mean": Baseline("weightedmean"),
+    # Echo embeddings (Springer et al., 2024): a second copy sees the whole text.
+    "echo": Baseline("mean", (Prompt("Rewrite the sentence: ", again=", rewritten sentence: "),)),
+    # PromptEOL (Jiang et al., 2023).
+    "prompteol": Baseline("lasttoken", (Prompt('This sentence : "', '" means in one word:"'),)),
+    # MetaEOL (Lei et al., 2024), with its published prompts: two each for text classification,
+    # sentiment analysis, paraphrase identification and information extraction.
+    "metaeol": Baseline(
+        "lasttoken",
+        (
+            _task(
+                "presented with a text excerpt. Your task is to categorize the excerpt into a "
+                "broad category such as 'Education', 'Technology', 'Health', 'Business', "
+                "'Environment', 'Politics', or 'Culture'. These categories help in organizing "
+                "content for better accessibility and targeting. For this task,",
+                "should be classified under one general category",
+            ),
+            _task(
+                "given a statement and you need to determine whether it's presenting an 'Opinion' "
+                "or a 'Fact'. This distinction is vital for information verification, educational "
+                "purposes, and content analysis. For this task,",
+                "discriminates between opinion and fact",
+            ),
+            _task(
+                "given a review from an online platform. Your task is to generate a rating for the "
+                "product based on the review on a scale of 1-5, where 1 means 'extremely negative' "
+                "and 5 means 'extremely positive'. For this task,",
+                "reflects the sentiment",
+            ),
+            _task(
+                "reading a personal diary entry. Your task is to identify the predominant emotion "
+                "expressed, such as joy, sadness, anger, fear, or love. For this task,",
+                "conveys the emotion",
+            ),
+            _task(
+                "presented with two sentences. Your task is to assess whether the sentences convey "
+                "the same meaning. Use 'identical', 'similar', 'different', or 'unrelated' to "
+                "describe the relationship. To enhance the performance of this task,",
+                "means",
+            ),
+            _task(
+                "given a sentence and a phrase. Your task is to determine if the phrase can be a "
+                "contextual synonym within the given sentence. Options include 'yes', 'no', or "
+                "'partially'. To enhance the performance of this task,",
+                "means",
+            ),
+            _task(
+                "examining a news article. Your task is to extract the most critical fact from the "
+                "article. For this task,",
+                "encapsulates the key fact",
+            ),
+            _task(
+                "reviewing a scientific abstract. Your task is to identify the main entities "
+                "(e.g., proteins, diseases) and their relations (e.g., causes, treats). "
+                "For this task,",
+                "highlights the primary entity or relation",
+            ),
+        ),
+    ),
+}
+
+
+class SecondCopy(InMemory):
+    """Lets the pooling see the second copy of a text alone; of an empty one, the last token.
+
+    Args:
+        around: number of tokens that are of neither copy.
+    """
+
+    def __init__(self, around: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.around = around
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Narrow ``attention_mask`` ``(batch, length)``."""
+        mask = features["attention_mask"]
+        tokens = mask.sum(1, keepdim=True)
+        copy = ((tokens - self.around) // 2).clamp(min=1)
+        return features | {"attention_mask": mask * (mask.cumsum(1) > tokens - copy)}
+
+
+class Prompted(Transformer):
+    """A transformer that reads ``n`` texts with each of ``p`` prompts, as ``p x n`` rows.
+
+    A tokenizer's own template could put the text twice, but would also do so
+    with every pair of pieces that truncation cuts off: quadratic in the text.
+
+    Attributes:
+        prompts: token ids before, again and after, a prompt; set after loading.
+    """
+
+    prompts: Sequence[tuple[list[int], list[int], list[int]]]
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the configuration, the prompts with it: what vectors depend on."""
+        return {**super().get_config_dict(), "prompts": self.prompts}
+
+    def preprocess(self, inputs: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Tokenize texts and put each prompt around them, the rows of a prompt together."""
+        bare = super().preprocess(inputs, *args, **kwargs)
+        texts = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(bare["input_ids"], bare["attention_mask"], strict=True)
+        ]
+        rows = []
+        for before, again, after in self.prompts:
+            copies = 2 if again else 1
+            room = (MAX_TOKENS - len(before) - len(again) - len(after)) // copies
+            for whole in texts:
+                text = whole[:room]
+                rows.append([*before, *text, *([*again, *text] if again else []), *after])
+        assert self.tokenizer is not None
+        padded = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        return {**bare, **padded}
+
+
+class MeanOverPrompts(InMemory):
+    """Averages the vectors that a text has from ``prompts`` prompts."""
+
+    def __init__(self, prompts: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.prompts = prompts
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Turn ``sentence_embedding`` of ``(p x n, hidden)`` into ``(n, hidden)``."""
+        vectors = features["sentence_embedding"]
+        mean = vectors.unflatten(0, (self.prompts, -1)).mean(0)
+        return features | {"sentence_embedding": mean}
+
+
+def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    """Make a training-free encoder.
+
+    Args:
+        name: a key of :data:`BASELINES`.
+        backbone_dir: transformers folder of a causal language model.
+        dtype: of the weights in memory.
+
+    Returns:
+        A model of unit vectors, as wide as the backbone's hidden states.
+
+    Raises:
+        UserError: if there is no such baseline or folder, or its tokenizer is not a fast one.
+    """
+    if name not in BASELINES:
+        raise UserError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
+    if not (backbone_dir / "config.json").is_file():
+        raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
+    baseline = BASELINES[name]
+    several = len(baseline.prompts) > 1 or baseline.prompts[0].again
+    kind = Prompted if several else Transformer
+    transformer = kind(
+        str(backbone_dir),
+        max_seq_length=MAX_TOKENS,
+        model_kwargs={"dtype": dtype},
+        unpad_inputs=False,
+        # Otherwise a tokenizer with a chat template wraps every text in it.
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+    )
+    tokenizer = transformer.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for_encoding(transformer.model)
+    pooled = _put_prompts(transformer, tokenizer, baseline)
+    return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
+
+
+def load_baseline(name: str, backbone: str, dtype: Precision = "auto") -> SentenceTransformer:
+    """Load a training-free encoder in the precision asked for.
+
+    Args:
+        name: a key of :data:`BASELINES`.
+        backbone: name of a causal language model, as a recipe has it.
+        dtype: see :func:`llm2comp.inference.precision.load_checked`.
+
+    Raises:
+        UserError: as :func:`build`, or if the backbone cannot be had.
+    """
+    folder = backbone_folder(backbone)
+    return load_checked(row_name(name, backbone), dtype, partial(build, name, folder), str(folder))
+
+
+def row_name(name: str, backbone: str) -> str:
+    """Return how tables call a baseline: with its backbone, unless that is the default."""
+    return name if backbone == Backbone().name else f"{name} of {Path(backbone).name}"
+
+
+def _put_prompts(
+    transformer: Transformer, tokenizer: PreTrainedTokenizerBase, baseline: Baseline
+) -> list[torch.nn.Module]:
+    """Make a transformer read texts with a baseline's prompts; return what pools its output."""
+    first = tokenizer.bos_token_id
+    if first is None:
+        first = tokenizer.eos_token_id  # separates documents where there is no BOS
+    ids = [
+        ([first, *before], again, after)
+        for before, again, after in (
+            tokenizer([one.before, one.again, one.after], add_special_tokens=False)["input_ids"]
+            for one in baseline.prompts
+        )
+    ]
+    before, again, after = ids[0]
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=baseline.pooling)
+    if not isinstance(transformer, Prompted):
+        surround(tokenizer.backend_tokenizer, before, after)
+        return [pooling]
+    transformer.prompts = ids
+    surround(tokenizer.backend_tokenizer, [], [])
+    if again:
+        return [SecondCopy(len(before) + len(again) + len(after)), pooling]
+    return [pooling, MeanOverPrompts(len(ids))]

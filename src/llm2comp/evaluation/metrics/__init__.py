@@ -1,0 +1,1 @@
+"""Measures of embeddings that need no labels."""

@@ -1,0 +1,1 @@
+"""Use an encoder: load, encode, search."""

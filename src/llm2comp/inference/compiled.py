@@ -1,0 +1,168 @@
+"""Compiled encoders: the body is a graph of ONNX Runtime or OpenVINO, all else is stock.
+
+The folder is laid out as sentence-transformers looks for it with ``backend=``. Its
+loaders are optimum's, whose releases do not run with the transformers that exports;
+here the graph is run by transformers' own :class:`ExportedModel`.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from torch import nn
+from torch.export import Dim
+from transformers import PreTrainedConfig
+
+from llm2comp.errors import UserError
+from llm2comp.inference.token_batching import TokenBatched
+from llm2comp.model.encoder import encoder_body
+from llm2comp.utils.choices import Backend
+
+if TYPE_CHECKING:
+    from transformers.exporters.base import ExportedModel
+
+PACKAGES: dict[Backend, Sequence[str]] = {
+    "onnx": ("nncf", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("nncf", "openvino"),
+}
+MANIFEST = "export.json"
+
+
+def backend_of(folder: Path) -> Backend | None:
+    """Return what an encoder folder is compiled for; None if it is not."""
+    backends: tuple[Backend, ...] = get_args(Backend)
+    return next((name for name in backends if (folder / name / MANIFEST).is_file()), None)
+
+
+def require(backend: Backend) -> None:
+    """Check that a back end is installed, and a transformers that exports and runs its graphs.
+
+    Raises:
+        UserError: if not.
+    """
+    exports = find_spec("transformers.exporters") and find_spec("transformers.exporters.runners")
+    if not exports or not all(map(find_spec, PACKAGES[backend])):
+        raise UserError(f"{backend} is not installed: pip install 'llm2comp[{backend}]'")
+
+
+class Graph(nn.Module):
+    """A compiled body, in the place of the transformers model that it was made of."""
+
+    def __init__(self, exported: "ExportedModel", backend: Backend) -> None:
+        super().__init__()
+        self.exported = exported
+        self.backend = backend
+        self.config = cast(PreTrainedConfig, exported.config)
+        self.inputs = frozenset(next(iter(exported.components.values())).metadata.kwargs)
+
+    def forward(self, **features: Any) -> Any:
+        """Return what the transformers model returns."""
+        return self.exported(**{name: features[name] for name in self.inputs})
+
+    def save_pretrained(self, folder: str, **_: Any) -> None:
+        """Write the graph where sentence-transformers looks for it, and the configuration."""
+        self.exported.save_pretrained(Path(folder) / self.backend)
+        self.config.save_pretrained(folder)
+
+
+class _CompiledTransformer(Transformer):
+    def _load_model(self, model_name_or_path: str, *_: Any, **__: Any) -> Any:
+        from transformers.exporters.base import ExportedModel
+
+        folder = Path(model_name_or_path)
+        backend = backend_of(folder)
+        assert backend is not None
+        exported = ExportedModel.from_pretrained(folder / backend, device="cpu")
+        graph = Graph(exported, backend)
+        # Scores are kept by a hash of a model's state, and the runtime hides the weights.
+        graph.register_buffer("digest", _digest(folder / backend))
+        return graph
+
+
+class CompiledEncoder(TokenBatched):
+    """A model whose body is compiled; OpenVINO has its best rate at 1,024 tokens a batch."""
+
+    tokens_a_text = 32
+
+
+def load(folder: Path) -> CompiledEncoder:
+    """Load a compiled encoder folder, for the processor.
+
+    Raises:
+        UserError: if the folder's back end is not installed.
+    """
+    backend = backend_of(folder)
+    assert backend is not None, f"{folder} is not compiled"
+    require(backend)
+    stock = f"{Transformer.__module__}.{Transformer.__qualname__}"
+    return CompiledEncoder._load_with_module_classes(
+        str(folder), {stock: _CompiledTransformer}, device="cpu", local_files_only=True
+    )
+
+
+def _digest(folder: Path) -> torch.Tensor:
+    whole = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return torch.frombuffer(bytearray(whole.digest()), dtype=torch.uint8)
+
+
+RENAMED = (
+    (
+        "modules.json",
+        "sentence_transformers.base.modules.normalize.Normalize",
+        "sentence_transformers.models.Normalize",
+    ),
+    ("tokenizer_config.json", "TokenizersBackend", "PreTrainedTokenizerFast"),
+)
+
+
+def name_as_before(folder: Path) -> None:
+    """Name classes as sentence-transformers 5 and transformers 4 do.
+
+    Optimum's loader for ONNX needs these; their successors know the names too.
+    """
+    for file, name, before in RENAMED:
+        text = (folder / file).read_text(encoding="utf-8")
+        (folder / file).write_text(text.replace(f'"{name}"', f'"{before}"'), encoding="utf-8")
+
+
+def compile_body(encoder: SentenceTransformer, texts: list[str], to: Backend, int8: bool) -> Any:
+    """Compile an encoder's body.
+
+    Args:
+        encoder: in PyTorch and float32.
+        texts: examples, of which the exporter traces three.
+        to: what the result runs on.
+        int8: store the weights in 8 bits.
+
+    Returns:
+        An ``ExportedModel`` of transformers.
+    """
+    exporters: Any = import_module("transformers.exporters")  # since 5.23; loads lazily, untyped
+    exporter, config, quantizer = {
+        "onnx": (exporters.OnnxExporter, exporters.OnnxConfig, exporters.NNCFOnnxQuantizer),
+        "openvino": (
+            exporters.OpenVINOExporter,
+            exporters.OpenVINOConfig,
+            exporters.NNCFOpenVINOQuantizer,
+        ),
+    }[to]
+    # Weights alone: of smollm2-135m-llm2comp's STSBenchmark, 8-bit activations too took 1.0 point
+    # with NNCF's calibration and 3.1 with ONNX Runtime's dynamic quantisation; these take 0.1.
+    weights = quantizer(exporters.NNCFWeightCompressionConfig()) if int8 else None
+    inputs = dict(encoder.tokenizer(texts[:3], padding=True, return_tensors="pt"))
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
+    with redirect_stdout(sys.stderr):  # torch and NNCF print their steps
+        return exporter().export(
+            encoder_body(encoder), inputs, config(dynamic_shapes=shapes, quantizer=weights)
+        )

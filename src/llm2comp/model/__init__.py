@@ -1,0 +1,1 @@
+"""Encoders and what they are made of: backbone, memory tokens, adapter, folder."""

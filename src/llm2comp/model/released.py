@@ -1,0 +1,99 @@
+"""Models by name: released encoders kept in this package, local folders, peers, hub ids.
+
+A release holds, per stage, the adapter that the stage trained (LoRA and memory
+rows, bfloat16) with the lineage; :func:`fetch` merges them into the packaged
+backbone, once, in the user's cache.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from llm2comp.data import catalog
+from llm2comp.data.hub import require_model
+from llm2comp.errors import UserError
+from llm2comp.model import encoder
+from llm2comp.model.lineage import LINEAGE, read_lineage
+from llm2comp.recipe import FOLDERS
+from llm2comp.utils.files import cache_dir
+
+RELEASED = Path(__file__).parent / "released"
+PEERS = ("minilm",)
+"""Encoders of others that install from a package index."""
+
+
+def names() -> list[str]:
+    """Return the names of the released encoders."""
+    return sorted(folder.name for folder in RELEASED.iterdir() if folder.is_dir())
+
+
+def fetch(name: str) -> Path:
+    """Return the encoder folder of a released model, building it in the cache the first time.
+
+    Args:
+        name: as in :func:`names`; ``NAME/1-pretext`` or ``NAME/2-unsupervised``
+            is the encoder after that stage.
+
+    Raises:
+        UserError: if there is no such release.
+    """
+    release, _, stage = name.partition("/")
+    if release not in names():
+        raise UserError(f"no released model {release!r}; there are {', '.join(names())}")
+    lineage = read_lineage(RELEASED / release)
+    stages = [FOLDERS[entry["stage"]] for entry in lineage["stages"]]
+    stage = stage or stages[-1]
+    if stage not in stages:
+        raise UserError(f"{release} has no stage {stage!r}; it has {', '.join(stages)}")
+    trained = stages[: stages.index(stage) + 1]
+    adapters = [RELEASED / release / name for name in trained]
+    folder = cache_dir() / "models" / f"{release}-{_digest(adapters)}" / stage
+    if not folder.exists():
+        lineage["stages"] = lineage["stages"][: len(adapters)]
+        encoder.save(encoder.build(lineage, adapters), folder, adapters[-1], lineage)
+    return folder
+
+
+def _digest(adapters: list[Path]) -> str:
+    """Name the weights, so that a package's next release is not taken for the last one's."""
+    whole = hashlib.sha256()
+    for adapter in adapters:
+        whole.update((adapter / "adapter_model.safetensors").read_bytes())
+    return whole.hexdigest()[:8]
+
+
+def adapter_of(name: str) -> Path:
+    """Return the adapter folder of a local encoder folder or of a released stage.
+
+    Raises:
+        UserError: if there is none.
+    """
+    local = Path(name).expanduser() / encoder.ADAPTER
+    if local.is_dir():
+        return local
+    release, _, stage = name.partition("/")
+    shipped = RELEASED / release / (stage or FOLDERS["pretext"])
+    if not shipped.is_dir():
+        raise UserError(f"{name!r} is neither an encoder folder with an adapter nor a release")
+    return shipped
+
+
+def source_of(name: str) -> str:
+    """Return what an encoder's name stands for: a local folder, or a hub id as it is.
+
+    Raises:
+        UserError: if there is no such release, or neither a folder nor a hub model of that name.
+    """
+    if name.partition("/")[0] in names() and not Path(name).exists():
+        return str(fetch(name))
+    if name in PEERS:
+        return str(catalog.fetch(name))
+    if not Path(name).is_dir():
+        require_model(name)
+    return name
+
+
+def lineage_of(name: str) -> dict[str, Any] | None:
+    """Return the lineage of an encoder by name; None if it is not one of ours."""
+    folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
+    return read_lineage(folder) if (folder / LINEAGE).is_file() else None

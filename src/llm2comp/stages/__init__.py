@@ -1,1 +1,0 @@
-"""Training stages: each takes a folder and makes a folder; ``chain`` runs a recipe's."""

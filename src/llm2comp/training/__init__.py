@@ -1,0 +1,1 @@
+"""Training stages. Each takes a folder and makes a folder."""

@@ -1,0 +1,1 @@
+"""Pretext objectives. One file per objective, one line in the registry."""

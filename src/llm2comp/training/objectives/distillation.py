@@ -1,0 +1,34 @@
+"""CTKD: from memory, predict as if the text itself had been read (paper, "Distillation")."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from llm2comp.model.compressor import Compressor
+from llm2comp.training.objectives.batch import Batch
+from llm2comp.training.objectives.chunked_loss import mean_over_samples, sum_over_chunks
+from llm2comp.training.objectives.objective import Compression
+
+
+class Distillation(Compression):
+    """``KL(teacher || student)`` at temperature 1.
+
+    The teacher reads ``BOS n_1 … n_L``, the student ``BOS memory n_{a+1} … n_L``;
+    compared are the distributions for ``n_{a+1} … n_L`` and the one after
+    ``n_L``; mean over positions, then over samples.
+    """
+
+    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+        """Return the loss in nats per position."""
+        first = torch.ones_like(batch.continuation_mask[:, :1])
+        targets = torch.cat([first, batch.continuation_mask], dim=1)
+        student = compressor.continue_from(memory, batch.continuation_ids, targets)
+        teacher = compressor.read(batch.passage_ids, batch.teacher_targets)
+
+        def loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+            log_student = compressor.logits(student).log_softmax(-1)
+            log_teacher = compressor.logits(teacher).log_softmax(-1)
+            divergence = kl_div(log_student, log_teacher, reduction="none", log_target=True)
+            return (divergence.sum(-1) * weights).sum()
+
+        return sum_over_chunks(loss, student, teacher, mean_over_samples(targets))

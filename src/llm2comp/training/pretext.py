@@ -1,0 +1,264 @@
+"""Stage 1: teach memory tokens to carry a text, with the frozen model as the judge."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from llm2comp import recipe
+from llm2comp.data.length_batching import by_length
+from llm2comp.data.passages import load_passages
+from llm2comp.errors import UserError
+from llm2comp.model import encoder, released
+from llm2comp.model.backbone import load_backbone
+from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.lineage import new_lineage
+from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.training import callbacks, held_out
+from llm2comp.training.objectives.batch import Batch
+from llm2comp.training.objectives.objective import Objective
+from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.training.run_log import RunLog
+from llm2comp.training.trainer import (
+    AdapterCheckpoints,
+    TokenCounter,
+    compile_blocks,
+    parameter_groups,
+    run_training,
+    training_arguments,
+)
+from llm2comp.utils.hardware import compute_dtype
+
+
+class PretextModel(nn.Module):
+    """A model and its objective, as the Trainer wants them: batch in, loss out."""
+
+    def __init__(self, compressor: Compressor, objective: Objective) -> None:
+        super().__init__()
+        self.compressor = compressor
+        self.objective = objective
+        self.counter = TokenCounter()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar}``."""
+        batch = batch.to(self.compressor.device)
+        self.counter.add(batch.attention_mask)
+        return {"loss": self.objective.loss(self.compressor, batch)}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns passages ``input_ids`` and their ``split`` into a :class:`Batch`."""
+
+    memory_ids: list[int]
+    bos_id: int | None
+    pad_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Batch]:
+        """Return ``{"batch": Batch}`` of a row, whose passages are a batch already."""
+        (row,) = rows
+        return {"batch": self.batch([list(ids) for ids in row["input_ids"]], list(row["split"]))}
+
+    def batch(self, passages: list[list[int]], splits: list[int]) -> Batch:
+        """Pad passages and their splits."""
+        return Batch.of(
+            passages, splits, memory_ids=self.memory_ids, bos_id=self.bos_id, pad_id=self.pad_id
+        )
+
+
+def train_pretext(
+    run: recipe.Recipe, stage: recipe.Pretext, folder: Path, work: Path, log: RunLog
+) -> None:
+    """Train stage 1 on the recipe's backbone and write its encoder folder.
+
+    Args:
+        run: the whole recipe.
+        stage: its pretext stage.
+        folder: the encoder folder to write.
+        work: where checkpoints are kept until the folder is written.
+        log: losses and gaps go here.
+
+    Raises:
+        UserError: if the objective, the data, the backbone or ``start_from`` cannot be used.
+    """
+    form = _objective(stage).form
+    dtype = compute_dtype(run.backbone.dtype)
+    model, tokenizer = _extended_backbone(run, stage, dtype)
+    held, rows = _passages(run, stage, tokenizer)
+    lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
+    log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
+    torch.manual_seed(run.seed)  # LoRA's initial weights
+    compressor = Compressor(
+        model,
+        form.rows(run.memory.tokens),
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=stage.attention != "bidirectional",
+        scale=run.memory.scale,
+    )
+    if stage.gradient_checkpointing:
+        compressor.enable_gradient_checkpointing()
+    if stage.compile:
+        compile_blocks(compressor.body)
+    if stage.start_from:
+        _start_from(compressor, stage)
+    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
+    objective = _objective(stage).of(tokenizer)
+    pretext = PretextModel(compressor, objective)
+    groups = parameter_groups(trainable_parameters(pretext).items(), stage)
+    trainer = AdapterCheckpoints(
+        model=pretext,
+        args=TrainingArguments(
+            **training_arguments(stage, work, run.seed, dtype)
+            | {"per_device_train_batch_size": 1},  # a row is a batch
+            train_sampling_strategy="sequential",  # shuffled already
+            remove_unused_columns=False,
+        ),
+        train_dataset=rows,
+        data_collator=collator,
+        optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
+    )
+    if stage.bidirectional_from_step is not None:
+        trainer.add_callback(callbacks.AttentionSwitch(compressor, stage.bidirectional_from_step))
+    batches = _batches(held, collator)
+    trainer.add_callback(callbacks.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
+    run_training(trainer, work, stage.stage, log, pretext.counter)
+    _write(run, stage, compressor, folder, work)
+
+
+def _objective(stage: recipe.Pretext) -> type[Objective]:
+    if stage.objective not in OBJECTIVES:
+        raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
+    objective = OBJECTIVES[stage.objective]
+    if objective.bidirectional and stage.attention != "bidirectional":
+        raise UserError(
+            f"objective {stage.objective} looks at both sides of a token; "
+            "set pretext.attention=bidirectional"
+        )
+    return objective
+
+
+def _extended_backbone(
+    run: recipe.Recipe, stage: recipe.Pretext, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    opens = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    model, tokenizer = load_backbone(
+        run.backbone.name,
+        dtype=dtype,
+        bidirectional=opens,
+        trust_remote_code=run.backbone.trust_remote_code,
+    )
+    form = _objective(stage).form
+    return model, add_memory_tokens(model, tokenizer, run.memory, run.seed, form)
+
+
+def _passages(
+    run: recipe.Recipe, stage: recipe.Pretext, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[list[int]], Dataset]:
+    """Return held-out passages, and a row a batch in the order in which they are seen."""
+    wanted = stage.steps * stage.batch_size
+    passages = load_passages(
+        stage.data,
+        tokenizer,
+        stage.passages,
+        count=wanted + stage.eval_passages,
+        seed=run.seed,
+        on_bad_row=run.on_bad_row,
+    )["input_ids"]
+    held, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
+    if len(held) < 2 or len(rest) < stage.batch_size:
+        raise UserError(
+            f"pretext has {len(passages)} passages after the filter, too few for batches of "
+            f"{stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
+        )
+    generator = random.Random(run.seed)
+    order = [i for _ in range(-(-wanted // len(rest))) for i in _shuffled(len(rest), generator)]
+    seen = [list(rest[i]) for i in order[:wanted]]
+    lengths = [len(passage) for passage in seen]
+    batches = [[seen[i] for i in batch] for batch in by_length(lengths, stage.batch_size)]
+    rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
+    return [list(p) for p in held], Dataset.from_list(rows)
+
+
+def _cut(
+    batch: list[list[int]], rule: recipe.Split, step: int, generator: random.Random
+) -> dict[str, Any]:
+    """Return a batch's passages, without what is beyond their continuations, and their splits."""
+    splits = split_points([len(passage) for passage in batch], rule, step, generator)
+    if rule.continuation:
+        pairs = zip(batch, splits, strict=True)
+        batch = [passage[: split + rule.continuation] for passage, split in pairs]
+    return {"input_ids": batch, "split": splits}
+
+
+def _shuffled(n: int, generator: random.Random) -> list[int]:
+    return generator.sample(range(n), n)
+
+
+def _start_from(compressor: Compressor, stage: recipe.Pretext) -> None:
+    """Load a trained stage 1 into the adapter, to train on from there."""
+    source = released.adapter_of(str(stage.start_from))
+    try:
+        compressor.load_adapter(source)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
+            f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
+        ) from error
+
+
+def _batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+    size = held_out.BATCH
+    starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
+    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
+
+
+def _write(
+    run: recipe.Recipe, stage: recipe.Pretext, compressor: Compressor, folder: Path, work: Path
+) -> None:
+    """Merge the adapter into the float32 backbone and write the encoder folder."""
+    adapter = work / encoder.ADAPTER
+    compressor.save_adapter(adapter)
+    lineage = new_lineage(run)
+    lineage["stages"].append({**stage.model_dump(), "causal": compressor.causal})
+    encoder.save(encoder.build(lineage, [adapter]), folder, adapter, lineage)
+
+
+def split_points(
+    lengths: Sequence[int], rule: recipe.Split, step: int, generator: random.Random
+) -> list[int]:
+    """Draw where each passage of a batch is cut.
+
+    With ``ramp_steps`` the range widens linearly from the fixed ``start``:
+    compression ignites on a fixed split and fails on a wide one
+    (docs/ignition.md).
+
+    Args:
+        lengths: of the batch's passages, in tokens.
+        rule: the recipe's.
+        step: at which the batch is trained on, from 0.
+        generator: draws.
+    """
+    if rule.per == "batch":
+        return [_split_point(min(lengths), rule, step, generator)] * len(lengths)
+    return [_split_point(length, rule, step, generator) for length in lengths]
+
+
+def _split_point(length: int, rule: recipe.Split, step: int, generator: random.Random) -> int:
+    low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
+    if rule.start is not None and step < rule.ramp_steps:
+        widened = step / rule.ramp_steps
+        low = round(rule.start + widened * (low - rule.start))
+        high = round(rule.start + widened * (high - rule.start))
+    high = max(1, min(high, length - 1))
+    return generator.randint(min(low, high), high)

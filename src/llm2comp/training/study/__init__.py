@@ -1,0 +1,1 @@
+"""Studies: settings and seeds compared at an equal budget."""

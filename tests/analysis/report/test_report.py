@@ -1,0 +1,144 @@
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from llm2comp import recipe
+from llm2comp.analysis.report import gather, plots, write
+from llm2comp.data.sample import Sample
+from llm2comp.errors import UserError
+from llm2comp.evaluation.store import Score
+from llm2comp.training import pipeline, run_folder
+
+CHROMIUM = shutil.which("chromium")
+QUERIES = ("how do whales <b>breathe</b>", "old coins")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    pipeline.train(recipe.load_recipe(tiny_recipe), out, Console(file=io.StringIO()))
+    row = {"metric": "m", "seconds": 1, "texts": 1, "texts_per_second": 1, "samples": 1}
+    rows = {
+        name: [row | {"task": "STS17", "main_score": score, "quick": False}]
+        for name, score in (("last-token", 40.0), ("after SCL", 70.5))
+    }
+    (out / "scores.json").write_text(json.dumps(rows))
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [f"{text} <script>alert({i})</script> {i}" for i in range(5) for text in sentences]
+    content = gather.gather([str(run)], Sample("texts", texts, [], len(texts)), QUERIES)
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    write.write(content, out)
+    return out
+
+
+def test_the_page_is_one_file_with_everything_in_it(page: Path, run: Path) -> None:
+    html = page.read_text()
+    assert page.stat().st_size < 8e6
+    own = html.replace(plots.script(), "")
+    assert not re.findall(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', own)
+    for wanted in ("after stage 1", "after UCL", "after SCL", "texts.txt", "40.0", "+30.5"):
+        assert wanted in own
+    assert len(re.findall('class="plotly-graph-div"', own)) == 3 * 2 + 1 + 3 + 1
+    assert "all 40 texts of texts" in own
+    written = re.search(r"<pre>(.*?)</pre>", own, re.DOTALL)
+    assert written is not None
+    assert "stage: supervised" in written[1]
+    assert not list(page.parent.glob(".*"))
+    assert (run / "recipe.yaml").exists()
+
+
+def test_texts_and_queries_cannot_become_markup(page: Path) -> None:
+    own = page.read_text().replace(plots.script(), "")
+    assert "<script>alert(" not in own
+    assert "how do whales &lt;b&gt;breathe" in own
+
+
+def test_encoders_side_by_side(run: Path, sentences: list[str], tmp_path: Path) -> None:
+    models = [str(run / "1-pretext"), str(run / "model")]
+    sample = Sample("s", sentences * 4, [], 32)
+    write.write(gather.gather(models, sample, ["whales"]), tmp_path / "r.html")
+    own = (tmp_path / "r.html").read_text().replace(plots.script(), "")
+    assert "Nothing was scored yet" in own
+    assert "What was trained" not in own
+    assert own.count("Lineage of") == 2
+    with pytest.raises(UserError, match="is a run; report it alone"):
+        gather.gather([str(run), models[0]], sample, ["whales"])
+
+
+def test_a_stage_that_has_not_begun_has_no_plots(run: Path) -> None:
+    events = run_folder.Run.read(run).events
+    assert plots.curves(events, "pretext")
+    assert plots.watch(events, "pretext")
+    begun = [event for event in events if event["stage"] == "pretext"]
+    assert plots.curves(begun, "supervised") is None
+    assert plots.watch(begun, "supervised") is None
+
+
+def test_a_damaged_run_is_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("*-*", "model"))
+    file = tmp_path / "run" / "run.jsonl"
+    broken = len(file.read_text().splitlines()) + 1
+    with file.open("a") as log:
+        log.write('{"stage": "pre')
+    with pytest.raises(UserError, match=rf"run\.jsonl:{broken}: not JSON"):
+        run_folder.Run.read(tmp_path / "run")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        problems: list[str] = []
+        requests: list[str] = []
+        tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(page.as_uri())
+        tab.wait_for_selector(".plotly-graph-div .main-svg")
+        assert not problems
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+        plots_wide = tab.eval_on_selector_all(
+            ".plotly-graph-div", "all => all.map(one => one.getBoundingClientRect().right)"
+        )
+        assert len(plots_wide) == 11
+        assert max(plots_wide) <= width
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+        point = tab.locator(".plotly-graph-div").last.locator(".point").first
+        point.scroll_into_view_if_needed()
+        box = point.bounding_box()
+        assert box is not None
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        shown = tab.wait_for_selector(".hoverlayer .hovertext", timeout=5000)
+        assert "<script>alert(" in shown.text_content()  # as text
+        browser.close()
+
+
+def test_quick_scores_are_named_where_others_are_of_whole_tasks() -> None:
+    def row(quick: bool) -> list[Score]:
+        return [Score("STS17", "cosine_spearman", 80.0, 1.0, 500, 500.0, 250, quick)]
+
+    def said(**rows: list[Score]) -> str:
+        return write._against(SimpleNamespace(rows=rows, note="")).split(" Small")[0]
+
+    assert said(one=row(True), other=row(True)) == "Quick versions of the tasks."
+    assert said(one=row(False), other=row(False)) == "Whole tasks."
+    assert said(one=row(False), other=row(True)) == "Whole tasks, but quick versions for other."

@@ -1,0 +1,198 @@
+"""bfloat16 only where it is native and the vectors stay; found out once for a model's files."""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from llm2comp.errors import UserError
+from llm2comp.evaluation import baselines
+from llm2comp.inference import load as loading
+from llm2comp.inference import precision
+from llm2comp.inference.load import load, load_in
+from llm2comp.utils import hardware
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    precision.logger.addHandler(handler)
+    precision.logger.setLevel(logging.INFO)
+    yield lines
+    precision.logger.removeHandler(handler)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Pretend that the processor has bfloat16, and return the precisions of all loads."""
+    seen: list[torch.dtype] = []
+    exact = loading.load_in
+
+    def counted(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+        seen.append(dtype)
+        return exact(name, dtype)
+
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(loading, "load_in", counted)
+    return seen
+
+
+@pytest.fixture
+def good(tiny_backbone: Path, tmp_path: Path) -> str:
+    baselines.build("mean", tiny_backbone).save_pretrained(str(tmp_path / "good"))
+    return str(tmp_path / "good")
+
+
+@pytest.fixture
+def bad(tiny_backbone: Path, tmp_path: Path) -> str:
+    """An encoder that reads differences of a thousandth between numbers near 1.
+
+    One half of the states holds those numbers, the other half what the attention's values make
+    of their differences, and only that half comes out.
+    """
+    built = baselines.build("mean", tiny_backbone)
+    body = built[0].model
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        table = body.get_input_embeddings().weight
+        table.zero_()[:, :16] = 1 + 1e-3 * torch.randn(len(table), 16)
+        for layer in body.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight[:16].zero_()
+            values = layer.self_attn.v_proj.weight
+            values[:, 16:].zero_()
+            values[:, :16] -= values[:, :16].mean(1, keepdim=True)
+        body.norm.weight[:16].zero_()
+    built.save_pretrained(str(tmp_path / "bad"))
+    return str(tmp_path / "bad")
+
+
+def dtype_of(model: SentenceTransformer) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def test_a_model_that_keeps_its_vectors_computes_in_bfloat16(
+    good: str, loads: list[torch.dtype], log: list[str]
+) -> None:
+    model = load(good)
+    assert dtype_of(model) == torch.bfloat16
+    assert log[0].startswith(f"{good}: bfloat16, smallest cosine to float32 0.999")
+    # The check is of what is then used: loading anew gives the same bits.
+    expected = load_in(good, torch.bfloat16).encode(["a text"])
+    np.testing.assert_array_equal(model.encode(["a text"]), expected)
+
+
+def test_a_model_that_does_not_computes_in_float32(
+    bad: str, loads: list[torch.dtype], log: list[str]
+) -> None:
+    assert dtype_of(load(bad)) == torch.float32
+    assert log[0].startswith(f"{bad}: float32, bfloat16 would fall to a cosine of ")
+    exact = load(bad).encode(["Whales", "coins"])
+    assert exact[0] @ exact[1] < 0.99  # it does tell texts apart
+
+
+@pytest.mark.parametrize("kind", ["good", "bad"])
+def test_what_was_found_out_is_kept_until_a_file_changes(
+    kind: str, loads: list[torch.dtype], log: list[str], request: pytest.FixtureRequest
+) -> None:
+    name = request.getfixturevalue(kind)
+    found = dtype_of(load(name))
+    loads.clear()
+    assert dtype_of(load(name)) == found
+    assert loads == [found]
+    assert log[0] == log[1]
+    weights = Path(name) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    loads.clear()
+    load(name)
+    assert loads[:2] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_what_is_asked_for_is_not_checked(
+    bad: str, loads: list[torch.dtype], log: list[str], wanted: str
+) -> None:
+    assert dtype_of(load(bad, wanted)) == getattr(torch, wanted)
+    assert len(loads) == 1
+    assert log == [f"{bad}: {wanted}, as asked"]
+
+
+def test_without_native_bfloat16_it_is_not_tried(
+    good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx2"}))
+    load(good)
+    assert loads == [torch.float32]
+    assert log == [f"{good}: float32, bfloat16 is not native here"]
+
+
+def test_a_cosine_that_is_not_a_number_is_no_reason_for_bfloat16(
+    good: str, loads: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_smallest_cosine", lambda one, other: float("nan"))
+    for _ in range(2):
+        assert dtype_of(load(good)) == torch.float32
+
+
+def test_a_cache_that_cannot_be_used_costs_time_only(
+    good: str, loads: list[torch.dtype], empty_cache: Path
+) -> None:
+    empty_cache.write_text("a file in the way")
+    for _ in range(2):
+        assert dtype_of(load(good)) == torch.bfloat16
+    assert len(loads) == 4
+
+
+def test_merging_is_part_of_what_is_checked(
+    good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = []
+
+    def merge(model: SentenceTransformer, threshold: float) -> SentenceTransformer:
+        merged.append((dtype_of(model), threshold))
+        return model
+
+    monkeypatch.setattr(precision, "merge_memory", merge)
+    load(good)
+    load(good, merge=0.8)
+    assert merged == [(torch.float32, 0.8), (torch.bfloat16, 0.8)]
+    assert log[1].startswith(f"{good}, merged at 0.8: bfloat16")
+
+
+def test_baselines_have_outcomes_of_their_own(
+    tiny_backbone: Path, loads: list[torch.dtype], log: list[str]
+) -> None:
+    def load(name: str, dtype: torch.dtype) -> SentenceTransformer:
+        loads.append(dtype)
+        return baselines.build(name, tiny_backbone, dtype)
+
+    for name in ("mean", "echo"):
+        precision.load_checked(name, "auto", partial(load, name), str(tiny_backbone))
+    assert len(loads) == 4
+    assert [line.split(":")[0] for line in log] == ["mean", "echo"]
+
+
+def test_a_model_that_cannot_be_loaded_has_no_line_about_its_precision(
+    log: list[str], either_processor: bool
+) -> None:
+    def load(dtype: torch.dtype) -> SentenceTransformer:
+        raise UserError("no such model")
+
+    for wanted in ("auto", "float32", "bfloat16"):
+        with pytest.raises(UserError):
+            precision.load_checked("a model", wanted, load, "nowhere")
+    assert log == []
+
+
+def test_a_model_that_does_not_exist_is_one_clear_line(loads: list[torch.dtype]) -> None:
+    with pytest.raises(UserError, match="no-such-model"):
+        load("no-such-model")

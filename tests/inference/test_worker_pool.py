@@ -1,0 +1,114 @@
+"""Workers: the vectors of one process, in order, by the same batches, and no traceback."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.progress import Progress
+from sentence_transformers import SentenceTransformer
+
+from llm2comp.errors import UserError
+from llm2comp.evaluation import baselines
+from llm2comp.inference import encode_file as encoding
+from llm2comp.inference.embed import embed
+from llm2comp.inference.encode_file import encode_file
+from llm2comp.inference.worker_pool import Workers, start
+from llm2comp.model.attention import NAME
+from llm2comp.utils.progress import advancing
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone: Path) -> SentenceTransformer:
+    built = baselines.build("echo", tiny_backbone)
+    built.prompts = {"query": "Question: ", "document": ""}
+    return built
+
+
+@pytest.fixture(scope="module")
+def pool(model: SentenceTransformer) -> Iterator[Workers]:
+    torch.set_num_threads(4)
+    try:
+        with start(model, 2) as started:
+            torch.set_num_threads(1)
+            yield started
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def texts(sentences: list[str]) -> list[str]:
+    return [" ".join(sentences[: i % 5]) + " " * (i % 3) for i in range(60)]
+
+
+def _about(model: SentenceTransformer, _: Any) -> tuple[int, int, str, str]:
+    attention = model[0].model.config._attn_implementation  # type: ignore[union-attr]
+    return os.getpid(), torch.get_num_threads(), type(model).__name__, str(attention)
+
+
+def _broken(model: SentenceTransformer, _: Any) -> None:
+    os._exit(1)
+
+
+@pytest.mark.parametrize("prompt", ["query", None])
+def test_vectors_are_those_of_one_process(
+    model: SentenceTransformer, pool: Workers, texts: list[str], prompt: str | None
+) -> None:
+    found = embed(model, texts, 2, prompt, pool)
+    np.testing.assert_allclose(found, embed(model, texts, 2, prompt), atol=1e-6)
+    np.testing.assert_allclose(embed(model, texts[3:4], 2, prompt, pool), found[3:4], atol=1e-5)
+
+
+def test_a_worker_has_the_model_s_class_and_attention_and_its_share_of_threads(
+    pool: Workers,
+) -> None:
+    found = list(pool.map(_about, range(8)))
+    assert {about[1:] for about in found} == {(2, "TokenBatched", NAME)}
+    assert os.getpid() not in {process for process, *_ in found}
+
+
+def test_the_bar_advances_by_every_text(
+    model: SentenceTransformer, pool: Workers, texts: list[str]
+) -> None:
+    progress = Progress()
+    bar = progress.add_task("", total=len(texts))
+    steps = []
+    with advancing(model, progress, bar, pool):
+        advance = pool.on_batch
+        pool.on_batch = lambda done: (steps.append(done), advance(done))
+        embed(model, texts, 2, None, pool)
+    assert progress.tasks[bar].completed == len(texts) == sum(steps)
+    assert len(steps) > 5
+
+
+def test_a_file_is_encoded_as_by_one_process(
+    model: SentenceTransformer, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "CHUNK_BATCHES", 4)  # several chunks, and a last of one text
+    file = tmp_path / "texts.txt"
+    file.write_text("".join(f"{text}\n" for text in texts[:49]))
+    for workers in (1, 2):
+        encode_file(model, file, tmp_path / f"{workers}.npy", batch_size=3, workers=workers)
+    one, two = (np.load(tmp_path / f"{workers}.npy") for workers in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_worker_that_ends_is_one_clear_line(model: SentenceTransformer) -> None:
+    with pytest.raises(UserError, match="try fewer workers"), start(model, 1) as pool:
+        list(pool.map(_broken, range(4)))
+
+
+def test_what_cannot_be_shared_is_one_clear_line(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("a text\n")
+    stock = SentenceTransformer(modules=list(model.children()))
+    with pytest.raises(UserError, match="compiled one divides its work by itself"):
+        encode_file(stock, file, tmp_path / "v.npy", workers=2)
+    with pytest.raises(UserError, match="workers is 0"):
+        encode_file(model, file, tmp_path / "v.npy", workers=0)
+    assert not (tmp_path / "v.npy").exists()

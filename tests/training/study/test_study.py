@@ -1,0 +1,274 @@
+"""A study on the tiny backbone: its table, going on, failures, and what is shared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from llm2comp.errors import UserError
+from llm2comp.evaluation import runner
+from llm2comp.evaluation.store import Score
+from llm2comp.recipe import study_path
+from llm2comp.training import pipeline
+from llm2comp.training.study import results
+from llm2comp.training.study.plan import cell, load_study
+from llm2comp.training.study.run import StudyRun
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "study").glob("*.yaml"))
+KEYS = ("backbone", "memory", "stages")
+
+
+@pytest.fixture
+def study_file(tiny_recipe: Path, tmp_path: Path) -> Path:
+    shared = yaml.safe_load(tiny_recipe.read_text())
+    pretext = {**shared["stages"][0], "steps": 6, "save_steps": 3, "eval_steps": 6}
+    study = {
+        "name": "tiny",
+        "recipe": {
+            "backbone": shared["backbone"],
+            "memory": shared["memory"],
+            "stages": [pretext],
+            "evaluation": {"tasks": ["STS17"], "baselines": ["last-token"]},
+        },
+        "settings": {
+            "CTKD": ["pretext.objective=distillation"],
+            "MNTP": ["pretext.objective=mntp", "pretext.attention=bidirectional"],
+        },
+        "seeds": [0, 1],
+        "tuning": {"key": "pretext.learning_rate", "values": [0.01, 0.001]},
+        "quick": {"seeds": [5], "overrides": ["pretext.steps=2"]},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def edit(path: Path, **changes: object) -> Path:
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the folders that were trained in, in order."""
+    calls: list[str] = []
+    train = pipeline.train
+
+    def record(run, out, console=None):  # noqa: ANN001, ANN202
+        calls.append(out.name)
+        return train(run, out, console)
+
+    monkeypatch.setattr(pipeline, "train", record)
+    return calls
+
+
+def go(path: Path, out: Path) -> results.Results:
+    return StudyRun(load_study(path), out, Console(quiet=True)).run()
+
+
+def test_every_setting_gets_the_same_trials_then_every_seed_its_best(
+    study_file: Path, tmp_path: Path, sets: object, trained: list[str]
+) -> None:
+    found = go(study_file, tmp_path / "study")
+    assert not found.failed
+    trials = [one for one in found.cells.values() if one.development]
+    assert [(t.setting, t.value, t.seed) for t in trials] == [
+        (setting, value, 0) for setting in ("CTKD", "MNTP") for value in (0.01, 0.001)
+    ]
+    assert {s.task for t in trials for s in t.development} == {"STSBenchmarkDev"}
+    scored = [one for one in found.cells.values() if one.scores]
+    assert len(scored) == 4
+    for one in scored:
+        rivals = [t for t in trials if t.setting == one.setting]
+        assert one.value == max(rivals, key=lambda t: results.mean(t.development)).value
+    assert len(found.cells) == len({*trained}) == load_study(study_file).size
+    assert list(found.baselines) == ["last-token"]
+
+
+def test_cells_have_the_same_budget(study_file: Path, tmp_path: Path, sets: object) -> None:
+    found = go(study_file, tmp_path / "study")
+    first = [c for c in found.cells.values() if c.seed == 0]
+    assert len({(c.passages, c.tokens) for c in first}) == 1
+    assert first[0].passages == 24
+    logs = [(tmp_path / "study" / "cells" / name / "run.jsonl").read_text() for name in found.cells]
+    assert all('"passages": 24' in log for log in logs)
+
+
+def test_a_stopped_study_goes_on_and_does_nothing_twice(
+    study_file: Path, tmp_path: Path, sets: object, trained: list[str]
+) -> None:
+    whole = go(study_file, tmp_path / "whole")
+    trained.clear()
+    out = tmp_path / "stopped"
+
+    class Stopped(BaseException):
+        pass
+
+    def stop_at(count: int) -> None:
+        run = StudyRun(load_study(study_file), out, Console(quiet=True))
+        write = results.Results.write
+
+        def writing(self, folder):  # noqa: ANN001, ANN202
+            write(self, folder)
+            nonlocal count
+            count -= 1
+            if not count:
+                raise Stopped
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(results.Results, "write", writing)
+            with pytest.raises(Stopped):
+                run.run()
+
+    stop_at(3)
+    stop_at(2)
+    shutil.rmtree(
+        out / "cells" / next(iter(whole.cells))
+    )  # its scores are enough, if chosen or not
+    again = go(study_file, out)
+    assert again.cells_of_table() == whole.cells_of_table()
+    assert again.cells_of_tuning() == whole.cells_of_tuning()
+    trained.clear()
+    assert go(study_file, out).cells_of_table() == whole.cells_of_table()
+    assert trained == []
+
+
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
+    study_file: Path, tmp_path: Path, sets: object
+) -> None:
+    broken = {"settings": {"broken": ["pretext.objective=mntp"], "CTKD": []}, "tuning": None}
+    edit(study_file, **broken)
+    out = tmp_path / "study"
+    found = go(study_file, out)
+    assert list(found.failed) == ["broken-seed0", "broken-seed1"]
+    assert "attention=bidirectional" in found.failed["broken-seed0"]
+    assert [row[:2] for row in found.cells_of_table()[1:]] == [["last-token", "1"], ["CTKD", "2"]]
+    assert "broken" in (out / "results.json").read_text()
+    assert list(go(study_file, out).failed) == ["broken-seed0", "broken-seed1"]
+
+
+def test_stage_1_is_shared_with_a_study_beside_it(
+    study_file: Path, tiny_recipe: Path, tmp_path: Path, sets: object, trained: list[str]
+) -> None:
+    edit(study_file, tuning=None, seeds=[0], settings={"CTKD": ["pretext.objective=distillation"]})
+    go(study_file, tmp_path / "first")
+    longer = yaml.safe_load(study_file.read_text())
+    contrastive = yaml.safe_load(tiny_recipe.read_text())["stages"][1] | {"steps": 2}
+    longer["recipe"]["stages"].append(contrastive)
+    edit(study_file, recipe=longer["recipe"], name="second")
+    found = go(study_file, tmp_path / "second")
+    names = [row[0] for row in found.cells_of_table()[1:]]
+    assert names == ["last-token", "CTKD, after stage 1", "CTKD, after UCL"]
+    folders = [
+        tmp_path / name / "cells" / "ctkd-seed0" / "1-pretext" for name in ("first", "second")
+    ]
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+    log = (tmp_path / "second" / "cells" / "ctkd-seed0" / "run.jsonl").read_text().splitlines()
+    assert [json.loads(line)["stage"] for line in log].count("pretext") > 0
+    assert found.cells["ctkd-seed0"].passages == 24
+
+
+def test_all_first_stages_that_are_alike_are_shared_with_what_the_log_says_of_them(
+    study_file: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sets: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate, scored = runner.evaluate, []
+
+    def record(model, name, *rest):  # noqa: ANN001, ANN002, ANN202
+        scored.append(name)
+        return evaluate(model, name, *rest)
+
+    monkeypatch.setattr(runner, "evaluate", record)
+    shared = yaml.safe_load(study_file.read_text())["recipe"]
+    shared["stages"] += [
+        s | {"steps": 2} for s in yaml.safe_load(tiny_recipe.read_text())["stages"][1:]
+    ]
+    settings = {f"steps = {n}": [f"supervised.steps={n}"] for n in (2, 3)}
+    edit(study_file, tuning=None, seeds=[0], settings=settings, recipe=shared)
+    found = go(study_file, tmp_path / "study")
+    assert not found.failed
+    assert len(scored) == 5  # the baseline, stage 1, UCL, and SCL twice
+    assert all(len(one.scores) == 3 for one in found.cells.values())
+    short, long = sorted((tmp_path / "study" / "cells").iterdir())
+    for stage in ("1-pretext", "2-unsupervised"):
+        one, other = ((cell / stage / "model.safetensors").read_bytes() for cell in (short, long))
+        assert one == other
+    logs = [
+        [json.loads(line) for line in (cell / "run.jsonl").read_text().splitlines()]
+        for cell in (short, long)
+    ]
+    one, other = ([e for e in log if e["stage"] != "supervised"] for log in logs)
+    assert one == other  # with the seconds of the first: nothing was trained anew
+    assert [[e["stage"] for e in log if e.get("done")] for log in logs] == [
+        ["pretext", "unsupervised", "supervised"]
+    ] * 2
+
+
+def test_another_study_s_folder_is_refused(study_file: Path, tmp_path: Path) -> None:
+    StudyRun(load_study(study_file), tmp_path / "study")
+    edit(study_file, seeds=[3])
+    with pytest.raises(UserError, match="holds another study"):
+        StudyRun(load_study(study_file), tmp_path / "study")
+
+
+def test_quick_changes_what_the_study_says(study_file: Path) -> None:
+    quick = load_study(study_file, quick=True)
+    assert quick.name == "tiny-quick"
+    assert quick.tuning is None
+    assert quick.seeds == [5]
+    run = cell(quick, "MNTP", 5).run
+    assert run.stages[0].steps == 2
+    assert run.stages[0].objective == "mntp"
+    assert run.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "did you mean 'seeds'"),
+        ({"settings": {"a": ["pretext.stepps=1"]}}, r"setting 'a'.*did you mean 'steps'"),
+        ({"settings": {"a b": [], "a-b": []}}, "must differ"),
+        (
+            {"tuning": {"key": "pretext.steps", "values": [1, 2], "tasks": ["STS17"]}},
+            "'STS17' is not for development",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(
+    study_file: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_study(edit(study_file, **changes))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_every_shipped_study_parses_and_is_found_by_name(path: Path, quick: bool) -> None:
+    study = load_study(study_path(path.stem), quick=quick)
+    for setting in study.settings:
+        for seed in study.seeds:
+            assert cell(study, setting, seed).run.seed == seed
+
+
+def test_the_table_gives_mean_and_sample_deviation() -> None:
+    def scores(*points: float) -> list[Score]:
+        return [Score(f"t{i}", "cosine", p, 1, 1, 1, 1, False) for i, p in enumerate(points)]
+
+    runs = [scores(1, 10), scores(2, 10), scores(3, 10)]
+    cells = {
+        f"a{i}": results.CellResult("a", i, scores={"after stage 1": run})
+        for i, run in enumerate(runs)
+    }
+    found = results.Results("x", cells, {"base": scores(5, 6)})
+    assert found.cells_of_table() == [
+        ["setting", "runs", "t0", "t1", "mean"],
+        ["base", "1", "5.0", "6.0", "5.5"],
+        ["a", "3", "2.0 ± 1.0", "10.0 ± 0.0", "6.0 ± 0.5"],
+    ]

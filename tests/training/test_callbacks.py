@@ -1,0 +1,106 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from llm2comp.evaluation import baselines
+from llm2comp.training.callbacks import CollapseWatch
+from llm2comp.training.held_out import Directions
+from llm2comp.training.run_log import RunLog
+
+
+def watch(
+    model: SentenceTransformer, pairs: list[tuple[str, str]], file: Path, dropout: bool = False
+) -> CollapseWatch:
+    return CollapseWatch(
+        model,
+        pairs,
+        "supervised",
+        every=10,
+        temperature=0.05,
+        dropout=dropout,
+        dtype=torch.float32,
+        log=RunLog(file, Console(file=io.StringIO())),
+    )
+
+
+def step(one: CollapseWatch, number: int, folder: Path) -> None:
+    state = TrainerState(global_step=number, max_steps=30)
+    one.on_step_end(TrainingArguments(str(folder)), state, TrainerControl())
+
+
+def test_directions_of_known_vectors() -> None:
+    orthogonal = Directions.of(5 * torch.eye(8)[:4])
+    assert orthogonal.rankme == pytest.approx(4)
+    assert orthogonal.participation_ratio == pytest.approx(3)
+    assert orthogonal.text_cosine == pytest.approx(0)
+    alike = Directions.of(torch.ones(4, 8) * torch.tensor([1.0, 2, 3, 4])[:, None])
+    assert alike.rankme == pytest.approx(1, abs=1e-3)
+    assert alike.text_cosine == pytest.approx(1)
+
+
+def test_the_loss_equals_a_literal_reference(
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    pairs = list(zip(sentences, sentences[::-1], strict=True))
+    model.train()
+    state = torch.random.get_rng_state()
+    step(watch(model, pairs, tmp_path / "log"), 10, tmp_path)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    (event,) = map(json.loads, (tmp_path / "log").open())
+    anchors, positives = (
+        torch.tensor(model.encode(list(side))) for side in zip(*pairs, strict=True)
+    )
+    losses = [
+        torch.logsumexp(anchor @ positives.T / 0.05, 0) - anchor @ positive / 0.05
+        for anchor, positive in zip(anchors, positives, strict=True)
+    ]
+    assert event["step"] == 10
+    assert event["held_out"]["loss"] == pytest.approx(float(sum(losses)) / 8, abs=1e-3)
+    cosines = positives @ positives.T
+    expected = (cosines.sum() - 8) / 56
+    assert event["held_out"]["text_cosine"] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_dropout_tells_equal_texts_apart_the_same_way_each_time(
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    model = SentenceTransformer(
+        modules=list(baselines.build("mean", tiny_backbone).children()), device="cpu"
+    )
+    model[0].model.config.attention_dropout = 0.3
+    for layer in model[0].model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    pairs = [(text, text) for text in sentences]
+    for dropout in (False, True, True):
+        step(watch(model, pairs, tmp_path / "log", dropout), 10, tmp_path)
+    still, moved, again = (json.loads(line)["held_out"] for line in (tmp_path / "log").open())
+    assert moved == again
+    assert moved["loss"] != still["loss"]
+    assert moved["rankme"] == still["rankme"]
+
+
+def test_one_warning_when_texts_become_alike(
+    tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    one = watch(model, [("same text", "same text")] * 4, tmp_path / "log")
+    for number in (7, 10, 20, 30):
+        step(one, number, tmp_path)
+    assert len((tmp_path / "log").read_text().splitlines()) == 3
+    (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
+    assert "supervised" in warning.getMessage()
+    assert "at step 10" in warning.getMessage()
+
+
+def test_fewer_than_two_pairs_are_not_watched(tiny_backbone: Path, tmp_path: Path) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    step(watch(model, [("a", "b")], tmp_path / "log"), 10, tmp_path)
+    assert not (tmp_path / "log").exists()

@@ -1,0 +1,42 @@
+"""Compiled blocks train as plain ones do."""
+
+import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from llm2comp import recipe
+from llm2comp.errors import UserError
+from llm2comp.training import pipeline, run_folder
+
+
+def losses(recipe_file: Path, folder: Path, *overrides: str) -> list[float]:
+    """Train stage 1 alone, for four steps without anything random."""
+    fixed = ["pretext.steps=4", "pretext.lora.dropout=0.0", "backbone.dtype=float32"]
+    run = recipe.load_recipe(recipe_file, [*fixed, *overrides])
+    pipeline.train(run.model_copy(update={"stages": run.stages[:1]}), folder)
+    events = map(json.loads, (folder / run_folder.LOG).open())
+    return [event["loss"] for event in events if "loss" in event]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_blocks_train_as_plain_ones(tiny_recipe: Path, tmp_path: Path) -> None:
+    plain = losses(tiny_recipe, tmp_path / "plain")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        # Of its own: setuptools, which the compiler imports, trips over imports of other tests.
+        given = (tiny_recipe, tmp_path / "compiled", "pretext.compile=true")
+        compiled = process.submit(losses, *given).result()
+    assert len(plain) == 2
+    assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_without_a_compiler_it_is_said_in_one_line(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="there is no no-such-compiler"):
+        losses(tiny_recipe, tmp_path / "run", "pretext.compile=true")

@@ -1,0 +1,57 @@
+"""Scored pairs come to be ordered by their scores."""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer, util
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+
+from llm2comp import recipe
+from llm2comp.training import pipeline
+from llm2comp.training.contrastive import LengthSorted, train_contrastive
+from llm2comp.training.run_log import RunLog
+
+
+def test_training_on_scores_turns_the_order_of_pairs_round(
+    tiny_recipe: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    run = recipe.load_recipe(tiny_recipe)
+    pipeline.train(run.model_copy(update={"stages": run.stages[:1]}), tmp_path / "run")
+    source, folder = tmp_path / "run" / "model", tmp_path / "scored"
+    anchors, positives = [sentences[0]] * 7, sentences[1:]
+
+    def similarities(encoder: Path) -> list[float]:
+        model = SentenceTransformer(str(encoder), device="cpu")
+        values = util.pairwise_cos_sim(model.encode(anchors), model.encode(positives))
+        return [float(value) for value in values]
+
+    scores = [-similarity for similarity in similarities(source)]
+    pairs = {"anchor": anchors, "positive": positives, "score": scores}
+    train_contrastive(
+        run,
+        run.stages[2].model_copy(update={"steps": 40, "batch_size": 7}),
+        DatasetDict({"scored": Dataset.from_dict(pairs)}),
+        [],
+        source,
+        folder,
+        tmp_path / "work",
+        RunLog(tmp_path / "run.jsonl", Console()),
+        batch_sampler=BatchSamplers.BATCH_SAMPLER,
+    )
+    assert spearmanr(similarities(folder), scores).statistic > 0.9
+
+
+def test_rows_of_a_batch_are_sorted_and_keep_their_pairs_and_scores() -> None:
+    def read(texts: list[str], **_: object) -> dict[str, list[str]]:
+        return {"texts": texts}
+
+    rows = [
+        {"dataset_name": "a", "anchor": "q" * n, "positive": "p" * n, "score": float(n)}
+        for n in (3, 1, 2)
+    ]
+    batch = LengthSorted(preprocess_fn=read)(rows)
+    assert batch["anchor_texts"] == ["q", "qq", "qqq"]
+    assert batch["positive_texts"] == ["p", "pp", "ppp"]
+    assert batch["label"].tolist() == [1.0, 2.0, 3.0]

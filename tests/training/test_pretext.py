@@ -1,0 +1,155 @@
+"""Splits, the gap, the warning when memory carries nothing, and starting from a trained stage 1."""
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm2comp import recipe
+from llm2comp.data.length_batching import WINDOW, by_length
+from llm2comp.errors import UserError
+from llm2comp.training import held_out, pipeline
+from llm2comp.training.pretext import split_points
+
+
+def stage(batch_size: int = 2, **split: object) -> recipe.Pretext:
+    return recipe.Pretext.model_validate(
+        {
+            "data": [{"source": "x"}],
+            "steps": 1,
+            "batch_size": batch_size,
+            "learning_rate": 1.0,
+            "split": split,
+        }
+    )
+
+
+def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
+    """Cut passages in batches of two, one batch a step."""
+    generator, size = random.Random(0), rule.batch_size
+    batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
+    return [
+        split
+        for step, batch in enumerate(batches)
+        for split in split_points(batch, rule.split, step, generator)
+    ]
+
+
+def test_the_paper_s_split_is_uniform_between_10_and_length_less_10() -> None:
+    splits = draw([30] * 6000, stage())
+    assert set(splits) == set(range(10, 21))
+    for point in range(10, 21):
+        assert splits.count(point) == pytest.approx(6000 / 11, rel=0.2)
+
+
+def test_a_split_leaves_text_and_continuation_in_any_passage() -> None:
+    for rule in (stage(), stage(low=48, high=48), stage(low=24, high=80, per="batch")):
+        lengths = [random.Random(i).randint(2, 100) for i in range(400)]
+        for length, a in zip(lengths, draw(lengths, rule), strict=True):
+            assert 0 < a < length
+
+
+def test_a_ramp_widens_from_a_fixed_split() -> None:
+    rule = stage(low=10, high=90, start=50, ramp_steps=100, per="batch")
+    splits = draw([200] * 600, rule)
+    assert splits[:2] == [50, 50]
+    assert all(a == b for a, b in zip(splits[::2], splits[1::2], strict=True)), "one a batch"
+    for step, a in enumerate(splits[::2]):
+        widest = 40 * min(1.0, step / 100)
+        assert 50 - widest - 1 <= a <= 50 + widest + 1
+    assert max(splits) > 80
+
+
+def test_every_passage_is_in_one_batch_of_its_window() -> None:
+    generator = random.Random(0)
+    for count, size in ((8 * WINDOW * 2 + 5, 8), (3, 8), (7, 1), (1, 1)):
+        lengths = [generator.choice([2, 30, 60, 500]) for _ in range(count)]
+        batches = list(by_length(lengths, size))
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+        assert len(batches) == -(-count // size)
+        assert all(batches), "none is empty"
+        for place, batch in enumerate(batches):
+            assert {i // (size * WINDOW) for i in batch} == {place // WINDOW}
+
+
+def test_batches_have_about_as_many_tokens_and_little_padding() -> None:
+    generator = random.Random(0)
+    lengths = [round(generator.lognormvariate(5, 0.5)) for _ in range(8 * WINDOW * 10)]
+
+    def padded(batches: list[list[int]]) -> list[int]:
+        return [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+
+    as_drawn = padded([list(range(i, i + 8)) for i in range(0, len(lengths), 8)])
+    grouped = padded(list(by_length(lengths, 8)))
+    assert sum(as_drawn) > 1.5 * sum(lengths)
+    assert sum(grouped) < 1.12 * sum(lengths)
+    assert max(grouped) < max(as_drawn)
+
+
+def test_passages_of_one_length_stay_as_they_were_drawn() -> None:
+    assert list(by_length([56] * 20, 8)) == [
+        list(range(7)),
+        list(range(7, 14)),
+        list(range(14, 20)),
+    ]
+    assert list(by_length([56] * 24, 8)) == [list(range(i, i + 8)) for i in (0, 8, 16)]
+
+
+def test_mean_cosine_equals_the_pairwise_mean() -> None:
+    vectors = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    pairs = [[i, j] for i in range(5) for j in range(5) if i != j]
+    expected = torch.stack([(unit[:, i] * unit[:, j]).sum(-1) for i, j in pairs]).mean(0)
+    torch.testing.assert_close(held_out.mean_cosine(vectors), expected)
+
+
+def test_a_flat_gap_is_warned_of_once(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["pretext.learning_rate=1e-9", "pretext.memory_learning_rate=1e-9"]
+    run = recipe.load_recipe(tiny_recipe, [*settings, "pretext.eval_steps=5"])
+    only_pretext = run.model_copy(update={"stages": run.stages[:1]})
+    with caplog.at_level(logging.WARNING, logger="llm2comp"):
+        pipeline.train(only_pretext, tmp_path / "run")
+    warnings = [r for r in caplog.records if "has not ignited" in r.getMessage()]
+    assert len(warnings) == 1
+
+
+def test_a_schedule_opens_the_attention(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = recipe.load_recipe(tiny_recipe, ["pretext.bidirectional_from_step=10"])
+    only_pretext = run.model_copy(update={"stages": run.stages[:1]})
+    model = pipeline.train(only_pretext, tmp_path / "run")
+    config = json.loads((model / "config.json").read_text())
+    assert config["is_causal"] is False
+    assert config["use_bidirectional_attention"] is True
+
+
+def test_start_from_goes_on_where_the_other_ended(tiny_recipe: Path, tmp_path: Path) -> None:
+    run = recipe.load_recipe(tiny_recipe)
+    first = run.model_copy(update={"stages": run.stages[:1]})
+    trained = pipeline.train(first, tmp_path / "first")
+    again = recipe.load_recipe(tiny_recipe, [f"pretext.start_from={trained}"])
+    pipeline.train(again.model_copy(update={"stages": again.stages[:1]}), tmp_path / "second")
+    losses = [
+        [event["held_out"]["own"] for event in map(json.loads, log.open()) if "held_out" in event]
+        for log in (tmp_path / "first" / "run.jsonl", tmp_path / "second" / "run.jsonl")
+    ]
+    assert losses[1][0] == pytest.approx(losses[0][-1], abs=1e-3)
+    assert losses[0][0] - losses[0][-1] > 0.01
+    other = recipe.load_recipe(tiny_recipe, [f"pretext.start_from={trained}", "pretext.lora.r=8"])
+    with pytest.raises(UserError, match="does not fit"):
+        pipeline.train(other, tmp_path / "third")
+
+
+def test_unknown_objective_and_too_few_passages_are_one_line(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="objective 'guess' is not one of"):
+        pipeline.train(recipe.load_recipe(tiny_recipe, ["pretext.objective=guess"]), tmp_path / "a")
+    with pytest.raises(UserError, match="too few for batches"):
+        pipeline.train(
+            recipe.load_recipe(tiny_recipe, ["pretext.eval_passages=199"]), tmp_path / "b"
+        )
