@@ -35,9 +35,9 @@ def make(file: Path, rows: int, dimension: int) -> None:
 
 def measure(file: Path) -> dict[str, float]:
     """Analyse the file in this process."""
-    from llm2comp.analysis.measure import analyze_vectors
+    from llm2comp.analysis.measure import analyze_embeddings
 
-    found = analyze_vectors(file, file.name)
+    found = analyze_embeddings(file, file.name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {
         "rows": found.n,

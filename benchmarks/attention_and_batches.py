@@ -12,8 +12,8 @@ from harness import in_turn, report
 
 from llm2comp.inference.load import load_in
 from llm2comp.model import encoder
-from llm2comp.model.attention import use_fused, use_products
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.model.attention import use_matmul_attention, use_sdpa
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 LENGTHS = (32, 64, 128, 256, 512, 1024)
@@ -24,7 +24,7 @@ ROUNDS = 3
 @torch.inference_mode()
 def main() -> None:
     """Measure, print a table, write the numbers."""
-    keep_freed()  # as the command line does
+    retain_freed_memory()  # as the command line does
     dtype = compute_dtype("auto")
     body = encoder.encoder_body(load_in(MODEL, dtype))
     layers = [m for m in body.modules() if isinstance(m, torch.nn.Linear)]
@@ -41,11 +41,11 @@ def main() -> None:
                     layer(inputs[layer.in_features])
 
             def fused(ids: torch.Tensor = ids) -> None:
-                use_fused(body)
+                use_sdpa(body)
                 body(ids)
 
             def products(ids: torch.Tensor = ids) -> None:
-                use_products(body)
+                use_matmul_attention(body)
                 body(ids)
 
             taken = in_turn({"linear": linear, "fused": fused, "products": products}, ROUNDS)

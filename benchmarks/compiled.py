@@ -16,7 +16,7 @@ from llm2comp.data import catalog
 from llm2comp.evaluation.checked_export import export
 from llm2comp.inference import compiled
 from llm2comp.inference.load import load_in
-from llm2comp.utils.hardware import keep_freed
+from llm2comp.utils.hardware import retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 TEXTS = 128
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 def main() -> None:
     """Export, measure, print a table, write the numbers."""
-    keep_freed()  # as the command line does
+    retain_freed_memory()  # as the command line does
     rows = catalog.rows("boolq-passages")
     texts = [next(rows)["text"] for _ in range(TEXTS)]
     models = {

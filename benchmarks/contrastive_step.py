@@ -23,7 +23,7 @@ from llm2comp.inference.load import load_in
 from llm2comp.model import encoder
 from llm2comp.model.compressor import add_adapter, trainable_parameters
 from llm2comp.training.contrastive import LengthSorted
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp/1-pretext"
 K = 8
@@ -59,7 +59,7 @@ def main() -> None:
 
 def measure(kind: str, size: str) -> None:
     """Take a step to warm up and one that is timed."""
-    keep_freed()  # as the command line does
+    retain_freed_memory()  # as the command line does
     dtype = compute_dtype("auto")
     model = load_in(MODEL, dtype)
     model.requires_grad_(False)

@@ -32,19 +32,19 @@ from harness import report
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data import catalog, sample
-from llm2comp.data.length_batching import batched
+from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.inference import worker_pool
 from llm2comp.inference.load import load_in
-from llm2comp.inference.token_batching import TOKENS_A_TEXT
+from llm2comp.inference.token_batching import TOKENS_PER_TEXT
 from llm2comp.model import encoder, released
 from llm2comp.model.attention import BLOCK
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 SOURCES = ("nlp-corpus-sentences", "boolq-passages", "news-passages")
 SLICE = 250
 LONG = 64
-BUDGET = 32 * TOKENS_A_TEXT
+BUDGET = 32 * TOKENS_PER_TEXT
 LINEAR, ROOFLINE = "linear layers alone", "matrix products alone"
 STOCK, MINILM = "stock float32", "minilm"
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=5000)
     options = parser.parse_args()
-    keep_freed()  # as the command line does; it makes all of them faster
+    retain_freed_memory()  # as the command line does; it makes all of them faster
     dtype = compute_dtype("auto")
     ours = load_in(MODEL, dtype).to("cpu")
     stock = {
@@ -132,7 +132,7 @@ def _linear_layers(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[
 
     @torch.inference_mode()
     def run(tokens: np.ndarray) -> None:
-        for rows in batched(tokens, BUDGET):
+        for rows in batch_by_tokens(tokens, BUDGET):
             computed = len(rows) * tokens[rows[0]]
             for layer in layers:
                 layer(inputs[layer.in_features][:computed])
@@ -152,7 +152,7 @@ def _attention(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[np.n
 
     @torch.inference_mode()
     def run(tokens: np.ndarray) -> None:
-        for rows in batched(tokens, BUDGET):
+        for rows in batch_by_tokens(tokens, BUDGET):
             length, heads = int(tokens[rows[0]]), len(rows) * keys
             for _ in range(config.num_hidden_layers):
                 for start in range(0, length, BLOCK):

@@ -18,7 +18,7 @@ from pretext_step import BACKBONE, SHAPES, Ours, draw, trainer
 
 from llm2comp.data import catalog
 from llm2comp.inference.load import load_in
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 STEPS, TEXTS = 4, 256
@@ -46,7 +46,7 @@ def main() -> None:
 def measure(what: str, how: str) -> None:
     """Do the same twice in this process and print what the second time took."""
     if how == "kept":
-        keep_freed()
+        retain_freed_memory()
     count, run = {"train": training, "encode": encoding}[what]()
     run()
     before = resource.getrusage(resource.RUSAGE_SELF)

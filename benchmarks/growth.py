@@ -26,10 +26,10 @@ from llm2comp.inference.encode_file import encode_file
 from llm2comp.inference.load import load_in
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model import encoder
-from llm2comp.model.attention import for_encoding
+from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -50,19 +50,19 @@ def main() -> None:
     parser.add_argument("--answers", type=int, nargs="*", default=ANSWERS, help="rows of files")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    keep_freed()  # as the command line does
+    retain_freed_memory()  # as the command line does
     if options.variant:
         source, count = options.variant.split()
         encode_rows(source, int(count))
         return
-    by_length()
+    group_by_length()
     by_memory()
     by_batch()
     sizes = (options.sentences, options.answers)
     by_rows([f"{source} {n}" for source, of in zip(COLUMNS, sizes, strict=True) for n in of])
 
 
-def by_length() -> None:
+def group_by_length() -> None:
     """Texts of so many tokens, 8,192 tokens in all."""
     model = released_encoder()
     model.max_seq_length = max(LENGTHS) + len(model.preprocess([""])["input_ids"][0])
@@ -138,11 +138,11 @@ def untrained(k: int) -> SentenceTransformer:
     model, tokenizer = load_backbone("smollm2-135m", dtype=compute_dtype("auto"))
     extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=k), 0)
     stock = encoder.assemble(model, extended, k, causal=True)
-    batched = TokenBatched(modules=list(stock))
-    body = encoder.encoder_body(batched)
+    token_batched = TokenBatched(modules=list(stock))
+    body = encoder.encoder_body(token_batched)
     body.to(compute_dtype("auto"))
-    for_encoding(body)
-    return batched
+    configure_attention(body)
+    return token_batched
 
 
 def of_tokens(model: SentenceTransformer, n: int) -> list[str]:

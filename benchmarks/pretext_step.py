@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from llm2comp import recipe
-from llm2comp.data.length_batching import by_length
+from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.model.backbone import body_of, load_backbone, resolve
 from llm2comp.model.compressor import Compressor, trainable_parameters
@@ -31,7 +31,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import Collator
 from llm2comp.training.trainer import compile_blocks
-from llm2comp.utils.hardware import compute_dtype, keep_freed
+from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 BACKBONE = "smollm2-135m"
 K = 8
@@ -161,7 +161,7 @@ def measure(variant: str, shape: str, steps: int) -> None:
     batches = draw(shape, steps, grouped=ours)
     dtype = compute_dtype("auto")
     if ours:  # as the command line does
-        keep_freed()
+        retain_freed_memory()
     model = (Ours if ours else Literal)(BACKBONE, dtype)
     if "compile" in variant:
         compile_blocks(model.compressor.body)
@@ -199,7 +199,7 @@ def draw(shape: str, count: int, *, grouped: bool) -> list[Batch]:
     cut = [(list(p), split or generator.randint(10, len(p) - 10)) for p in passages]
     if not grouped:
         return [cut[i : i + size] for i in range(0, len(cut), size)]
-    return [[cut[i] for i in batch] for batch in by_length([len(p) for p, _ in cut], size)]
+    return [[cut[i] for i in batch] for batch in group_by_length([len(p) for p, _ in cut], size)]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from llm2comp.model import released
 from llm2comp.model.encoder import ADAPTER, copy_adapter
-from llm2comp.model.lineage import LINEAGE, read_lineage
-from llm2comp.recipe import FOLDERS
+from llm2comp.model.lineage import LINEAGE, Lineage
+from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training.run_folder import MODEL, SCORES
-from llm2comp.utils.files import whole_folder
+from llm2comp.utils.files import atomic_folder
 
 
 def pack(run: Path, target: Path) -> None:
@@ -25,10 +25,10 @@ def pack(run: Path, target: Path) -> None:
     Raises:
         UserError: if the run has not finished.
     """
-    lineage = read_lineage(run / MODEL)
-    with whole_folder(target) as partial:
-        for entry in lineage["stages"]:
-            stage = FOLDERS[entry["stage"]]
+    lineage = Lineage.read(run / MODEL)
+    with atomic_folder(target) as partial:
+        for record in lineage.stages:
+            stage = STAGE_FOLDERS[record.stage]
             adapter = partial / stage
             copy_adapter(run / stage / ADAPTER, adapter)
             weights = adapter / "adapter_model.safetensors"

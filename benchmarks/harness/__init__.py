@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm2comp.cli.shared import quiet
-from llm2comp.utils.files import whole_file
+from llm2comp.utils.files import atomic_file
 from llm2comp.utils.hardware import compute_dtype
 
 quiet()
@@ -102,7 +102,7 @@ def report(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         "machine": machine(),
         "rows": [dict(zip(columns, row, strict=True)) for row in rows],
     }
-    with whole_file(RESULTS / f"{name}.json") as file:
+    with atomic_file(RESULTS / f"{name}.json") as file:
         file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

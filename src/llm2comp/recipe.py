@@ -110,6 +110,7 @@ class Split(Strict):
 class StageBase(Strict):
     """What every stage is told: data, adapter, attention and optimiser."""
 
+    stage: str
     data: Annotated[list[DataSource], Field(min_length=1)]
     lora: Lora = Lora()
     attention: Attention | None = None
@@ -356,7 +357,7 @@ def _find(name: str, what: str, pattern: str) -> Path:
     raise UserError(f"{what} {name}: no such file")
 
 
-FOLDERS = {
+STAGE_FOLDERS = {
     "pretext": "1-pretext",
     "unsupervised": "2-unsupervised",
     "supervised": "3-supervised",

@@ -61,7 +61,7 @@ def test_any_encoder_is_measured(tiny_backbone: Path, sentences: list[str]) -> N
 def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((9000, 12)).astype(np.float32) * 7
     np.save(tmp_path / "v.npy", rows)
-    found = measure.analyze_vectors(tmp_path / "v.npy", "v")
+    found = measure.analyze_embeddings(tmp_path / "v.npy", "v")
     assert (found.n, found.compared) == (9000, 5000)
     assert found.spectrum.rankme == pytest.approx(12, rel=0.01)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -83,7 +83,7 @@ def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> 
 def test_what_cannot_be_measured_is_said(rows: np.ndarray, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", rows)
     with pytest.raises(UserError, match=message):
-        measure.analyze_vectors(tmp_path / "v.npy", "v")
+        measure.analyze_embeddings(tmp_path / "v.npy", "v")
     (tmp_path / "w.npy").write_text("no array")
     with pytest.raises(UserError, match="is no array of numpy"):
-        measure.analyze_vectors(tmp_path / "w.npy", "w")
+        measure.analyze_embeddings(tmp_path / "w.npy", "w")

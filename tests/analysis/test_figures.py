@@ -70,7 +70,7 @@ def test_names_are_as_short_as_tells_them_apart(models: list[str], names: list[s
 
 
 def test_the_same_analysis_gives_the_same_figure(vectors: Path, tmp_path: Path) -> None:
-    found = [measure.analyze_vectors(vectors, "spread.npy")]
+    found = [measure.analyze_embeddings(vectors, "spread.npy")]
     first, second = (figures.spectrum(found, tmp_path / name) for name in ("a", "b"))
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
@@ -78,7 +78,7 @@ def test_the_same_analysis_gives_the_same_figure(vectors: Path, tmp_path: Path) 
 def test_figures_without_matplotlib_are_refused(
     vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measure.analyze_vectors(vectors, "spread.npy")
+    found = measure.analyze_embeddings(vectors, "spread.npy")
     imported = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -96,5 +96,5 @@ def test_a_dominant_dimension_is_noted(tmp_path: Path, sentences: list[str]) -> 
     rows = np.random.default_rng(0).standard_normal((500, 16))
     rows[:, 5] += 9
     np.save(tmp_path / "v.npy", rows)
-    (note,) = summary.notes([measure.analyze_vectors(tmp_path / "v.npy", "v")])[1:]
+    (note,) = summary.notes([measure.analyze_embeddings(tmp_path / "v.npy", "v")])[1:]
     assert "dimension 5 alone makes 1" in note or "dimension 5 alone makes 9" in note

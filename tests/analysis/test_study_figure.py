@@ -6,7 +6,7 @@ import pytest
 
 from llm2comp.analysis import study_figure
 from llm2comp.evaluation.store import Score
-from llm2comp.training.study.results import CellResult, Results
+from llm2comp.training.study.results import Results, TrialResult
 
 
 def score(points: float) -> list[Score]:
@@ -15,7 +15,7 @@ def score(points: float) -> list[Score]:
 
 def study(settings: dict[str, list[float]], *stages: str) -> Results:
     cells = {
-        f"{setting}-{seed}": CellResult(
+        f"{setting}-{seed}": TrialResult(
             setting, seed, scores={stage: score(points) for stage in stages}
         )
         for setting, seeds in settings.items()

@@ -79,7 +79,7 @@ def test_help_shows_an_example(command: str) -> None:
 )
 def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str], said: str) -> None:
     code = (
-        f"import sys; from llm2comp.cli import app; app({arguments}, standalone_mode=False);"
+        f"import sys; from llm2comp.cli.app import app; app({arguments}, standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'datasets', 'mteb'} & set(sys.modules)))"
     )
     output = subprocess.run(

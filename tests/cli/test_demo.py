@@ -14,9 +14,9 @@ from llm2comp.data import catalog
 from llm2comp.evaluation import baselines
 from llm2comp.evaluation.store import Score
 from llm2comp.model import backbone
-from llm2comp.recipe import FOLDERS, load_recipe, recipe_path
+from llm2comp.recipe import STAGE_FOLDERS, load_recipe, recipe_path
 from llm2comp.training import pipeline, scoring
-from llm2comp.training.run_folder import LABELS, MODEL, SCORES, costs
+from llm2comp.training.run_folder import MODEL, SCORES, STAGE_LABELS, costs
 
 LOG = """
 {"stage": "pretext", "step": 10, "loss": 1.5}
@@ -29,7 +29,7 @@ LOG = """
 def run_folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, with an untrained encoder in the place of each stage's."""
     out = tmp_path_factory.mktemp("runs") / "demo"
-    for name in [*FOLDERS.values(), MODEL]:
+    for name in [*STAGE_FOLDERS.values(), MODEL]:
         baselines.build("weighted-mean", tiny_backbone).save_pretrained(str(out / name))
     (out / "run.jsonl").write_text(LOG.lstrip())
     shutil.copy(recipe_path("demo"), out / "recipe.yaml")
@@ -76,7 +76,7 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     output = capsys.readouterr().out
     assert "goes on from the released" in output
     table = [line for line in output.splitlines() if "12.3" in line]
-    rows = [*evaluation.baselines, *LABELS.values(), "released-one"]
+    rows = [*evaluation.baselines, *STAGE_LABELS.values(), "released-one"]
     assert [line.partition("  ")[0] for line in table] == rows
     for query in demo.QUERIES:
         shown = output.partition(query)[2].splitlines()[1:3]

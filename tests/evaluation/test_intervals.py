@@ -5,7 +5,7 @@ import pytest
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, intervals, runner, suites
-from llm2comp.evaluation.store import Store
+from llm2comp.evaluation.store import ResultStore
 
 Sets = dict[str, list[dict[str, str]]]
 OVER_ITEMS = ["STSBenchmark", "STS17", "TREC", "R8", "SQuADRetrieval", "PrivacyPolicy"]
@@ -16,8 +16,8 @@ def test_the_items_statistic_is_the_main_score(
 ) -> None:
     assert sets
     model = baselines.build("weighted-mean", tiny_backbone)
-    runner.evaluate(model, "tiny", suites.choose("offline"), Store(tmp_path))
-    kept = {one.score.task: one for one in Store(tmp_path).all()}
+    runner.evaluate(model, "tiny", suites.choose("offline"), ResultStore(tmp_path))
+    kept = {one.score.task: one for one in ResultStore(tmp_path).all()}
     assert [name for name, one in kept.items() if one.items] == sorted(OVER_ITEMS)
     for name in OVER_ITEMS:
         items, score = kept[name].items, kept[name].score

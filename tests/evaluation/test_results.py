@@ -7,19 +7,19 @@ from typer.testing import CliRunner
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
-from llm2comp.evaluation.results import Board
-from llm2comp.evaluation.store import Score, Store, Stored
+from llm2comp.evaluation.results import Leaderboard
+from llm2comp.evaluation.store import ResultStore, Score, TaskResult
 
 RUNNER = CliRunner()
 
 
 def one(
     model: str, task: str, points: float, kind: str, right: list[float] | None = None
-) -> Stored:
+) -> TaskResult:
     score = Score(task, "metric", points, 1.0, 10, 10.0, 5, quick=False)
     gold = [0.0] * len(right or [])
     items = {"statistic": "mean", "predicted": right, "gold": gold} if right else {}
-    return Stored(model, score, kind, "", {}, "key", store.versions(), None, items)
+    return TaskResult(model, score, kind, "", {}, "key", store.versions(), None, items)
 
 
 FOUND = [
@@ -34,17 +34,21 @@ FOUND = [
 
 
 def test_rows_are_sorted_and_a_mean_is_over_all_tasks() -> None:
-    assert Board.of(FOUND).cells() == [
+    assert Leaderboard.of(FOUND).cells() == [
         ["model", "STSBenchmark", "STS17", "TREC", "mean"],
         ["high", "70.0", "80.0", "60.0", "70.0"],
         ["low_1", "50.0", "60.0", "40.0", "50.0"],
         ["part", "-", "99.0", "-", "-"],
     ]
-    assert [row[0] for row in Board.of(FOUND).cells(sort="STS17")[1:]] == ["part", "high", "low_1"]
+    assert [row[0] for row in Leaderboard.of(FOUND).cells(sort="STS17")[1:]] == [
+        "part",
+        "high",
+        "low_1",
+    ]
 
 
 def test_types_weigh_the_same_however_many_tasks_they_have() -> None:
-    assert Board.of(FOUND).by_type().cells(against="low_1") == [
+    assert Leaderboard.of(FOUND).by_type().cells(against="low_1") == [
         ["model", "sts", "classification", "mean"],
         ["high", "75.0 (+20.0)", "60.0 (+20.0)", "67.5 (+20.0)"],
         ["low_1", "55.0", "40.0", "47.5"],
@@ -53,14 +57,14 @@ def test_types_weigh_the_same_however_many_tasks_they_have() -> None:
 
 
 def test_the_papers_rows_stand_on_its_own_tasks() -> None:
-    cells = Board.of(FOUND, with_paper=True).cells(sort="STS17")
+    cells = Leaderboard.of(FOUND, with_paper=True).cells(sort="STS17")
     rows = {row[0]: row[1:] for row in cells}
     assert rows["LLM2Comp KL (paper)"] == ["70.9", "81.6", "-", "-"]
     assert len(rows) == 1 + 3 + 11
 
 
 def test_intervals_are_given_where_the_metric_is_over_items() -> None:
-    heading, row, _ = Board.of(FOUND).interval_cells("low_1")
+    heading, row, _ = Leaderboard.of(FOUND).interval_cells("low_1")
     assert heading == ["difference", "STSBenchmark", "STS17", "TREC"]
     assert row[:3] == ["high - low_1", "+20.0", "+20.0"]
     gap, low, high = (float(part) for part in re.findall(r"[-+][\d.]+", row[3]))
@@ -72,13 +76,13 @@ def test_intervals_are_given_where_the_metric_is_over_items() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Board.of([]), "no results here yet"),
-        (lambda: Board.of(FOUND).cells(sort="SciFact"), "no column 'SciFact'"),
+        (lambda: Leaderboard.of([]), "no results here yet"),
+        (lambda: Leaderboard.of(FOUND).cells(sort="SciFact"), "no column 'SciFact'"),
         (
-            lambda: Board.of(FOUND).cells(against="x"),
+            lambda: Leaderboard.of(FOUND).cells(against="x"),
             "no model 'x' in the results; there are low_1",
         ),
-        (lambda: Board.of(FOUND).interval_cells("x"), "no model 'x'"),
+        (lambda: Leaderboard.of(FOUND).interval_cells("x"), "no model 'x'"),
     ],
 )
 def test_what_is_not_there_is_said(call: object, message: str) -> None:
@@ -97,7 +101,7 @@ def test_what_is_not_there_is_said(call: object, message: str) -> None:
 )
 def test_the_command_writes_each_format(to: str, line: str, tmp_path: Path) -> None:
     for result in FOUND:
-        Store(tmp_path).keep(result)
+        ResultStore(tmp_path).save(result)
     called = RUNNER.invoke(app, ["results", str(tmp_path), "--to", to])
     assert called.exit_code == 0, called.output
     assert line in called.stdout.splitlines()

@@ -11,8 +11,10 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data import catalog
 from llm2comp.evaluation import baselines, runner, suites
-from llm2comp.evaluation.store import Score, Store
+from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.evaluation.tasks.registry import TASKS
+from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.recipe import Recipe
 
 Sets = dict[str, list[dict[str, str]]]
 
@@ -68,7 +70,9 @@ def test_results_are_kept_one_file_a_task(
     model: SentenceTransformer, sets: Sets, tmp_path: Path
 ) -> None:
     assert sets
-    (score,) = evaluate(model, "runs/demo/model", ["STS17"], quick=True, results=Store(tmp_path))
+    (score,) = evaluate(
+        model, "runs/demo/model", ["STS17"], quick=True, results=ResultStore(tmp_path)
+    )
     (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert file == tmp_path / "runs__demo__model" / "STS17-quick.json"
     kept = json.loads(file.read_text())
@@ -132,21 +136,29 @@ def test_an_instruction_stands_before_all_but_passages(
     monkeypatch.setattr(model, "encode", spy)
     tasks = ["STS17", "SQuADRetrieval"]
     evaluate(
-        model, "tiny", tasks, results=Store(tmp_path), instructions=dict.fromkeys(tasks, "Find it")
+        model,
+        "tiny",
+        tasks,
+        results=ResultStore(tmp_path),
+        instructions=dict.fromkeys(tasks, "Find it"),
     )
     pairs = [row for row in sets["stsb"] if row["file"].startswith("track5")]
     assert seen[: len(pairs)] == [f"Find it:{row['sentence1']}\n" for row in pairs]
     retrieval = set(seen[2 * len(pairs) :])
     assert retrieval.issuperset(row["context"] for row in sets["squad-dev"])
     assert retrieval.issuperset(f"Find it:{row['question']}\n" for row in sets["squad-dev"])
-    assert {one.instruction for one in Store(tmp_path).all()} == {"Find it"}
+    assert {one.instruction for one in ResultStore(tmp_path).all()} == {"Find it"}
 
 
 def test_a_model_trained_with_instructions_is_not_judged_without_in_silence(
     model: SentenceTransformer, sets: Sets, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert sets
-    lineage = {"stages": [{"data": [{"query_instruction": "Find it"}]}]}
+    stage = {"stage": "supervised", "data": [{"source": "x", "query_instruction": "Find it"}]}
+    stage |= {"steps": 1, "batch_size": 1, "learning_rate": 1.0}
+    plan = Recipe.model_validate({"name": "tiny", "stages": [stage]})
+    record = StageRecord.of(plan.stages[0], causal=True)
+    lineage = Lineage.start(plan, "memory").after(record)
     evaluate(model, "tiny", ["STS17", "SQuADRetrieval"], lineage=lineage)
     warnings = [record.getMessage() for record in caplog.records if "instruct" in record.msg]
     (warning,) = warnings  # the model's own query prompt serves retrieval
@@ -170,7 +182,7 @@ def test_nothing_is_computed_twice_unless_asked(
         return run(encoder, task, **options)
 
     monkeypatch.setattr(runner.mteb, "evaluate", spy)
-    tasks, store = ["STS17", "TREC", "PrivacyPolicy"], Store(tmp_path)
+    tasks, store = ["STS17", "TREC", "PrivacyPolicy"], ResultStore(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, "tiny", tasks, results=store)
     first = evaluate(model, "tiny", tasks, results=store)

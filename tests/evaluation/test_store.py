@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, store, suites
-from llm2comp.evaluation.store import Score, Store, Stored
+from llm2comp.evaluation.store import ResultStore, Score, TaskResult
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def model(tiny_backbone: Path) -> SentenceTransformer:
     return baselines.build("last-token", tiny_backbone)
 
 
-def stored(model: str = "a", quick: bool = False, key: str = "k") -> Stored:
+def stored(model: str = "a", quick: bool = False, key: str = "k") -> TaskResult:
     score = Score("STS17", "cosine_spearman", 50.0, 1.0, 10, 10.0, 5, quick)
-    return Stored(model, score, "sts", "", {}, key, store.versions(), None)
+    return TaskResult(model, score, "sts", "", {}, key, store.versions(), None)
 
 
 def test_a_fingerprint_is_the_same_after_use_and_from_disk(
@@ -69,34 +69,19 @@ def test_a_key_changes_with_what_a_score_depends_on() -> None:
 
 
 def test_results_come_back_as_they_were_kept(tmp_path: Path) -> None:
-    results = Store(tmp_path)
+    results = ResultStore(tmp_path)
     kept = [stored("runs/a b"), stored("runs/a b", quick=True), stored("hub/c")]
     for one in kept:
-        results.keep(one)
+        results.save(one)
     assert sorted(results.all(), key=repr) == sorted(kept, key=repr)
-    assert results.find("hub/c", "STS17", False, "k") == kept[2]
-    assert results.find("hub/c", "STS17", False, "another") is None
-    assert results.find("hub/c", "STS17", True, "k") is None
+    assert results.get("hub/c", "STS17", False, "k") == kept[2]
+    assert results.get("hub/c", "STS17", False, "another") is None
+    assert results.get("hub/c", "STS17", True, "k") is None
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
-    Store(tmp_path).keep(stored())
+    ResultStore(tmp_path).save(stored())
     file = tmp_path / "a" / "STS17.json"
     file.write_text(file.read_text()[:50])
     with pytest.raises(UserError, match=r"STS17\.json cannot be read; remove it"):
-        Store(tmp_path).all()
-
-
-@pytest.mark.parametrize(
-    ("lineage", "expected"),
-    [
-        (None, False),
-        ({"stages": [{"data": [{"query_instruction": ""}]}], "prompts": {"query": ""}}, False),
-        ({"stages": [{"data": [{"query_instruction": "Find"}]}]}, True),
-        ({"stages": [{}], "prompts": {"query": "Q: ", "document": ""}}, True),
-    ],
-)
-def test_instructions_are_read_off_the_lineage(
-    lineage: dict[str, object] | None, expected: bool
-) -> None:
-    assert store.trained_with_instructions(lineage) is expected
+        ResultStore(tmp_path).all()

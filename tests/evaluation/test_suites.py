@@ -13,7 +13,7 @@ from llm2comp.data import hub
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.evaluation.results import paper_points
-from llm2comp.evaluation.store import Store
+from llm2comp.evaluation.store import ResultStore
 from llm2comp.evaluation.tasks.registry import TASKS
 
 AVERAGES = [33.05, 40.46, 46.54, 43.55, 50.83, 43.54, 46.87, 35.79, 46.22, 52.49, 66.78]
@@ -49,7 +49,7 @@ def test_the_papers_rows_have_the_papers_averages() -> None:
 )
 def test_a_wrong_name_is_told_at_once(names: str, quick: bool, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        suites.choose("offline", names, quick=quick)
+        suites.choose("offline", names.split(","), quick=quick)
     with pytest.raises(UserError, match="no quick version"):
         suites.choose("paper", quick=True)
 
@@ -117,7 +117,7 @@ def test_mtebs_mock_tasks_run_and_are_kept_like_ours(
     expected = mteb.evaluate(
         model, getattr(mock_tasks, name)(), cache=None, show_progress_bar=False
     ).task_results[0]
-    results = Store(tmp_path)
+    results = ResultStore(tmp_path)
     (score,) = runner.evaluate(model, "tiny", [getattr(mock_tasks, name)()], results)
     assert score.main_score == pytest.approx(100 * expected.get_score(), abs=1e-3)
     (kept,) = results.all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.data.length_batching import batched
+from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.evaluation import baselines
 from llm2comp.inference.token_batching import WIDTHS, TokenBatched
 
@@ -88,7 +88,7 @@ def test_one_text_gives_one_vector(model: SentenceTransformer, sentences: list[s
 
 def test_a_batch_keeps_to_its_budget_and_no_text_is_lost() -> None:
     tokens = np.random.default_rng(0).integers(1, 300, 500)
-    batches = list(batched(tokens, 1000))
+    batches = list(batch_by_tokens(tokens, 1000))
     assert sorted(row for rows in batches for row in rows) == list(range(500))
     assert all(len(rows) * tokens[rows].max() <= 1000 for rows in batches)
     # As full as can be: the next batch's first text would not have fitted.
@@ -97,7 +97,7 @@ def test_a_batch_keeps_to_its_budget_and_no_text_is_lost() -> None:
 
 
 def test_a_text_beyond_the_budget_is_a_batch_of_its_own() -> None:
-    assert list(batched(np.array([5, 2000, 3000, 6]), 100)) == [[2], [1], [3, 0]]
+    assert list(batch_by_tokens(np.array([5, 2000, 3000, 6]), 100)) == [[2], [1], [3, 0]]
 
 
 def test_a_saved_model_is_a_stock_model(tiny_backbone: Path, tmp_path: Path) -> None:

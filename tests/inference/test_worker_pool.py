@@ -18,7 +18,7 @@ from llm2comp.inference.embed import embed
 from llm2comp.inference.encode_file import encode_file
 from llm2comp.inference.worker_pool import Workers, start
 from llm2comp.model.attention import NAME
-from llm2comp.utils.progress import advancing
+from llm2comp.utils.progress import track_texts
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_bar_advances_by_every_text(
     progress = Progress()
     bar = progress.add_task("", total=len(texts))
     steps = []
-    with advancing(model, progress, bar, pool):
+    with track_texts(model, progress, bar, pool):
         advance = pool.on_batch
         pool.on_batch = lambda done: (steps.append(done), advance(done))
         embed(model, texts, 2, None, pool)

@@ -44,7 +44,7 @@ def test_states_and_gradients_are_those_of_sdpa(
         mask[1, :7] = 0
         mask = mask if padding == "left" else mask.flip(1)
     found = []
-    for use in (lambda _: None, attention.use_products):
+    for use in (lambda _: None, attention.use_matmul_attention):
         use(body)
         body.zero_grad()
         states = _states(body, mask, **mode)
@@ -138,12 +138,12 @@ def test_a_text_of_bfloat16_stays_close_to_float32(body: PreTrainedModel) -> Non
     mask = torch.ones(2, 30, dtype=torch.long)
     exact = _states(body, mask)
     body.bfloat16()
-    attention.use_products(body)
+    attention.use_matmul_attention(body)
     assert torch.cosine_similarity(exact, _states(body, mask).float(), dim=-1).min() > 0.999
 
 
 def test_a_saved_model_does_not_name_it(body: PreTrainedModel, tmp_path: Path) -> None:
-    attention.use_products(body)
+    attention.use_matmul_attention(body)
     body.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
     assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
@@ -151,5 +151,5 @@ def test_a_saved_model_does_not_name_it(body: PreTrainedModel, tmp_path: Path) -
 
 def test_a_model_that_asks_for_another_attention_keeps_it(tiny_backbone: Path) -> None:
     body = AutoModel.from_pretrained(tiny_backbone, attn_implementation="eager")
-    attention.use_products(body)
+    attention.use_matmul_attention(body)
     assert body.config._attn_implementation == "eager"

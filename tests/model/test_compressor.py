@@ -63,7 +63,7 @@ def frozen_hash(compressor: Compressor) -> str:
 
 def teacher_logits(compressor: Compressor) -> Tensor:
     targets = torch.ones_like(IDS, dtype=torch.bool)
-    return compressor.logits(compressor.read(IDS, targets))
+    return compressor.logits(compressor.teacher_states(IDS, targets))
 
 
 def test_training_lowers_the_loss_and_leaves_the_language_model_bit_equal(

@@ -16,7 +16,7 @@ from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
 from llm2comp.model.compressor import Compressor, trainable_parameters
-from llm2comp.model.lineage import new_lineage, read_lineage
+from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.memory_tokens import add_memory_tokens, memory_tokens
 from llm2comp.training.objectives.batch import Batch
 
@@ -57,8 +57,8 @@ def trained(
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
-    lineage = new_lineage(run)
-    lineage["stages"].append({**run.stages[0].model_dump(), "causal": request.param})
+    record = StageRecord.of(run.stages[0], causal=request.param)
+    lineage = Lineage.start(run, "memory").after(record)
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)
     return compressor, tmp_path / "folder"
@@ -117,9 +117,9 @@ def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]
     assert config["is_causal"] is not config["use_bidirectional_attention"]
     card = (folder / "README.md").read_text()
     assert "| pretext | distillation | x | 1 x 1 | 1 |" in card
-    lineage = read_lineage(folder)
-    assert lineage["memory"]["tokens"] == 4
-    assert lineage["versions"]["torch"] == torch.__version__
+    lineage = Lineage.read(folder)
+    assert lineage.memory.tokens == 4
+    assert lineage.versions["torch"] == torch.__version__
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as adapter:
         names = set(adapter.keys())
     assert not [name for name in names if "embed" in name and "delta" not in name]
@@ -188,5 +188,5 @@ def test_text_init_starts_from_the_rows_of_the_text(tiny_backbone: Path) -> None
 def test_a_wrong_adapter_or_folder_is_one_clear_line(tiny_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not fit"):
         encoder.merge(untrained(tiny_backbone), tmp_path / "nothing")
-    with pytest.raises(UserError, match="llm2comp.json is missing"):
-        read_lineage(tmp_path)
+    with pytest.raises(UserError, match="it has no llm2comp.json"):
+        Lineage.read(tmp_path)

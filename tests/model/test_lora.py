@@ -14,15 +14,15 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from llm2comp import recipe
 from llm2comp.model.backbone import body_of, token_table
 from llm2comp.model.compressor import add_adapter
-from llm2comp.model.lora import LoraLinear, MemoryRows
+from llm2comp.model.lora import LoraLinear, MemoryEmbedding
 
 K = 3
 
 
-def _layers(table: torch.nn.Embedding) -> tuple[TrainableTokensLayer, MemoryRows]:
+def _layers(table: torch.nn.Embedding) -> tuple[TrainableTokensLayer, MemoryEmbedding]:
     size = table.num_embeddings
     layers = []
-    for kind in (TrainableTokensLayer, MemoryRows):
+    for kind in (TrainableTokensLayer, MemoryEmbedding):
         layer = kind(table, "default", list(range(size - K, size)))
         layer.update_layer("default", token_indices=list(range(size - K, size)))
         with torch.no_grad():
@@ -135,4 +135,4 @@ def test_an_adapter_has_no_layer_of_peft_left(tiny_backbone: Path) -> None:
     kinds = [type(module) for module in adapted.modules()]
     assert Linear not in kinds
     assert TrainableTokensLayer not in kinds
-    assert kinds.count(LoraLinear) > kinds.count(MemoryRows) == 1
+    assert kinds.count(LoraLinear) > kinds.count(MemoryEmbedding) == 1

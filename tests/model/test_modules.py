@@ -19,7 +19,7 @@ from llm2comp.evaluation import baselines
 from llm2comp.model import encoder
 from llm2comp.model.memory_tokens import add_memory_tokens, memory_tokens
 from llm2comp.model.modules import MergeMemory, merge_memory
-from llm2comp.model.prompt_format import COMPRESSION, Form
+from llm2comp.model.prompt_format import COMPRESSION, PromptFormat
 
 RUNNER = CliRunner()
 K, HIDDEN = 8, 16
@@ -27,11 +27,17 @@ MERGING = 0.3
 """A threshold at which the tiny model's memory tokens merge in part."""
 
 
-def make_encoder(backbone: Path, form: Form = COMPRESSION, k: int = K) -> SentenceTransformer:
+def make_encoder(
+    backbone: Path, prompt_format: PromptFormat = COMPRESSION, k: int = K
+) -> SentenceTransformer:
     model = AutoModelForCausalLM.from_pretrained(backbone)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=k), seed=0, form=form)
-    return encoder.assemble(model, extended, k, causal=False, max_length=64, form=form)
+    extended = add_memory_tokens(
+        model, tokenizer, recipe.Memory(tokens=k), seed=0, prompt_format=prompt_format
+    )
+    return encoder.assemble(
+        model, extended, k, causal=False, max_length=64, prompt_format=prompt_format
+    )
 
 
 def pooled(states: torch.Tensor, threshold: float | None) -> torch.Tensor:
@@ -166,7 +172,7 @@ def test_batch_order_and_padding_side_do_not_matter(
 def test_memory_rows_that_are_not_read_do_not_matter(
     tiny_backbone: Path, sentences: list[str]
 ) -> None:
-    model = make_encoder(tiny_backbone, Form(spare_rows=True))
+    model = make_encoder(tiny_backbone, PromptFormat(extra_tokens=True))
     with torch.no_grad():
         states = model[0](model.tokenize(sentences[:1]))["token_embeddings"][0, -K:]
     expected, clusters = reference(states, MERGING)
@@ -179,7 +185,7 @@ def test_memory_rows_that_are_not_read_do_not_matter(
 def test_refuses_models_that_pool_over_anything_else(tiny_backbone: Path) -> None:
     for model in (
         baselines.build("weighted-mean", tiny_backbone),
-        make_encoder(tiny_backbone, Form(pooling="text")),
+        make_encoder(tiny_backbone, PromptFormat(pooling="text")),
     ):
         before = list(model.children())
         with pytest.raises(UserError, match="does not pool over memory tokens"):

@@ -11,7 +11,7 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.model import released
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
-from llm2comp.model.lineage import read_lineage
+from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training import held_out, run_folder
 from llm2comp.training.objectives.registry import OBJECTIVES
@@ -24,24 +24,23 @@ NAME = "smollm2-135m-llm2comp"
 
 def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     """Judged on passages held out of its training: against other memory, zeros and untrained."""
-    lineage = read_lineage(released.RELEASED / NAME)
-    trained = lineage["stages"][0]
-    causal = trained.pop("causal")
-    stage = recipe.Pretext.model_validate(trained)
-    memory = recipe.Memory.model_validate(lineage["memory"])
+    lineage = Lineage.read(released.RELEASED / NAME)
+    trained = lineage.stages[0]
+    stage = recipe.Pretext.model_validate(trained.model_dump(exclude={"causal"}))
+    memory = lineage.memory
     dtype = compute_dtype("auto")
     model, tokenizer = load_backbone("smollm2-135m", dtype=dtype, bidirectional=False)
     ids = torch.tensor([[1, 504, 3575, 282]])
     with torch.no_grad():
         original = model(ids).logits[0].float()
-    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"])
-    passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage["seed"])
+    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage.seed)
+    passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage.seed)
     compressor = Compressor(
         model,
         memory.tokens,
         stage.lora,
         bos_id=tokenizer.bos_token_id,
-        causal=causal,
+        causal=trained.causal,
         scale=memory.scale,
     )
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
@@ -62,7 +61,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     assert trained_memory.own < untrained.own / 2
     assert trained_memory.zeroed > trained_memory.own + 0.5
     targets = torch.ones_like(ids, dtype=torch.bool)
-    assert torch.equal(compressor.logits(compressor.read(ids, targets)), original)
+    assert torch.equal(compressor.logits(compressor.teacher_states(ids, targets)), original)
 
 
 def test_the_released_model_scores_what_is_recorded() -> None:

@@ -112,11 +112,11 @@ def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
     name, out = run
     settings = recipe.load_recipe(out / run_folder.RECIPE)
     (stage,) = (one for one in settings.stages if isinstance(one, recipe.Pretext))
-    form = OBJECTIVES[name].form
+    prompt_format = OBJECTIVES[name].format()
     causal = stage.attention == "causal"
     model, tokenizer = load_backbone(str(tiny_backbone), bidirectional=not causal)
-    tokenizer = add_memory_tokens(model, tokenizer, settings.memory, settings.seed, form)
-    rows, bos = form.rows(settings.memory.tokens), tokenizer.bos_token_id
+    tokenizer = add_memory_tokens(model, tokenizer, settings.memory, settings.seed, prompt_format)
+    rows, bos = prompt_format.num_memory_embeddings(settings.memory.tokens), tokenizer.bos_token_id
     compressor = Compressor(model, rows, stage.lora, bos_id=bos, causal=causal).eval()
     compressor.load_adapter(out / "1-pretext" / "adapter")
     return Watched(compressor, OBJECTIVES[name].of(tokenizer), tokenizer, stage)

@@ -20,13 +20,13 @@ from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.model import released
-from llm2comp.recipe import FOLDERS
+from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training import pipeline, trainer
 
 
 def start(recipe_path: Path, out: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = "from llm2comp.cli import app; app()"
+    script = "from llm2comp.cli.app import app; app()"
     arguments = ["train", str(recipe_path), "--out", str(out)]
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
@@ -50,7 +50,7 @@ def uninterrupted(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
 def kill_within(stage: str, recipe_path: Path, out: Path) -> None:
     """Start a run and kill it with SIGKILL once the stage has written a whole checkpoint."""
     process = start(recipe_path, out)
-    work = out / f".{FOLDERS[stage]}.work"
+    work = out / f".{STAGE_FOLDERS[stage]}.work"
     deadline = time.monotonic() + 120
     while trainer.last_checkpoint(work) is None:
         assert process.poll() is None, "the run ended before it could be killed"
@@ -58,17 +58,17 @@ def kill_within(stage: str, recipe_path: Path, out: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (out / FOLDERS[stage]).exists()
+    assert not (out / STAGE_FOLDERS[stage]).exists()
 
 
 def test_killed_in_every_stage_equals_uninterrupted(
     tiny_recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    for stage in FOLDERS:
+    for stage in STAGE_FOLDERS:
         kill_within(stage, tiny_recipe, out)
     assert start(tiny_recipe, out).wait(timeout=300) == 0
-    for folder in (*FOLDERS.values(), "model"):
+    for folder in (*STAGE_FOLDERS.values(), "model"):
         assert weights(out / folder) == weights(uninterrupted / folder), folder
     assert not list(out.glob(".*")), "work folders are left"
 
@@ -90,13 +90,13 @@ def test_killed_mntp_goes_on_with_the_masks_it_would_have_drawn(
 def test_layout_and_log(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     names.discard("tensorboard")  # where it is installed
-    assert names == {*FOLDERS.values(), "model", "recipe.yaml", "run.jsonl"}
+    assert names == {*STAGE_FOLDERS.values(), "model", "recipe.yaml", "run.jsonl"}
     events = [json.loads(line) for line in (uninterrupted / "run.jsonl").open()]
     watched = {
         stage: [
             (e["step"], e["held_out"]) for e in events if "held_out" in e and e["stage"] == stage
         ]
-        for stage in FOLDERS
+        for stage in STAGE_FOLDERS
     }
     assert [step for step, _ in watched["pretext"]] == [0, 10, 20, 30]
     for stage in ("unsupervised", "supervised"):
@@ -106,14 +106,14 @@ def test_layout_and_log(uninterrupted: Path) -> None:
     held = [measured for _, measured in watched["pretext"]]
     assert all(1 <= h["rankme"] <= 8 for h in held)  # of eight held-out passages
     assert all(h["gap"] == pytest.approx(h["other"] - h["own"], abs=2e-4) for h in held)
-    assert [event["stage"] for event in events if event.get("done")] == list(FOLDERS)
+    assert [event["stage"] for event in events if event.get("done")] == list(STAGE_FOLDERS)
     assert all(event["tokens_per_second"] > 0 for event in events if "loss" in event)
     lineage = json.loads((uninterrupted / "model" / "llm2comp.json").read_text())
-    assert [stage["stage"] for stage in lineage["stages"]] == list(FOLDERS)
+    assert [stage["stage"] for stage in lineage["stages"]] == list(STAGE_FOLDERS)
 
 
 def test_each_stage_changes_the_encoder_and_the_model_is_the_last(uninterrupted: Path) -> None:
-    stages = [weights(uninterrupted / folder) for folder in FOLDERS.values()]
+    stages = [weights(uninterrupted / folder) for folder in STAGE_FOLDERS.values()]
     assert len(set(stages)) == 3
     assert weights(uninterrupted / "model") == stages[-1]
     vectors = SentenceTransformer(str(uninterrupted / "model"), device="cpu").encode(["whales"])
@@ -139,7 +139,7 @@ def test_checkpoints_hold_only_what_trains(tiny_recipe: Path, tmp_path: Path) ->
     with safe_open(checkpoint / trainer.WEIGHTS, "pt") as saved:
         names = list(saved.keys())
     assert names
-    assert all("lora_" in name or trainer.MEMORY_ROWS in name for name in names)
+    assert all("lora_" in name or trainer.MEMORY_EMBEDDINGS in name for name in names)
     assert not list(checkpoint.glob("model*"))
     (checkpoint / "trainer_state.json").write_text("{")  # as if killed while writing it
     assert trainer.last_checkpoint(tmp_path / "run" / ".1-pretext.work") != checkpoint

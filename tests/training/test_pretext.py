@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm2comp import recipe
-from llm2comp.data.length_batching import WINDOW, by_length
+from llm2comp.data.length_batching import WINDOW, group_by_length
 from llm2comp.errors import UserError
 from llm2comp.training import held_out, pipeline
 from llm2comp.training.pretext import split_points
@@ -67,7 +67,7 @@ def test_every_passage_is_in_one_batch_of_its_window() -> None:
     generator = random.Random(0)
     for count, size in ((8 * WINDOW * 2 + 5, 8), (3, 8), (7, 1), (1, 1)):
         lengths = [generator.choice([2, 30, 60, 500]) for _ in range(count)]
-        batches = list(by_length(lengths, size))
+        batches = list(group_by_length(lengths, size))
         assert sorted(i for batch in batches for i in batch) == list(range(count))
         assert len(batches) == -(-count // size)
         assert all(batches), "none is empty"
@@ -83,19 +83,19 @@ def test_batches_have_about_as_many_tokens_and_little_padding() -> None:
         return [len(batch) * max(lengths[i] for i in batch) for batch in batches]
 
     as_drawn = padded([list(range(i, i + 8)) for i in range(0, len(lengths), 8)])
-    grouped = padded(list(by_length(lengths, 8)))
+    grouped = padded(list(group_by_length(lengths, 8)))
     assert sum(as_drawn) > 1.5 * sum(lengths)
     assert sum(grouped) < 1.12 * sum(lengths)
     assert max(grouped) < max(as_drawn)
 
 
 def test_passages_of_one_length_stay_as_they_were_drawn() -> None:
-    assert list(by_length([56] * 20, 8)) == [
+    assert list(group_by_length([56] * 20, 8)) == [
         list(range(7)),
         list(range(7, 14)),
         list(range(14, 20)),
     ]
-    assert list(by_length([56] * 24, 8)) == [list(range(i, i + 8)) for i in (0, 8, 16)]
+    assert list(group_by_length([56] * 24, 8)) == [list(range(i, i + 8)) for i in (0, 8, 16)]
 
 
 def test_mean_cosine_equals_the_pairwise_mean() -> None:

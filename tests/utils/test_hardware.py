@@ -11,9 +11,9 @@ from llm2comp.utils import hardware
 FAULTS = """
 import resource, sys
 import torch
-from llm2comp.allocator import keep_freed
+from llm2comp.utils.hardware import retain_freed_memory
 if sys.argv[1] == "keep":
-    keep_freed()
+    retain_freed_memory()
 for _ in range(20):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -38,4 +38,4 @@ def test_blocks_that_were_freed_are_not_cleared_page_by_page_again() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: pytest.fail("was called"))
-    hardware.keep_freed()
+    hardware.retain_freed_memory()

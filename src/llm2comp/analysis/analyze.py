@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm2comp.analysis import figures, summary
-from llm2comp.analysis.measure import Analysis, analyze_model, analyze_vectors
+from llm2comp.analysis.measure import Analysis, analyze_embeddings, analyze_model
 from llm2comp.data.sample import Sample, draw
 from llm2comp.inference.load import load
 from llm2comp.utils.choices import Precision
@@ -26,7 +26,7 @@ def analyze(
     drawn: Sample | None = None
     for model, name in zip(models, summary.short_names(models), strict=True):
         if model.endswith(".npy"):
-            found.append(analyze_vectors(Path(model), name))
+            found.append(analyze_embeddings(Path(model), name))
             continue
         drawn = drawn or draw(data, texts, seed)
         found.append(analyze_model(load(model, dtype, merge_threshold), name, drawn, batch_size))

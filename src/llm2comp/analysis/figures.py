@@ -9,7 +9,7 @@ import numpy as np
 
 from llm2comp.analysis.measure import Analysis
 from llm2comp.errors import UserError
-from llm2comp.utils.files import whole_file
+from llm2comp.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def _save(figure: "Figure", stem: Path) -> list[Path]:
     for file in files:
         kind = file.suffix[1:]
         metadata = {"Date": None} if kind == "svg" else None
-        with whole_file(file) as partial:
+        with atomic_file(file) as partial:
             figure.savefig(partial, format=kind, metadata=metadata)
     return files
 

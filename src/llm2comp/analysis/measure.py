@@ -14,17 +14,17 @@ from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation.metrics import memory_tokens, neighbours
 from llm2comp.evaluation.metrics.memory_tokens import MemoryTokens
-from llm2comp.evaluation.metrics.spectrum import Spectrum, Sums, spectrum
+from llm2comp.evaluation.metrics.spectrum import RowSums, Spectrum, spectrum
 from llm2comp.inference.embed import embed
 from llm2comp.inference.memory_vectors import memory_states
-from llm2comp.utils.files import whole_file
-from llm2comp.utils.progress import advancing, text_progress
+from llm2comp.utils.files import atomic_file
+from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK = 8192
 PAIRWISE = 5000
-"""Vectors, at most, for the measures that compare all with all; more are sampled."""
+"""Embeddings, at most, for the measures that compare all with all; more are sampled."""
 
-Vectors = npt.NDArray[np.floating]
+Embeddings = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Analysis:
 
     def write(self, file: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        with whole_file(file) as partial:
+        with atomic_file(file) as partial:
             text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
 
@@ -74,8 +74,8 @@ class Encoded:
         memory: of the memory tokens; None if the encoder has none.
     """
 
-    vectors: Vectors
-    positives: Vectors | None
+    vectors: Embeddings
+    positives: Embeddings | None
     memory: MemoryTokens | None
 
 
@@ -91,7 +91,7 @@ def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: in
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:
         bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
-        with advancing(model, progress, bar), memory_states(model, states):
+        with track_texts(model, progress, bar), memory_states(model, states):
             asked = "query" if sample.positives else None
             vectors = embed(model, sample.texts, batch_size, asked)
             pairs = embed(model, sample.positives, batch_size, "document") if asked else None
@@ -111,7 +111,7 @@ def analyze_model(
     return measure(name, sample.note, encoded, start)
 
 
-def analyze_vectors(file: Path, name: str) -> Analysis:
+def analyze_embeddings(file: Path, name: str) -> Analysis:
     """Measure the rows of a ``.npy`` file, which is read piece by piece.
 
     Args:
@@ -148,7 +148,7 @@ def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
     n, dimension = vectors.shape
     if n < 2:
         raise UserError(f"{name}: {n} vectors; a spectrum needs at least two")
-    sums = Sums.of(_unit(vectors[i : i + CHUNK], name) for i in range(0, n, CHUNK))
+    sums = RowSums.of(_unit(vectors[i : i + CHUNK], name) for i in range(0, n, CHUNK))
     chosen = np.sort(np.random.default_rng(0).permutation(n)[:PAIRWISE])
     compared = _unit(vectors[chosen], name)
     return Analysis(
@@ -168,7 +168,7 @@ def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
     )
 
 
-def _unit(rows: Vectors, name: str) -> Vectors:
+def _unit(rows: Embeddings, name: str) -> Embeddings:
     """Return rows of unit length; a row of zeros stays."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all():

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from llm2comp.cli import analyze, data, encode, evaluate, export, train
 from llm2comp.errors import UserError
-from llm2comp.utils.hardware import keep_freed
+from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
 
@@ -86,7 +86,7 @@ def _main(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
       llm2comp train smollm2-135m --out runs/first
     """
-    keep_freed()
+    retain_freed_memory()
     ours = logging.getLogger("llm2comp")
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]  # one, however often this is called

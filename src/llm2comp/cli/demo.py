@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import recipe
 from llm2comp.analysis.report import gather, plots, write
 from llm2comp.analysis.report.write import QUERIES
 from llm2comp.data import catalog
@@ -19,8 +18,9 @@ from llm2comp.evaluation.tasks.squad import cut
 from llm2comp.inference.load import load
 from llm2comp.inference.search import search_all
 from llm2comp.model import released
+from llm2comp.recipe import Pretext, Recipe, load_recipe, recipe_path
 from llm2comp.training import pipeline, run_folder, scoring
-from llm2comp.utils.files import whole_file
+from llm2comp.utils.files import atomic_file
 
 PASSAGES = 300
 PASSAGES_FILE = "passages.jsonl"
@@ -37,7 +37,7 @@ def run(out: Path) -> None:
     """
     plots.script()  # missing, it is told now and not after the training
     console = Console(highlight=False)
-    plan = recipe.load_recipe(recipe.recipe_path("demo"))
+    plan = load_recipe(recipe_path("demo"))
     console.print(f"[bold]{plan.backbone.name}[/bold] becomes a text encoder, in {out}")
     console.print(_about_the_start(plan))
     model_folder = pipeline.train(plan, out)
@@ -56,9 +56,9 @@ def run(out: Path) -> None:
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
 
 
-def _about_the_start(plan: recipe.Recipe) -> str:
+def _about_the_start(plan: Recipe) -> str:
     first = plan.stages[0]
-    if isinstance(first, recipe.Pretext) and first.start_from:
+    if isinstance(first, Pretext) and first.start_from:
         return (
             "Stage 1 does not begin from nothing: it goes on from the released\n"
             f"{first.start_from}. To begin from nothing takes about an hour:\n"
@@ -70,7 +70,7 @@ def _about_the_start(plan: recipe.Recipe) -> str:
 def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
     file = out / PASSAGES_FILE
     passages = itertools.islice(catalog.rows("boolq-passages"), PASSAGES)
-    with whole_file(file) as partial:
+    with atomic_file(file) as partial:
         lines = (json.dumps(passage, ensure_ascii=False) + "\n" for passage in passages)
         partial.write_text("".join(lines), encoding="utf-8")
     console.print(f"[bold]Searches[/bold] over {PASSAGES} Wikipedia passages ({file})")

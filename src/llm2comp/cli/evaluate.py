@@ -110,12 +110,12 @@ def results(
     if intervals and (against is None or by_type):
         raise UserError("--intervals needs --against, and does not go with --by-type")
 
-    from llm2comp.evaluation.results import Board
-    from llm2comp.evaluation.store import Store
+    from llm2comp.evaluation.results import Leaderboard
+    from llm2comp.evaluation.store import ResultStore
     from llm2comp.utils import tables
 
-    found = [one for one in Store(folder).all() if one.score.quick == quick]
-    board = Board.of(found, with_paper=with_paper)
+    found = [one for one in ResultStore(folder).all() if one.score.quick == quick]
+    board = Leaderboard.of(found, with_paper=with_paper)
     if intervals and against is not None:
         cells = board.interval_cells(against)
     else:

@@ -14,7 +14,9 @@ def export(
     model: ModelName,
     to: Annotated[Backend, typer.Option(help="Runtime to compile for.")],
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="ResultStore the weights in 8 bits.")
+    ] = False,
 ) -> None:
     """Compile an encoder for ONNX Runtime or OpenVINO.
 

@@ -89,9 +89,9 @@ def study(
 
     found = api.study(study, out, quick=quick, reuse=reuse or [])
     if loaded.tuning:
-        tables.show_cells(found.cells_of_tuning())
+        tables.show_cells(found.tuning_table())
         typer.echo()
-    tables.show_cells(found.cells_of_table())
+    tables.show_cells(found.score_table())
     typer.echo(f"{out / 'results.json'} holds the scores of every trial.")
     if find_spec("matplotlib") and any(trial.scores for trial in found.cells.values()):
         from llm2comp.analysis import study_figure

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm2comp.errors import UserError
-from llm2comp.utils.files import whole_folder
+from llm2comp.utils.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def extract_members(archive: Archive, members: Sequence[str], folder: Path) -> N
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent) as temporary:
             path = _download(archive, Path(temporary))
-            with whole_folder(folder) as partial:
+            with atomic_folder(folder) as partial:
                 _extract(path, members, partial)
     except OSError as error:
         raise UserError(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def batched(tokens: NDArray[np.int64], budget: int) -> Iterator[list[int]]:
+def batch_by_tokens(tokens: NDArray[np.int64], budget: int) -> Iterator[list[int]]:
     """Yield the rows of batches, the longest texts first, each padded to its first.
 
     Args:
@@ -29,7 +29,7 @@ WINDOW = 16
 """Batches whose passages are sorted by length together."""
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def group_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Group passages into batches of like length and of about as many tokens each.
 
     As many passages as ``WINDOW`` batches hold are sorted and dealt out at a time, so that a

@@ -32,7 +32,7 @@ def shuffled(rows: Iterable[T], seed: str, window: int = SHUFFLE_ROWS) -> Iterat
     yield from held
 
 
-def mixed(
+def interleave(
     streams: Sequence[Iterator[T]], weights: Sequence[float], count: int
 ) -> Iterator[tuple[int, T]]:
     """Draw ``count`` rows so that any prefix has the streams' shares as near as it can.
@@ -74,7 +74,7 @@ def streams(
     ]
 
 
-def counted(rows: Iterable[T], what: str, count: int) -> Iterator[T]:
+def with_progress(rows: Iterable[T], what: str, count: int) -> Iterator[T]:
     """Pass the rows on, with a progress bar over ``count`` of them."""
     with text_progress() as progress:
         yield from progress.track(rows, total=count, description=what)

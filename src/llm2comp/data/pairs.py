@@ -44,10 +44,10 @@ def load_pairs(
     """
     rows = mixture.streams(sources, ["anchor", "positive"], seed, on_bad_row, ["negative", SCORE])
     wanted = count + held_out
-    draws = mixture.mixed([_new(s) for s in rows], [s.weight for s in sources], wanted)
+    draws = mixture.interleave([_new(s) for s in rows], [s.weight for s in sources], wanted)
     drawn: list[list[dict[str, str]]] = [[] for _ in sources]
     held: list[dict[str, str]] = []
-    for number, (place, row) in enumerate(mixture.counted(draws, "pairs", wanted)):
+    for number, (place, row) in enumerate(mixture.with_progress(draws, "pairs", wanted)):
         row["anchor"] = instructed(sources[place].query_instruction, row["anchor"])
         (drawn[place] if number < count else held).append(row)
     total = sum(map(len, drawn))

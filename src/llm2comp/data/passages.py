@@ -53,8 +53,8 @@ def load_passages(
         for stream in mixture.streams(sources, ["text"], seed, on_bad_row)
     ]
     tokens, ends = array("i"), [0]
-    draws = mixture.mixed(streams, [source.weight for source in sources], count)
-    for _, ids in mixture.counted(draws, "passages", count):
+    draws = mixture.interleave(streams, [source.weight for source in sources], count)
+    for _, ids in mixture.with_progress(draws, "passages", count):
         tokens.extend(ids)
         ends.append(len(tokens))
     names = ", ".join(source.source for source in sources)

@@ -31,8 +31,8 @@ def load_sentences(
     """
     seen: set[str] = set()
     streams = [_new(s, seen) for s in mixture.streams(sources, ["text"], seed, on_bad_row)]
-    draws = mixture.mixed(streams, [source.weight for source in sources], count)
-    texts = [text for _, text in mixture.counted(draws, "sentences", count)]
+    draws = mixture.interleave(streams, [source.weight for source in sources], count)
+    texts = [text for _, text in mixture.with_progress(draws, "sentences", count)]
     names = ", ".join(source.source for source in sources)
     if not texts:
         raise UserError(f"{names}: there are no texts; name a source that has some")

@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from llm2comp.errors import UserError
 from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
-from llm2comp.model.attention import for_encoding
+from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
-from llm2comp.model.modules import InMemory
-from llm2comp.model.prompt_format import surround
+from llm2comp.model.modules import UnsavableModule
+from llm2comp.model.prompt_format import set_template
 from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
@@ -125,7 +125,7 @@ BASELINES = {
 }
 
 
-class SecondCopy(InMemory):
+class SecondCopy(UnsavableModule):
     """Lets the pooling see the second copy of a text alone; of an empty one, the last token.
 
     Args:
@@ -179,7 +179,7 @@ class Prompted(Transformer):
         return {**bare, **padded}
 
 
-class MeanOverPrompts(InMemory):
+class MeanOverPrompts(UnsavableModule):
     """Averages the vectors that a text has from ``prompts`` prompts."""
 
     def __init__(self, prompts: int) -> None:
@@ -228,7 +228,7 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
         raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    for_encoding(transformer.model)
+    configure_attention(transformer.model)
     pooled = _put_prompts(transformer, tokenizer, baseline)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 
@@ -270,10 +270,10 @@ def _put_prompts(
     before, again, after = ids[0]
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=baseline.pooling)
     if not isinstance(transformer, Prompted):
-        surround(tokenizer.backend_tokenizer, before, after)
+        set_template(tokenizer.backend_tokenizer, before, after)
         return [pooling]
     transformer.prompts = ids
-    surround(tokenizer.backend_tokenizer, [], [])
+    set_template(tokenizer.backend_tokenizer, [], [])
     if again:
         return [SecondCopy(len(before) + len(again) + len(after)), pooling]
     return [pooling, MeanOverPrompts(len(ids))]

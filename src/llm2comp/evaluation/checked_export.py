@@ -5,7 +5,6 @@ configuration, silently: padding, the attention of a bidirectional encoder, a ba
 of one. So every export is loaded and compared before its folder appears.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from sentence_transformers.base.modules.transformer import Transformer
 from llm2comp.data import sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
-from llm2comp.evaluation.store import Store
+from llm2comp.evaluation.store import ResultStore
 from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Vectors
+from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.inference.load import load
 from llm2comp.model import released
-from llm2comp.model.attention import use_fused
+from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import encoder_body
-from llm2comp.model.lineage import LINEAGE
+from llm2comp.model.lineage import Compiled
 from llm2comp.model.model_card import model_card
 from llm2comp.utils.choices import Backend
-from llm2comp.utils.files import whole_folder
+from llm2comp.utils.files import atomic_folder
 
 BATCH = 32
 TEXTS = 2 * BATCH + 1
@@ -90,11 +89,11 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} does not begin with a transformer; it cannot be compiled")
     texts = _texts()
-    vectors, before = embed(encoder, texts, BATCH), _score(encoder, name, Store())
+    vectors, before = embed(encoder, texts, BATCH), _score(encoder, name, ResultStore())
     width = vectors.shape[1]
-    use_fused(encoder_body(encoder))
+    use_sdpa(encoder_body(encoder))
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         compiled.name_as_before(partial)
         loaded = compiled.load(partial)
@@ -112,9 +111,9 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
             )
         lineage = released.lineage_of(name)
         if lineage is not None:
-            lineage["compiled"] = {"to": to, "int8": int8, **asdict(check)}
-            text = json.dumps(lineage, indent=2, ensure_ascii=False)
-            (partial / LINEAGE).write_text(text + "\n", encoding="utf-8")
+            compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
+            lineage = lineage.model_copy(update={"compiled": compiled_as})
+            lineage.write(partial)
             (partial / "README.md").write_text(model_card(lineage, width), encoding="utf-8")
     return check
 
@@ -125,11 +124,11 @@ def _texts() -> list[str]:
     return [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
 
 
-def _largest_difference(one: Vectors, other: Vectors) -> float:
+def _largest_difference(one: Embeddings, other: Embeddings) -> float:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(np.max(1 - (one * other).sum(axis=1) / lengths))
 
 
-def _score(encoder: SentenceTransformer, name: str, results: Store | None = None) -> float:
+def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:
     (score,) = runner.evaluate(encoder, name, suites.tasks(["STSBenchmark"]), results)
     return score.main_score

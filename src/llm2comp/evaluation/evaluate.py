@@ -1,17 +1,17 @@
 """Score encoders and training-free baselines on tasks: what ``llm2comp evaluate`` does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
 from llm2comp.evaluation import runner, suites
-from llm2comp.evaluation.store import Score, Store
+from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.load import load
 from llm2comp.model import released
+from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import Precision, Suite
 
 
@@ -39,12 +39,12 @@ def evaluate(
     asked = {name: about.instruction for name, about in suites.paper_tasks().items()}
     rows: dict[str, list[Score]] = {}
 
-    def score(row: str, model: SentenceTransformer, lineage: Mapping[str, Any] | None) -> None:
+    def score(row: str, model: SentenceTransformer, lineage: Lineage | None) -> None:
         rows[row] = runner.evaluate(
             model,
             row,
             suites.choose(suite, tasks, quick=quick),
-            Store(out),
+            ResultStore(out),
             batch_size,
             again=again,
             instructions=asked if instructions else None,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import intervals, suites
-from llm2comp.evaluation.store import Score, Stored
+from llm2comp.evaluation.store import Score, TaskResult
 from llm2comp.evaluation.tasks.registry import TASKS
 from llm2comp.utils.tables import MISSING, Cells, show_cells
 
@@ -21,7 +21,7 @@ PAPER = "{} (paper)"
 
 
 @dataclass
-class Board:
+class Leaderboard:
     """Scores of models by column.
 
     Attributes:
@@ -32,10 +32,10 @@ class Board:
 
     types: dict[str, str]
     points: dict[str, dict[str, float]]
-    found: dict[tuple[str, str], Stored]
+    found: dict[tuple[str, str], TaskResult]
 
     @classmethod
-    def of(cls, found: Sequence[Stored], *, with_paper: bool = False) -> "Board":
+    def of(cls, found: Sequence[TaskResult], *, with_paper: bool = False) -> "Leaderboard":
         """Return a board with a column a task.
 
         Args:
@@ -59,7 +59,7 @@ class Board:
             {(one.model, one.score.task): one for one in found},
         )
 
-    def by_type(self) -> "Board":
+    def by_type(self) -> "Leaderboard":
         """Return a board with a column a type of task: the mean over its tasks."""
         found = set(self.types.values())
         types = [
@@ -67,7 +67,7 @@ class Board:
             *sorted(found - {*suites.TYPES}),
         ]
         means = {model: self._means(points) for model, points in self.points.items()}
-        return Board({name: name for name in types}, means, {})
+        return Leaderboard({name: name for name in types}, means, {})
 
     def cells(self, *, sort: str = MEAN, against: str | None = None) -> Cells:
         """Return a row a model, a column a task, then their mean; best first.

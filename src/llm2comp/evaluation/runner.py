@@ -10,14 +10,15 @@ from typing import Any
 
 import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
-from mteb.results import TaskResult
+from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
-from llm2comp.evaluation.store import Score, Store, Stored
-from llm2comp.utils.progress import advancing, text_progress
+from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.model.lineage import Lineage
+from llm2comp.utils.progress import text_progress, track_texts
 
 __all__ = ["Score", "evaluate"]
 
@@ -42,12 +43,12 @@ def evaluate(
     model: SentenceTransformer,
     name: str,
     tasks: Sequence[AbsTask],
-    results: Store | None = None,
+    results: ResultStore | None = None,
     batch_size: int = 32,
     *,
     again: bool = False,
     instructions: Mapping[str, str] | None = None,
-    lineage: Mapping[str, Any] | None = None,
+    lineage: Lineage | None = None,
 ) -> list[Score]:
     """Score a model on tasks, with a progress bar over their texts.
 
@@ -85,7 +86,7 @@ def evaluate(
         for plan, stored in _scored(model, name, missing, batch_size, progress, lineage):
             plan.score = stored.score
             if results is not None:
-                results.keep(stored)
+                results.save(stored)
             _say(progress, name, plan.score)
     return [plan.score for plan in plans if plan.score is not None]
 
@@ -96,13 +97,13 @@ def _scored(
     plans: Sequence[_Plan],
     batch_size: int,
     progress: Progress,
-    lineage: Mapping[str, Any] | None,
-) -> Iterator[tuple[_Plan, Stored]]:
+    lineage: Lineage | None,
+) -> Iterator[tuple[_Plan, TaskResult]]:
     """Run tasks one after the other under one bar."""
     sizes = [getattr(plan.task, "texts", 0) for plan in plans]
     bar = progress.add_task(name, total=sum(sizes) if all(sizes) else None, visible=bool(plans))
     expected = 0
-    with advancing(model, progress, bar):
+    with track_texts(model, progress, bar):
         for place, (plan, size) in enumerate(zip(plans, sizes, strict=True), 1):
             about = plan.task.metadata.name
             progress.update(bar, description=f"{name}: {about} ({place}/{len(plans)})")
@@ -116,12 +117,17 @@ def _scored(
 
 
 def _take_known(
-    model: SentenceTransformer, name: str, plans: Sequence[_Plan], results: Store, *, again: bool
+    model: SentenceTransformer,
+    name: str,
+    plans: Sequence[_Plan],
+    results: ResultStore,
+    *,
+    again: bool,
 ) -> None:
     fingerprint = store.fingerprint(model)
     for plan in plans:
         plan.key = store.key(fingerprint, plan.task, plan.instruction, quick=plan.quick)
-        known = results.find(name, plan.task.metadata.name, plan.quick, plan.key)
+        known = results.get(name, plan.task.metadata.name, plan.quick, plan.key)
         if known is not None and not again:
             plan.score = known.score
 
@@ -130,9 +136,9 @@ def _warn_of_missing_instructions(
     model: SentenceTransformer,
     name: str,
     plans: Sequence[_Plan],
-    lineage: Mapping[str, Any] | None,
+    lineage: Lineage | None,
 ) -> None:
-    if not store.trained_with_instructions(lineage):
+    if lineage is None or not lineage.trained_with_instructions:
         return
     without = [
         plan.task.metadata.name
@@ -151,7 +157,7 @@ def _warn_of_missing_instructions(
 
 def _run(
     model: SentenceTransformer, plan: _Plan, batch_size: int
-) -> tuple[TaskResult, dict[str, Any], float]:
+) -> tuple[MtebResult, dict[str, Any], float]:
     """Return mteb's result, the items of :mod:`.intervals` and the seconds it took."""
     encoder = InstructedEncoder(model, plan.instruction) if plan.instruction else model
     with tempfile.TemporaryDirectory() as predictions:
@@ -173,15 +179,15 @@ def _stored(
     model: SentenceTransformer,
     name: str,
     plan: _Plan,
-    result: TaskResult,
+    result: MtebResult,
     items: dict[str, Any],
     seconds: float,
     texts: int,
-    lineage: Mapping[str, Any] | None,
-) -> Stored:
+    lineage: Lineage | None,
+) -> TaskResult:
     about = plan.task.metadata
     paper = suites.paper_tasks().get(about.name)
-    return Stored(
+    return TaskResult(
         model=name,
         score=Score(
             task=about.name,
@@ -198,7 +204,7 @@ def _stored(
         prompts=dict(model.prompts),
         key=plan.key,
         versions=store.versions(),
-        lineage=dict(lineage) if lineage is not None else None,
+        lineage=lineage,
         items=items,
         mteb=result.to_dict(),
     )

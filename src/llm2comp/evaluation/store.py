@@ -1,11 +1,9 @@
 """Results on disk: one JSON a model and task, which is also the cache of what has been scored."""
 
-import dataclasses
 import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +16,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.module import Module
 
 from llm2comp.errors import UserError
-from llm2comp.utils.files import cache_dir, whole_file
+from llm2comp.model.lineage import Lineage
+from llm2comp.utils.files import atomic_file, cache_dir
 
 PACKAGES = ("llm2comp", "mteb", "sentence-transformers", "transformers", "torch")
 
@@ -41,7 +40,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Stored:
+class TaskResult:
     """A score with all that explains it.
 
     Attributes:
@@ -65,12 +64,12 @@ class Stored:
     prompts: dict[str, Any]
     key: str
     versions: dict[str, str]
-    lineage: dict[str, Any] | None
+    lineage: Lineage | None
     items: dict[str, Any] = field(default_factory=dict)
     mteb: dict[str, Any] = field(default_factory=dict)
 
 
-class Store:
+class ResultStore:
     """A folder of results, ``<model>/<task>[-quick].json``.
 
     Args:
@@ -80,7 +79,7 @@ class Store:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir() / "results"
 
-    def find(self, model: str, task: str, quick: bool, wanted: str) -> Stored | None:
+    def get(self, model: str, task: str, quick: bool, wanted: str) -> TaskResult | None:
         """Return the result of a model on a task if its key is the wanted one."""
         file = self._file(model, task, quick)
         if not file.exists():
@@ -88,15 +87,15 @@ class Store:
         stored = _read(file)
         return stored if stored.key == wanted else None
 
-    def keep(self, stored: Stored) -> None:
+    def save(self, stored: TaskResult) -> None:
         """Write a result, whole or not at all."""
-        with whole_file(self._file(stored.model, stored.score.task, stored.score.quick)) as partial:
-            content = json.dumps(
-                dataclasses.asdict(stored), indent=1, ensure_ascii=False, default=str
-            )
-            partial.write_text(content + "\n", encoding="utf-8")
+        with atomic_file(
+            self._file(stored.model, stored.score.task, stored.score.quick)
+        ) as partial:
+            content = TypeAdapter(TaskResult).dump_json(stored, indent=1, fallback=str)
+            partial.write_bytes(content + b"\n")
 
-    def all(self) -> list[Stored]:
+    def all(self) -> list[TaskResult]:
         """Return every result, the models in alphabetical order.
 
         Raises:
@@ -145,18 +144,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def trained_with_instructions(lineage: Mapping[str, Any] | None) -> bool:
-    """Whether an encoder's lineage has instructions in its prompts or before its queries."""
-    if lineage is None:
-        return False
-    sources = [source for stage in lineage["stages"] for source in stage.get("data", [])]
-    return any(lineage.get("prompts", {}).values()) or any(
-        source.get("query_instruction") for source in sources
-    )
-
-
-def _read(file: Path) -> Stored:
+def _read(file: Path) -> TaskResult:
     try:
-        return TypeAdapter(Stored).validate_json(file.read_bytes())
+        return TypeAdapter(TaskResult).validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file} cannot be read; remove it to score the model anew") from error

@@ -90,7 +90,7 @@ class _CompiledTransformer(Transformer):
 class CompiledEncoder(TokenBatched):
     """A model whose body is compiled; OpenVINO has its best rate at 1,024 tokens a batch."""
 
-    tokens_a_text = 32
+    tokens_per_text = 32
 
 
 def load(folder: Path) -> CompiledEncoder:

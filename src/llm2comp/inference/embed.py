@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.inference.embedding_files import Vectors
+from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.inference.worker_pool import Workers
 
 
@@ -16,7 +16,7 @@ def embed(
     batch_size: int,
     prompt_name: str | None = None,
     pool: Workers | None = None,
-) -> Vectors:
+) -> Embeddings:
     """Return float32 ``(len(texts), dimension)``, with the model's query or document prompt."""
     encoders: dict[str | None, Callable[..., npt.ArrayLike]] = {
         None: model.encode,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from llm2comp.errors import UserError
 
-Vectors = npt.NDArray[np.float32]
+Embeddings = npt.NDArray[np.float32]
 
 
 def require_writable(file: Path) -> None:
@@ -23,12 +23,12 @@ def require_writable(file: Path) -> None:
         raise UserError(f"--out {file}: vectors are written to {' or '.join(WRITERS)} files")
 
 
-class VectorWriter(Protocol):
+class EmbeddingWriter(Protocol):
     """Writes a file of so many rows of one dimension, and nothing but whole rows."""
 
     def __init__(self, file: Path, rows: int, dimension: int) -> None: ...
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:
+    def write(self, texts: list[str], vectors: Embeddings) -> None:
         """Write the next rows."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class _NpyWriter:
         header = {"shape": (rows, dimension), "fortran_order": False, "descr": "<f4"}
         np.lib.format.write_array_header_1_0(self.stream, header)
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:  # noqa: ARG002
+    def write(self, texts: list[str], vectors: Embeddings) -> None:  # noqa: ARG002
         self.stream.write(np.ascontiguousarray(vectors, "<f4").data)
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class _ParquetWriter:
         self.schema = pa.schema([("text", pa.string()), ("embedding", self.vector)])
         self.writer = pq.ParquetWriter(file, self.schema)
 
-    def write(self, texts: list[str], vectors: Vectors) -> None:
+    def write(self, texts: list[str], vectors: Embeddings) -> None:
         flat = pa.array(vectors.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, type=self.vector)
         self.writer.write_table(pa.table([pa.array(texts), column], schema=self.schema))
@@ -70,4 +70,4 @@ class _ParquetWriter:
         self.writer.close()
 
 
-WRITERS: dict[str, type[VectorWriter]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter}
+WRITERS: dict[str, type[EmbeddingWriter]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter}

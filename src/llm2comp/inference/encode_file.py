@@ -11,11 +11,16 @@ from llm2comp.data.text_files import read_texts, require_texts
 from llm2comp.errors import UserError
 from llm2comp.inference.compiled import CompiledEncoder
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import WRITERS, Vectors, VectorWriter, require_writable
+from llm2comp.inference.embedding_files import (
+    WRITERS,
+    Embeddings,
+    EmbeddingWriter,
+    require_writable,
+)
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.inference.worker_pool import Workers, start
-from llm2comp.utils.files import whole_file
-from llm2comp.utils.progress import advancing, text_progress
+from llm2comp.utils.files import atomic_file
+from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK_BATCHES = 256
 """Batches of texts read at once, a worker. Sorted by length together, 8,192 texts are padded by
@@ -59,10 +64,10 @@ def encode_file(
     total = sum(1 for _ in read_texts(file))
     done = 0
     # The workers come first: a model with the bar's hook cannot be sent to them.
-    with _pool(model, workers) as pool, whole_file(out) as unfinished, text_progress() as progress:
+    with _pool(model, workers) as pool, atomic_file(out) as unfinished, text_progress() as progress:
         bar = progress.add_task(file.name, total=total)
-        with advancing(model, progress, bar, pool):
-            writer: VectorWriter | None = None
+        with track_texts(model, progress, bar, pool):
+            writer: EmbeddingWriter | None = None
             try:
                 for texts in chunks(read_texts(file), batch_size, workers):
                     vectors = embed(model, texts, batch_size, prompt_name, pool)
@@ -107,7 +112,7 @@ def chunks(texts: Iterable[str], batch_size: int, workers: int = 1) -> Iterator[
         yield chunk
 
 
-def _require_finite(vectors: Vectors, file: Path, before: int) -> None:
+def _require_finite(vectors: Embeddings, file: Path, before: int) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         raise UserError(

@@ -12,7 +12,7 @@ from llm2comp.inference import compiled
 from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model import released
-from llm2comp.model.attention import for_encoding
+from llm2comp.model.attention import configure_attention
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
 
@@ -79,5 +79,5 @@ def load_in(name: str, dtype: torch.dtype) -> SentenceTransformer:
         ) from error
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
-        for_encoding(body)
+        configure_attention(body)
     return model

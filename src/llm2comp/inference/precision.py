@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.hub import cached
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Vectors
-from llm2comp.utils.files import cache_dir, whole_file
+from llm2comp.inference.embedding_files import Embeddings
+from llm2comp.utils.files import atomic_file, cache_dir
 from llm2comp.utils.hardware import compute_dtype, native_bfloat16
 
 logger = logging.getLogger(__name__)
@@ -84,11 +84,11 @@ def load_checked(
     return model
 
 
-def _vectors(model: SentenceTransformer) -> Vectors:
+def _vectors(model: SentenceTransformer) -> Embeddings:
     return embed(model, sample_texts(), batch_size=32)
 
 
-def _smallest_cosine(one: Vectors, other: Vectors) -> float:
+def _smallest_cosine(one: Embeddings, other: Embeddings) -> float:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float(((one * other).sum(1) / lengths).min())
 
@@ -120,6 +120,6 @@ def _keep(name: str, source: str, cosine: float) -> None:
     file = _outcome(name, source)
     with suppress(OSError):  # a cache that cannot be written costs time, no more
         if file is not None:
-            with whole_file(file) as partial_file:
+            with atomic_file(file) as partial_file:
                 content = json.dumps({"model": name, "smallest_cosine": cosine})
                 partial_file.write_text(content + "\n", encoding="utf-8")

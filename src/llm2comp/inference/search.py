@@ -13,7 +13,7 @@ from llm2comp.data.text_files import read_texts, replace_surrogates, require_tex
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.encode_file import chunks
-from llm2comp.utils.progress import advancing, text_progress
+from llm2comp.utils.progress import text_progress, track_texts
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def search_all(
     before = 0
     with text_progress() as progress:
         bar = progress.add_task(file.name, total=total)
-        with advancing(model, progress, bar):
+        with track_texts(model, progress, bar):
             for texts in chunks(read_texts(file), batch_size):
                 vectors = embed(model, texts, batch_size, "document")
                 nearest = semantic_search(wanted, torch.from_numpy(vectors), top_k=top_k)

@@ -12,10 +12,10 @@ from rich.progress import track
 from sentence_transformers import SentenceTransformer
 
 import llm2comp.model.attention  # noqa: F401 (by which a model that was sent to a process attends)
-from llm2comp.data.length_batching import batched
+from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.inference.worker_pool import Workers
 
-TOKENS_A_TEXT = 64
+TOKENS_PER_TEXT = 64
 """Of a text as ``batch_size`` counts it: 32 of them are 2,048 tokens, what a processor's cache
 holds best (docs/performance.md)."""
 WINDOW = 1024
@@ -30,10 +30,10 @@ class TokenBatched(SentenceTransformer):
 
     ``batch_size`` is in texts of 64 tokens: a batch has fewer longer texts, or more shorter
     ones. The stock model sorts by characters and takes ``batch_size`` texts whatever their
-    length. Vectors are the same.
+    length. Embeddings are the same.
     """
 
-    tokens_a_text = TOKENS_A_TEXT
+    tokens_per_text = TOKENS_PER_TEXT
 
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
         """Return what the stock model's ``encode`` does, whose arguments these are.
@@ -46,13 +46,13 @@ class TokenBatched(SentenceTransformer):
             return super().encode(inputs, *args, **options)
         each: Callable[..., Iterator[Any]] = pool.map if pool else self._map
         done = pool.on_batch if pool else lambda _: None
-        budget = options.pop("batch_size", 32) * self.tokens_a_text
+        budget = options.pop("batch_size", 32) * self.tokens_per_text
         tensors = options.pop("convert_to_tensor", False)
         arrays = options.pop("convert_to_numpy", True) and not tensors
         hidden = not options.pop("show_progress_bar", False)
         windows = [inputs[start : start + WINDOW] for start in range(0, len(inputs), WINDOW)]
         counts = np.concatenate(list(each(_count, windows)))
-        batches = list(batched(np.array([self._width(n) for n in counts.tolist()]), budget))
+        batches = list(batch_by_tokens(np.array([self._width(n) for n in counts.tolist()]), budget))
         # Else the longest came first, and a bar's rate and time left would tell of them alone.
         random.Random(0).shuffle(batches)
         embed = partial(_embed, arrays=arrays or pool is not None, options=options)

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch import multiprocessing
 
 from llm2comp.errors import UserError
-from llm2comp.utils.hardware import keep_freed
+from llm2comp.utils.hardware import retain_freed_memory
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -105,7 +105,7 @@ _model: SentenceTransformer | None = None
 
 def _begin(model: SentenceTransformer, threads: int) -> None:
     global _model
-    keep_freed()
+    retain_freed_memory()
     torch.set_num_threads(threads)
     _model = model
 

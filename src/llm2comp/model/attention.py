@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-NAME = "llm2comp_products"
+NAME = "llm2comp_matmul"
 BLOCK = 128
 """Queries at once. Their products with keys behind them are left out where none may look there."""
 SHORT = 128
@@ -25,20 +25,20 @@ _BIASES: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 """What is added to scores, by mask: one for all layers, gone with the mask."""
 
 
-def for_encoding(model: PreTrainedModel) -> None:
+def configure_attention(model: PreTrainedModel) -> None:
     """Set a model to read each text once: no key-value cache, and attention by products."""
     model.config.use_cache = False
-    use_products(model)
+    use_matmul_attention(model)
 
 
-def use_products(model: PreTrainedModel) -> None:
+def use_matmul_attention(model: PreTrainedModel) -> None:
     """Let a model on a processor attend by :func:`attend`, if it attends by ``sdpa``."""
     if not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
-def use_fused(model: PreTrainedModel) -> None:
-    """Undo :func:`use_products`, for what traces a model: its choice by length is no constant."""
+def use_sdpa(model: PreTrainedModel) -> None:
+    """Undo :func:`use_matmul_attention`, for what traces a model: its choice by length is no constant."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
 

@@ -25,8 +25,8 @@ from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError
 from llm2comp.model import backbone
-from llm2comp.model.attention import for_encoding
-from llm2comp.utils.files import cache_dir, whole_folder
+from llm2comp.model.attention import configure_attention
+from llm2comp.utils.files import atomic_folder, cache_dir
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 """Backbones that install from a package index: catalogue name to GGUF member."""
@@ -66,7 +66,7 @@ def load_backbone(
             f"backbone {name!r} cannot be loaded ({reason[:200]}); "
             f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
-    for_encoding(model)
+    configure_attention(model)
     model.train(False)
     probe(model, name, bidirectional=bidirectional)
     return model, tokenizer
@@ -107,7 +107,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         with suppress(AttributeError):
             delattr(owner, leftover)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **location)
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
 

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from llm2comp import recipe
-from llm2comp.data.length_batching import batched
+from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.model.backbone import body_of, token_table
-from llm2comp.model.lora import lighten
+from llm2comp.model.lora import replace_peft_layers
+from llm2comp.recipe import Lora
 
 
-def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
+def add_adapter(body: PreTrainedModel, lora: Lora, k: int) -> PeftModel:
     """Add LoRA to the body, in place, and let only it and the table's last k rows train.
 
     What trains is kept in float32 whatever the frozen weights are: bfloat16
@@ -47,7 +47,7 @@ def add_adapter(body: PreTrainedModel, lora: recipe.Lora, k: int) -> PeftModel:
         trainable_token_indices={name: list(range(size - k, size))} if k else None,
     )
     adapted = get_peft_model(body, config)
-    lighten(adapted)
+    replace_peft_layers(adapted)
     for parameter in trainable_parameters(adapted).values():
         parameter.data = parameter.data.float()
     return adapted
@@ -57,7 +57,7 @@ TOKENS_AT_ONCE = 1024
 """Of a pass on a processor, which more of them would not make faster (docs/performance.md)."""
 
 
-def in_parts(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
+def map_length_buckets(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
     """Run the rows of a batch in parts of like length, so that little is padded.
 
     On a GPU, and where a batch is small, there is one part.
@@ -71,7 +71,7 @@ def in_parts(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]]) -> list
     """
     budget = TOKENS_AT_ONCE if lengths.device.type == "cpu" else len(lengths) * int(lengths.max())
     found: dict[int, Tensor] = {}
-    for rows in batched(lengths.cpu().numpy(), budget):
+    for rows in batch_by_tokens(lengths.cpu().numpy(), budget):
         found.update(zip(rows, run(torch.tensor(rows, device=lengths.device)), strict=True))
     return [found[row] for row in range(len(lengths))]
 
@@ -98,7 +98,7 @@ class Compressor(nn.Module):
     Args:
         model: causal LM whose embedding table ends with the k memory rows
             (:func:`llm2comp.memory.add_memory_tokens`); its body gets the adapter.
-        k: number of memory rows; none for a pretext that pools over the text's own tokens.
+        num_memory_embeddings: rows of the table that train; none for a pretext that pools over the text's own tokens.
         lora: the adapter to train.
         bos_id: token before every text, if the model has one.
         causal: the encoder's attention; the decoder is always causal.
@@ -108,21 +108,21 @@ class Compressor(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        k: int,
-        lora: recipe.Lora,
+        num_memory_embeddings: int,
+        lora: Lora,
         *,
         bos_id: int | None,
         causal: bool,
         scale: Literal["none", "embeddings"] = "none",
     ) -> None:
         super().__init__()
-        self.k = k
+        self.num_memory_embeddings = num_memory_embeddings
         self.bos_id = bos_id
         self.causal = causal
         self.body = body_of(model)
         self.head = cast(nn.Module, model.get_output_embeddings())  # type: ignore[no-untyped-call]
         table = token_table(model).weight
-        self.vocabulary = len(table) - k
+        self.vocabulary = len(table) - num_memory_embeddings
         self.token_norm = (
             table[: self.vocabulary].float().norm(dim=-1).mean().item()
             if scale == "embeddings"
@@ -130,13 +130,13 @@ class Compressor(nn.Module):
         )
         for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
             parameter.requires_grad_(False)
-        self.adapted = add_adapter(self.body, lora, k)
+        self.adapted = add_adapter(self.body, lora, num_memory_embeddings)
         self._frozen = False
 
     @property
     def memory_ids(self) -> list[int]:
         """Token ids of the memory tokens."""
-        return list(range(self.vocabulary, self.vocabulary + self.k))
+        return list(range(self.vocabulary, self.vocabulary + self.num_memory_embeddings))
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +180,7 @@ class Compressor(nn.Module):
             states = self.encode(ids, mask[:, there])
             return states[ids >= self.vocabulary].view(len(rows), -1, states.shape[-1])
 
-        return torch.stack(in_parts(attention_mask.sum(1), memory))
+        return torch.stack(map_length_buckets(attention_mask.sum(1), memory))
 
     def as_input(self, memory: Tensor) -> Tensor:
         """Return memory outputs ``(batch, k, hidden)`` as the decoder is to read them.
@@ -195,7 +195,7 @@ class Compressor(nn.Module):
         scaled: Tensor = normalize(memory.float(), dim=-1) * self.token_norm
         return scaled
 
-    def continue_from(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def student_states(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read ``BOS memory tokens`` and return its states (the student).
 
         Args:
@@ -222,10 +222,10 @@ class Compressor(nn.Module):
             return _of_each(found[:, before - 1 :], wanted)
 
         with self.frozen():
-            return torch.cat(in_parts(before + _lengths(targets), states))
+            return torch.cat(map_length_buckets(before + _lengths(targets), states))
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def teacher_states(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read plain text and return its states (the teacher).
 
         Args:
@@ -242,7 +242,7 @@ class Compressor(nn.Module):
             return _of_each(found, wanted)
 
         with self.frozen():
-            return torch.cat(in_parts(_lengths(targets), states))
+            return torch.cat(map_length_buckets(_lengths(targets), states))
 
     def logits(self, states: Tensor) -> Tensor:
         """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory cut off.

@@ -5,10 +5,9 @@ the adapter that a stage trained, merged in float32. The folder is made of
 stock modules and loads without this package.
 """
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -16,14 +15,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import body_of, load_backbone
-from llm2comp.model.lineage import LINEAGE, form_of
+from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling
 from llm2comp.model.model_card import model_card
-from llm2comp.model.prompt_format import COMPRESSION, Form
-from llm2comp.utils.files import whole_folder
+from llm2comp.model.prompt_format import COMPRESSION, PromptFormat
+from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder that holds what its stage trained, in PEFT's format."""
@@ -37,7 +35,7 @@ def assemble(
     causal: bool,
     prompts: dict[str, str] | None = None,
     max_length: int = 512,
-    form: Form = COMPRESSION,
+    prompt_format: PromptFormat = COMPRESSION,
 ) -> SentenceTransformer:
     """Make a sentence-transformers model of a causal LM's body with k memory rows.
 
@@ -48,7 +46,7 @@ def assemble(
         causal: the encoder's attention, recorded in the configuration.
         prompts: for ``encode_query`` and ``encode_document``.
         max_length: tokens of a text, specials, prompts and memory not counted.
-        form: of the objective that it is trained by.
+        prompt_format: of the objective that trains it.
     """
     body = body_of(model)
     body.config.is_causal = causal
@@ -62,7 +60,7 @@ def assemble(
         body.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         transformer = Transformer(scratch, unpad_inputs=False)
-    modules = [transformer, *pooling(tokenizer, form, k, body.config.hidden_size)]
+    modules = [transformer, *pooling(tokenizer, prompt_format, k, body.config.hidden_size)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
 
@@ -86,17 +84,14 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     encoder.requires_grad_(False)
 
 
-def save(
-    encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: dict[str, Any]
-) -> None:
+def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lineage) -> None:
     """Write an encoder folder whole, with its adapter and ``llm2comp.json``."""
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         card = model_card(lineage, encoder_body(encoder).config.hidden_size)
         (partial / "README.md").write_text(card, encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
-        text = json.dumps(lineage, indent=2, ensure_ascii=False)
-        (partial / LINEAGE).write_text(text + "\n", encoding="utf-8")
+        lineage.write(partial)
 
 
 def copy_adapter(source: Path, target: Path) -> None:
@@ -106,25 +101,23 @@ def copy_adapter(source: Path, target: Path) -> None:
         (target / name).write_bytes((source / name).read_bytes())
 
 
-def build(lineage: dict[str, Any], adapters: list[Path]) -> SentenceTransformer:
+def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
     """Build an encoder from its lineage's backbone and the adapters of its stages, in float32.
 
     Raises:
         UserError: if the backbone cannot be had or an adapter does not fit.
     """
-    memory = recipe.Memory.model_validate(lineage["memory"])
-    last = lineage["stages"][len(adapters) - 1]
-    model, tokenizer = load_backbone(lineage["backbone"]["name"], bidirectional=not last["causal"])
-    form = form_of(lineage)
-    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage["seed"], form)
+    last = lineage.stages[len(adapters) - 1]
+    model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
+    tokenizer = add_memory_tokens(model, tokenizer, lineage.memory, lineage.seed, lineage.format)
     encoder = assemble(
         model,
         tokenizer,
-        memory.tokens,
-        causal=last["causal"],
-        prompts=lineage["prompts"],
-        max_length=lineage["max_length"],
-        form=form,
+        lineage.memory.tokens,
+        causal=last.causal,
+        prompts=lineage.prompts,
+        max_length=lineage.max_length,
+        prompt_format=lineage.format,
     )
     for adapter in adapters:
         merge(encoder, adapter)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 
-class MemoryRows(TrainableTokensLayer):
+class MemoryEmbedding(TrainableTokensLayer):
     """PEFT's layer, for rows that are the last of the table.
 
     PEFT copies the whole table to put the trained rows in, and its backward pass makes the
@@ -53,10 +53,10 @@ class LoraLinear(Linear):
         return (result + change).to(result.dtype)
 
 
-LIGHTER: dict[type, type[nn.Module]] = {TrainableTokensLayer: MemoryRows, Linear: LoraLinear}
+LIGHTER: dict[type, type[nn.Module]] = {TrainableTokensLayer: MemoryEmbedding, Linear: LoraLinear}
 
 
-def lighten(adapted: PeftModel) -> None:
+def replace_peft_layers(adapted: PeftModel) -> None:
     """Exchange the layers of an adapted model for those of here, in place."""
     for module in cast(nn.Module, adapted).modules():
         if type(module) in LIGHTER:

@@ -6,10 +6,10 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import token_table
-from llm2comp.model.prompt_format import COMPRESSION, Form, surround
+from llm2comp.model.prompt_format import COMPRESSION, PromptFormat, set_template
+from llm2comp.recipe import Memory
 
 
 def memory_tokens(count: int) -> list[str]:
@@ -17,23 +17,23 @@ def memory_tokens(count: int) -> list[str]:
     return [f"<|memory_{i}|>" for i in range(count)]
 
 
-def read_tokens(form: Form, k: int) -> list[str]:
+def read_tokens(prompt_format: PromptFormat, k: int) -> list[str]:
     """Return the names of the memory tokens behind a text: the last k of those there are."""
-    names = memory_tokens(form.rows(k))
-    return names[len(names) - form.tokens(k) :]
+    names = memory_tokens(prompt_format.num_memory_embeddings(k))
+    return names[len(names) - prompt_format.tokens(k) :]
 
 
 def add_memory_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    memory: recipe.Memory,
+    memory: Memory,
     seed: int,
-    form: Form = COMPRESSION,
+    prompt_format: PromptFormat = COMPRESSION,
 ) -> PreTrainedTokenizerFast:
     """Append the memory rows to the model's embedding table, in place, and extend the tokenizer.
 
     Returns:
-        A tokenizer that puts ``BOS`` and the form's prompts around every text,
+        A tokenizer that puts ``BOS`` and the format's prompts around every text,
         and the memory tokens behind it; its truncation cuts nothing but the text.
 
     Raises:
@@ -45,8 +45,10 @@ def add_memory_tokens(
             f"tokenizer of {tokenizer.name_or_path} has no fast version; llm2comp needs one"
         )
     table = token_table(model).weight.detach().float()
-    rows = _initial_rows(table, tokenizer, memory, form.rows(memory.tokens), seed)
-    extended = _with_memory(tokenizer, form, memory.tokens, first_id=len(table))
+    rows = _initial_rows(
+        table, tokenizer, memory, prompt_format.num_memory_embeddings(memory.tokens), seed
+    )
+    extended = _with_memory(tokenizer, prompt_format, memory.tokens, first_id=len(table))
     model.resize_token_embeddings(len(table) + len(rows), mean_resizing=False)
     with torch.no_grad():
         token_table(model).weight[len(table) :] = rows.to(model.dtype)
@@ -56,7 +58,7 @@ def add_memory_tokens(
 def _initial_rows(
     table: torch.Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    memory: recipe.Memory,
+    memory: Memory,
     count: int,
     seed: int,
 ) -> torch.Tensor:
@@ -73,7 +75,7 @@ def _initial_rows(
 
 
 def _with_memory(
-    tokenizer: PreTrainedTokenizerBase, form: Form, k: int, first_id: int
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, k: int, first_id: int
 ) -> PreTrainedTokenizerFast:
     backend = Tokenizer.from_str(
         tokenizer.backend_tokenizer.to_str()
@@ -85,21 +87,24 @@ def _with_memory(
             f"tokenizer of {tokenizer.name_or_path} has {-gap} more tokens than the model has rows"
         )
     backend.add_special_tokens([f"<|unused_row_{i}|>" for i in range(gap)])
-    backend.add_special_tokens(memory_tokens(form.rows(k)))
+    backend.add_special_tokens(memory_tokens(prompt_format.num_memory_embeddings(k)))
     known = {
         name: getattr(tokenizer, name)
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         if getattr(tokenizer, name) is not None
     }
-    if form.pooling == "text" and "eos_token" in known:
+    if prompt_format.pooling == "text" and "eos_token" in known:
         known.setdefault("bos_token", known["eos_token"])  # an empty text needs some token
     known.setdefault("pad_token", known.get("eos_token", backend.id_to_token(first_id)))
     ids = backend.get_vocab()
     bos = [ids[known["bos_token"]]] if "bos_token" in known else []
     before, after = (
-        backend.encode(prompt, add_special_tokens=False).ids for prompt in (form.before, form.after)
+        backend.encode(prompt, add_special_tokens=False).ids
+        for prompt in (prompt_format.before, prompt_format.after)
     )
-    surround(backend, [*bos, *before], [*after, *(ids[token] for token in read_tokens(form, k))])
+    set_template(
+        backend, [*bos, *before], [*after, *(ids[token] for token in read_tokens(prompt_format, k))]
+    )
     # The generic class keeps the post-processor as it is; model-specific ones rebuild it on load.
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
@@ -110,16 +115,18 @@ def _with_memory(
     )
 
 
-def pooling(tokenizer: PreTrainedTokenizerBase, form: Form, k: int, hidden: int) -> list[nn.Module]:
-    """Return stock modules that average a text's outputs to unit length, as its form says.
+def pooling(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, k: int, hidden: int
+) -> list[nn.Module]:
+    """Return stock modules that average a text's outputs to unit length, as its prompt format says.
 
     ``WordWeights`` weighs memory tokens 1 and all else 0 (paper: the embedding
     is the mean of the k memory outputs), or the text's own tokens 1 and BOS 0;
     ``Pooling(mean)`` divides by the sum of the weights.
     """
     vocabulary = [str(tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
-    if form.pooling == "memory":
-        weights, others = dict.fromkeys(read_tokens(form, k), 1.0), 0.0
+    if prompt_format.pooling == "memory":
+        weights, others = dict.fromkeys(read_tokens(prompt_format, k), 1.0), 0.0
     else:
         weights, others = {str(tokenizer.bos_token): 0.0}, 1.0
     return [

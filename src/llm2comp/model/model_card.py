@@ -1,8 +1,6 @@
 """The model card of an encoder folder: what it is, what it was trained on, how to use it."""
 
-from typing import Any
-
-from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.model.lineage import Lineage, StageRecord
 
 TEMPLATE = """---
 library_name: sentence-transformers
@@ -31,43 +29,42 @@ Seed {seed}. The whole lineage, with package versions, is in `llm2comp.json`; {w
 """
 
 
-def model_card(lineage: dict[str, Any], width: int) -> str:
+def model_card(lineage: Lineage, width: int) -> str:
     """Write the card of an encoder from its lineage.
 
     Args:
-        lineage: content of ``llm2comp.json``, with one stage at least.
-        width: dimensions of a vector.
+        lineage: with at least one stage.
+        width: dimensions of an embedding.
     """
-    last = lineage["stages"][-1]
-    to = lineage.get("compiled", {}).get("to")
+    last = lineage.stages[-1]
+    to = lineage.compiled.to if lineage.compiled else None
     adapter = "`adapter/` holds what\nthe last stage trained, in PEFT's format"
     return TEMPLATE.format(
         backend=f', backend="{to}"' if to else "",
         weights=f"`{to}/` holds\nthe compiled weights" if to else adapter,
-        name=lineage["name"],
-        count=len(lineage["stages"]),
-        last=last["stage"],
-        backbone=lineage["backbone"]["name"],
-        objective=lineage["stages"][0]["objective"],
+        name=lineage.name,
+        count=len(lineage.stages),
+        last=last.stage,
+        backbone=lineage.backbone.name,
+        objective=lineage.stages[0].objective,
         embedding=_embedding(lineage),
-        attention="causal" if last["causal"] else "bidirectional",
+        attention="causal" if last.causal else "bidirectional",
         width=width,
-        length=lineage["max_length"],
-        stages="\n".join(map(_row, lineage["stages"])),
-        seed=lineage["seed"],
+        length=lineage.max_length,
+        stages="\n".join(map(_row, lineage.stages)),
+        seed=lineage.seed,
     )
 
 
-def _embedding(lineage: dict[str, Any]) -> str:
-    form = OBJECTIVES[lineage["stages"][0]["objective"]].form
-    if form.pooling == "text":
+def _embedding(lineage: Lineage) -> str:
+    if lineage.format.pooling == "text":
         return "the mean over the text's own tokens"
-    k = form.tokens(lineage["memory"]["tokens"])
+    k = lineage.memory.tokens
     return f"the mean over the outputs of {k} memory tokens, which stand behind every text"
 
 
-def _row(stage: dict[str, Any]) -> str:
-    data = ", ".join(source["source"] for source in stage["data"])
-    objective = stage.get("objective", "contrastive")
-    size = f"{stage['steps']:,} x {stage['batch_size']:,}"
-    return f"| {stage['stage']} | {objective} | {data} | {size} | {stage['learning_rate']:g} |"
+def _row(stage: StageRecord) -> str:
+    data = ", ".join(source.source for source in stage.data)
+    size = f"{stage.steps:,} x {stage.batch_size:,}"
+    objective = stage.objective or "contrastive"
+    return f"| {stage.stage} | {objective} | {data} | {size} | {stage.learning_rate:g} |"

@@ -23,7 +23,7 @@ ROUNDING = 1e-9
 """Above float64's error in a cosine, so that equal vectors merge at a threshold of 1."""
 
 
-class InMemory(Module):
+class UnsavableModule(Module):
     """A module that refuses to be saved: the folder would not load without this package."""
 
     def save(self, output_path: str, *_: Any, **__: Any) -> NoReturn:
@@ -35,7 +35,7 @@ class InMemory(Module):
         raise UserError(f"{output_path}: {type(self).__name__} works in memory only, not saved")
 
 
-class MergeMemory(InMemory):
+class MergeMemory(UnsavableModule):
     """Stands in the place of ``WordWeights``: clusters weigh 1, not memory tokens.
 
     The mean over clusters of each one's mean is the mean over tokens where a

@@ -7,14 +7,13 @@ backbone, once, in the user's cache.
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
-from llm2comp.model.lineage import LINEAGE, read_lineage
-from llm2comp.recipe import FOLDERS
+from llm2comp.model.lineage import LINEAGE, Lineage
+from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.utils.files import cache_dir
 
 RELEASED = Path(__file__).parent / "released"
@@ -40,8 +39,8 @@ def fetch(name: str) -> Path:
     release, _, stage = name.partition("/")
     if release not in names():
         raise UserError(f"no released model {release!r}; there are {', '.join(names())}")
-    lineage = read_lineage(RELEASED / release)
-    stages = [FOLDERS[entry["stage"]] for entry in lineage["stages"]]
+    lineage = Lineage.read(RELEASED / release)
+    stages = [STAGE_FOLDERS[entry.stage] for entry in lineage.stages]
     stage = stage or stages[-1]
     if stage not in stages:
         raise UserError(f"{release} has no stage {stage!r}; it has {', '.join(stages)}")
@@ -49,7 +48,7 @@ def fetch(name: str) -> Path:
     adapters = [RELEASED / release / name for name in trained]
     folder = cache_dir() / "models" / f"{release}-{_digest(adapters)}" / stage
     if not folder.exists():
-        lineage["stages"] = lineage["stages"][: len(adapters)]
+        lineage = lineage.until(len(adapters))
         encoder.save(encoder.build(lineage, adapters), folder, adapters[-1], lineage)
     return folder
 
@@ -72,7 +71,7 @@ def adapter_of(name: str) -> Path:
     if local.is_dir():
         return local
     release, _, stage = name.partition("/")
-    shipped = RELEASED / release / (stage or FOLDERS["pretext"])
+    shipped = RELEASED / release / (stage or STAGE_FOLDERS["pretext"])
     if not shipped.is_dir():
         raise UserError(f"{name!r} is neither an encoder folder with an adapter nor a release")
     return shipped
@@ -93,7 +92,7 @@ def source_of(name: str) -> str:
     return name
 
 
-def lineage_of(name: str) -> dict[str, Any] | None:
+def lineage_of(name: str) -> Lineage | None:
     """Return the lineage of an encoder by name; None if it is not one of ours."""
     folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
-    return read_lineage(folder) if (folder / LINEAGE).is_file() else None
+    return Lineage.read(folder) if (folder / LINEAGE).is_file() else None

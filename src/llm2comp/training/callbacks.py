@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llm2comp import recipe
 from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference import memory_vectors
 from llm2comp.model.compressor import Compressor
+from llm2comp.recipe import Pretext
 from llm2comp.training import held_out
 from llm2comp.training.held_out import Directions
 from llm2comp.training.objectives.batch import Batch
@@ -30,7 +30,7 @@ FLAT_GAP = 0.1
 """A gap below this, in nats a token, says that memory has become a generic prefix."""
 
 
-class Measuring(TrainerCallback, ABC):
+class EvalCallback(TrainerCallback, ABC):
     """A callback that measures on the main process.
 
     Attributes:
@@ -79,7 +79,7 @@ class AttentionSwitch(TrainerCallback):
         self.compressor.causal = state.global_step < self.opens
 
 
-class HeldOutWatch(Measuring):
+class HeldOutWatch(EvalCallback):
     """Measures the objective and the embeddings on held-out text.
 
     An objective that compresses is judged by the gap, any other by its loss.
@@ -91,7 +91,7 @@ class HeldOutWatch(Measuring):
         compressor: Compressor,
         objective: Objective,
         batches: list[Batch],
-        stage: recipe.Pretext,
+        stage: Pretext,
         dtype: torch.dtype,
         log: RunLog,
     ) -> None:
@@ -188,7 +188,7 @@ def report(log: RunLog, stage: str, step: int, values: dict[str, float]) -> None
     )
 
 
-class CollapseWatch(Measuring):
+class CollapseWatch(EvalCallback):
     """Measures held-out pairs.
 
     Args:

@@ -1,7 +1,6 @@
 """What UCL and SCL share: an encoder folder in, contrastive training, an encoder folder out."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,16 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-from llm2comp import recipe
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
-from llm2comp.model.attention import for_encoding
+from llm2comp.model.attention import configure_attention
 from llm2comp.model.compressor import add_adapter
-from llm2comp.model.lineage import form_of, read_lineage
+from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.callbacks import CollapseWatch
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
-    MEMORY_ROWS,
+    MEMORY_EMBEDDINGS,
     AdapterCheckpoints,
     TokenCounter,
     compile_blocks,
@@ -64,50 +63,42 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
 
 
 def train_contrastive(
-    run: recipe.Recipe,
-    stage: recipe.Unsupervised | recipe.Supervised,
+    context: StageContext[Unsupervised | Supervised],
     data: Dataset | DatasetDict,
-    held: Sequence[tuple[str, str]],
-    source: Path,
-    folder: Path,
-    work: Path,
-    log: RunLog,
+    held_out: Sequence[tuple[str, str]],
     *,
     batch_sampler: BatchSamplers,
     attention_dropout: float = 0.0,
 ) -> None:
     """Train a fresh adapter on an encoder folder, and write the next one.
 
-    Pairs are told from in-batch negatives; pairs with scores are put in their
-    order (CoSENT), for two of them may well be alike.
+    Pairs are told from in-batch negatives. Pairs with scores are put in the order of their scores
+    (CoSENT), because two of them may well be alike.
 
     Args:
-        run: the whole recipe.
-        stage: its contrastive stage.
-        data: columns anchor, positive and perhaps negative or score; a batch is of one dataset.
-        held: anchors and positives that are watched, not trained on.
-        source: the encoder folder to start from.
-        folder: the encoder folder to write.
-        work: where checkpoints are kept until the folder is written.
-        log: losses go here.
+        context: the stage; its ``source`` is the encoder folder to start from.
+        data: columns anchor, positive and perhaps negative or score. Each batch is of one dataset.
+        held_out: anchors and positives that are measured, not trained on.
         batch_sampler: of sentence-transformers.
         attention_dropout: in training only.
     """
     if isinstance(data, DatasetDict):  # a loss each, in modules of their names: no dots
         data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
-    lineage = read_lineage(source)
-    dtype = compute_dtype(run.backbone.dtype)
+    assert context.source is not None
+    stage, recipe = context.stage, context.recipe
+    lineage = Lineage.read(context.source)
+    dtype = compute_dtype(recipe.backbone.dtype)
     attention = {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
     model = SentenceTransformer(
-        str(source),
+        str(context.source),
         device=None if torch.cuda.is_available() else "cpu",
         model_kwargs={"dtype": dtype},
         config_kwargs={"attention_dropout": attention_dropout, **attention},
     )
-    for_encoding(encoder.encoder_body(model))
+    configure_attention(encoder.encoder_body(model))
     model.requires_grad_(False)
-    torch.manual_seed(run.seed)  # LoRA's initial weights
-    tokens = form_of(lineage).tokens(lineage["memory"]["tokens"])
+    torch.manual_seed(recipe.seed)  # LoRA's initial weights
+    tokens = lineage.format.tokens(lineage.memory.tokens)
     adapted = add_adapter(encoder.encoder_body(model), stage.lora, tokens)
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
@@ -117,8 +108,8 @@ def train_contrastive(
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     rate = stage.memory_learning_rate if tokens else None
     arguments = SentenceTransformerTrainingArguments(
-        **training_arguments(stage, work, run.seed, dtype),
-        learning_rate_mapping={MEMORY_ROWS: rate} if rate else {},
+        **training_arguments(stage, context.workdir, recipe.seed, dtype),
+        learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
     )
     trainer = ContrastiveTrainer(
@@ -130,31 +121,31 @@ def train_contrastive(
     trainer.add_callback(
         CollapseWatch(
             model,
-            held,
+            held_out,
             stage.stage,
             every=stage.eval_steps,
             temperature=stage.temperature,
-            dropout=isinstance(stage, recipe.Unsupervised),
+            dropout=isinstance(stage, Unsupervised),
             dtype=dtype,
-            log=log,
+            log=context.log,
         )
     )
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, given: counter.add(given[0]["attention_mask"]))
-    run_training(trainer, work, stage.stage, log, counter)
-    adapter = work / encoder.ADAPTER
+    run_training(trainer, context, counter)
+    adapter = context.workdir / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
-    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=attention)
+    merged = SentenceTransformer(str(context.source), device="cpu", config_kwargs=attention)
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
-    lineage["stages"].append({**stage.model_dump(), "causal": config.is_causal})
-    encoder.save(merged, folder, adapter, lineage)
+    lineage = lineage.after(StageRecord.of(stage, causal=config.is_causal))
+    encoder.save(merged, context.target, adapter, lineage)
 
 
 def _losses(
     model: SentenceTransformer,
-    stage: recipe.Contrastive,
+    stage: Contrastive,
     data: Dataset | DatasetDict,
     *,
     gather: bool,
@@ -169,9 +160,7 @@ def _losses(
     }
 
 
-def _info_nce(
-    model: SentenceTransformer, stage: recipe.Contrastive, *, gather: bool
-) -> torch.nn.Module:
+def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -> torch.nn.Module:
     """InfoNCE over in-batch negatives; cached (GradCache) only where a batch needs it.
 
     The two have equal gradients; the cached one costs a forward pass more.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from llm2comp.evaluation.metrics.spectrum import Sums, spectrum
+from llm2comp.evaluation.metrics.spectrum import RowSums, spectrum
 from llm2comp.model.backbone import token_table
 from llm2comp.model.compressor import Compressor
 from llm2comp.training.objectives.batch import Batch
@@ -95,7 +95,7 @@ def measure_loss(
         pooled = [one.float() for b in batches for one in objective.pooled(compressor, b)]
     directions = Directions.of(torch.stack([outputs.mean(0) for outputs in pooled]))
     values = {"loss": _mean(losses, batches).item(), **asdict(directions)}
-    if objective.form.pooling == "memory":
+    if objective.format().pooling == "memory":
         values["token_cosine"] = mean_cosine(torch.stack(pooled)).mean().item()
     return values
 
@@ -120,7 +120,7 @@ def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> tu
     last = _last_tokens(compressor, batch)
     own = compressor.as_input(memory)
     given = (own, own.roll(1, dims=0), torch.zeros_like(own), last)
-    losses = [objective.given_memory(compressor, which, batch).float() for which in given]
+    losses = [objective.loss_from_memory(compressor, which, batch).float() for which in given]
     tokens = mean_cosine(memory.float()).mean()
     return torch.stack([*losses, tokens]).cpu(), memory.float().mean(1)
 
@@ -128,7 +128,8 @@ def _measure(compressor: Compressor, objective: Compression, batch: Batch) -> tu
 def _last_tokens(compressor: Compressor, batch: Batch) -> Tensor:
     """Return the embeddings ``(batch, k, hidden)`` of each text's last k tokens."""
     ends = batch.text_mask.sum(1, keepdim=True)
-    places = ends - compressor.k + torch.arange(compressor.k, device=ends.device)
+    k = compressor.num_memory_embeddings
+    places = ends - k + torch.arange(k, device=ends.device)
     ids = batch.text_ids.gather(1, places.clamp(min=0))
     embeddings: Tensor = token_table(compressor.body)(ids)
     return embeddings
@@ -161,5 +162,5 @@ class Directions:
     def of(cls, vectors: Tensor) -> "Directions":
         """Measure vectors ``(texts, hidden)`` of any length."""
         unit = normalize(vectors.float(), dim=-1).cpu().numpy()
-        found = spectrum(Sums.of([unit]))
+        found = spectrum(RowSums.of([unit]))
         return cls(found.rankme, found.participation_ratio, found.mean_cosine)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,20 +14,20 @@ from transformers import (
     TrainingArguments,
 )
 
-from llm2comp import recipe
-from llm2comp.data.length_batching import by_length
+from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor, trainable_parameters
-from llm2comp.model.lineage import new_lineage
+from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.recipe import Pretext, Recipe, Split
 from llm2comp.training import callbacks, held_out
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.registry import OBJECTIVES
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     AdapterCheckpoints,
     TokenCounter,
@@ -76,35 +75,30 @@ class Collator:
         )
 
 
-def train_pretext(
-    run: recipe.Recipe, stage: recipe.Pretext, folder: Path, work: Path, log: RunLog
-) -> None:
+def train_pretext(context: StageContext[Pretext]) -> None:
     """Train stage 1 on the recipe's backbone and write its encoder folder.
 
     Args:
-        run: the whole recipe.
-        stage: its pretext stage.
-        folder: the encoder folder to write.
-        work: where checkpoints are kept until the folder is written.
-        log: losses and gaps go here.
+        context: the stage.
 
     Raises:
         UserError: if the objective, the data, the backbone or ``start_from`` cannot be used.
     """
-    form = _objective(stage).form
-    dtype = compute_dtype(run.backbone.dtype)
-    model, tokenizer = _extended_backbone(run, stage, dtype)
-    held, rows = _passages(run, stage, tokenizer)
+    stage, recipe, log = context.stage, context.recipe, context.log
+    prompt_format = _objective(stage).format()
+    dtype = compute_dtype(recipe.backbone.dtype)
+    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    held, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
-    torch.manual_seed(run.seed)  # LoRA's initial weights
+    torch.manual_seed(recipe.seed)  # LoRA's initial weights
     compressor = Compressor(
         model,
-        form.rows(run.memory.tokens),
+        prompt_format.num_memory_embeddings(recipe.memory.tokens),
         stage.lora,
         bos_id=tokenizer.bos_token_id,
         causal=stage.attention != "bidirectional",
-        scale=run.memory.scale,
+        scale=recipe.memory.scale,
     )
     if stage.gradient_checkpointing:
         compressor.enable_gradient_checkpointing()
@@ -119,7 +113,7 @@ def train_pretext(
     trainer = AdapterCheckpoints(
         model=pretext,
         args=TrainingArguments(
-            **training_arguments(stage, work, run.seed, dtype)
+            **training_arguments(stage, context.workdir, recipe.seed, dtype)
             | {"per_device_train_batch_size": 1},  # a row is a batch
             train_sampling_strategy="sequential",  # shuffled already
             remove_unused_columns=False,
@@ -132,11 +126,11 @@ def train_pretext(
         trainer.add_callback(callbacks.AttentionSwitch(compressor, stage.bidirectional_from_step))
     batches = _batches(held, collator)
     trainer.add_callback(callbacks.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
-    run_training(trainer, work, stage.stage, log, pretext.counter)
-    _write(run, stage, compressor, folder, work)
+    run_training(trainer, context, pretext.counter)
+    _write(context, compressor)
 
 
-def _objective(stage: recipe.Pretext) -> type[Objective]:
+def _objective(stage: Pretext) -> type[Objective]:
     if stage.objective not in OBJECTIVES:
         raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
     objective = OBJECTIVES[stage.objective]
@@ -149,21 +143,21 @@ def _objective(stage: recipe.Pretext) -> type[Objective]:
 
 
 def _extended_backbone(
-    run: recipe.Recipe, stage: recipe.Pretext, dtype: torch.dtype
+    recipe: Recipe, stage: Pretext, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     opens = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
     model, tokenizer = load_backbone(
-        run.backbone.name,
+        recipe.backbone.name,
         dtype=dtype,
         bidirectional=opens,
-        trust_remote_code=run.backbone.trust_remote_code,
+        trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    form = _objective(stage).form
-    return model, add_memory_tokens(model, tokenizer, run.memory, run.seed, form)
+    prompt_format = _objective(stage).format()
+    return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
 
 
 def _passages(
-    run: recipe.Recipe, stage: recipe.Pretext, tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe, stage: Pretext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[list[int]], Dataset]:
     """Return held-out passages, and a row a batch in the order in which they are seen."""
     wanted = stage.steps * stage.batch_size
@@ -172,8 +166,8 @@ def _passages(
         tokenizer,
         stage.passages,
         count=wanted + stage.eval_passages,
-        seed=run.seed,
-        on_bad_row=run.on_bad_row,
+        seed=recipe.seed,
+        on_bad_row=recipe.on_bad_row,
     )["input_ids"]
     held, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
     if len(held) < 2 or len(rest) < stage.batch_size:
@@ -181,17 +175,17 @@ def _passages(
             f"pretext has {len(passages)} passages after the filter, too few for batches of "
             f"{stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
         )
-    generator = random.Random(run.seed)
+    generator = random.Random(recipe.seed)
     order = [i for _ in range(-(-wanted // len(rest))) for i in _shuffled(len(rest), generator)]
     seen = [list(rest[i]) for i in order[:wanted]]
     lengths = [len(passage) for passage in seen]
-    batches = [[seen[i] for i in batch] for batch in by_length(lengths, stage.batch_size)]
+    batches = [[seen[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
     rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
     return [list(p) for p in held], Dataset.from_list(rows)
 
 
 def _cut(
-    batch: list[list[int]], rule: recipe.Split, step: int, generator: random.Random
+    batch: list[list[int]], rule: Split, step: int, generator: random.Random
 ) -> dict[str, Any]:
     """Return a batch's passages, without what is beyond their continuations, and their splits."""
     splits = split_points([len(passage) for passage in batch], rule, step, generator)
@@ -205,7 +199,7 @@ def _shuffled(n: int, generator: random.Random) -> list[int]:
     return generator.sample(range(n), n)
 
 
-def _start_from(compressor: Compressor, stage: recipe.Pretext) -> None:
+def _start_from(compressor: Compressor, stage: Pretext) -> None:
     """Load a trained stage 1 into the adapter, to train on from there."""
     source = released.adapter_of(str(stage.start_from))
     try:
@@ -223,19 +217,19 @@ def _batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
     return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
 
 
-def _write(
-    run: recipe.Recipe, stage: recipe.Pretext, compressor: Compressor, folder: Path, work: Path
-) -> None:
+def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
     """Merge the adapter into the float32 backbone and write the encoder folder."""
-    adapter = work / encoder.ADAPTER
+    adapter = context.workdir / encoder.ADAPTER
     compressor.save_adapter(adapter)
-    lineage = new_lineage(run)
-    lineage["stages"].append({**stage.model_dump(), "causal": compressor.causal})
-    encoder.save(encoder.build(lineage, [adapter]), folder, adapter, lineage)
+    objective = _objective(context.stage)
+    lineage = Lineage.start(context.recipe, objective.prompt_format).after(
+        StageRecord.of(context.stage, causal=compressor.causal)
+    )
+    encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)
 
 
 def split_points(
-    lengths: Sequence[int], rule: recipe.Split, step: int, generator: random.Random
+    lengths: Sequence[int], rule: Split, step: int, generator: random.Random
 ) -> list[int]:
     """Draw where each passage of a batch is cut.
 
@@ -254,7 +248,7 @@ def split_points(
     return [_split_point(length, rule, step, generator) for length in lengths]
 
 
-def _split_point(length: int, rule: recipe.Split, step: int, generator: random.Random) -> int:
+def _split_point(length: int, rule: Split, step: int, generator: random.Random) -> int:
     low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
     if rule.start is not None and step < rule.ramp_steps:
         widened = step / rule.ramp_steps

@@ -7,10 +7,10 @@ from typing import Any
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
-from llm2comp.recipe import FOLDERS, Recipe, load_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Recipe, load_recipe
 from llm2comp.training import run_folder
 
-LABELS = {
+STAGE_LABELS = {
     "pretext": "after stage 1",
     "unsupervised": "after UCL",
     "supervised": "after SCL",
@@ -39,10 +39,10 @@ def read_scores(folder: Path) -> Scores:
 
 def costs(run: Recipe, out: Path) -> dict[str, dict[str, str]]:
     """Return the columns of what each stage took: training samples and time."""
-    samples = {LABELS[s.stage]: f"{s.steps * s.batch_size:,}" for s in run.stages}
+    samples = {STAGE_LABELS[s.stage]: f"{s.steps * s.batch_size:,}" for s in run.stages}
     events = map(json.loads, (out / "run.jsonl").read_text(encoding="utf-8").splitlines())
     seconds = {
-        LABELS[event["stage"]]: f"{event['seconds']:.0f} s"
+        STAGE_LABELS[event["stage"]]: f"{event['seconds']:.0f} s"
         for event in events
         if event.get("done") and "seconds" in event
     }
@@ -89,7 +89,7 @@ class Run:
     def encoders(self) -> dict[str, Path]:
         """The encoder folders that are there, by the label of their stage."""
         found = {
-            run_folder.LABELS[stage.stage]: self.folder / FOLDERS[stage.stage]
+            run_folder.STAGE_LABELS[stage.stage]: self.folder / STAGE_FOLDERS[stage.stage]
             for stage in self.recipe.stages
         }
         return {label: folder for label, folder in found.items() if folder.is_dir()}

@@ -10,9 +10,9 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
-from llm2comp.recipe import FOLDERS, Recipe
-from llm2comp.training.run_folder import LABELS, SCORES, Scores, read_scores
-from llm2comp.utils.files import whole_file
+from llm2comp.recipe import STAGE_FOLDERS, Recipe
+from llm2comp.training.run_folder import SCORES, STAGE_LABELS, Scores, read_scores
+from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
 """What loads the model of a row, by the row's name."""
@@ -39,7 +39,7 @@ def score_run(run: Recipe, out: Path) -> Scores:
         if [(s.task, s.quick) for s in rows[name]] != [(t, settings.quick) for t in settings.tasks]:
             chosen = suites.tasks(settings.tasks, quick=settings.quick)
             rows[name] = runner.evaluate(load_model(), name, chosen)
-            with whole_file(out / SCORES) as file:
+            with atomic_file(out / SCORES) as file:
                 as_dicts = {row: [asdict(s) for s in found] for row, found in rows.items()}
                 file.write_text(json.dumps(as_dicts, indent=2) + "\n", encoding="utf-8")
     return rows
@@ -56,5 +56,7 @@ def baseline_models(run: Recipe) -> Models:
 
 def stage_models(run: Recipe, out: Path) -> Models:
     """Return what loads the encoder after each stage of a finished run, by the stage's label."""
-    folders = {LABELS[stage.stage]: str(out / FOLDERS[stage.stage]) for stage in run.stages}
+    folders = {
+        STAGE_LABELS[stage.stage]: str(out / STAGE_FOLDERS[stage.stage]) for stage in run.stages
+    }
     return {label: partial(load, folder, run.backbone.dtype) for label, folder in folders.items()}

@@ -34,6 +34,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.compressor import trainable_parameters
 from llm2comp.recipe import StageBase
 from llm2comp.training.run_log import RunLog
+from llm2comp.training.stage_context import StageContext
 
 WEIGHTS = "trainable.safetensors"
 
@@ -102,14 +103,12 @@ class TokenCounter:
             self.tokens += int(attention_mask.sum())
 
 
-def run_training(
-    trainer: Trainer, work: Path, label: str, log: RunLog, counter: TokenCounter
-) -> None:
+def run_training(trainer: Trainer, context: StageContext[StageBase], counter: TokenCounter) -> None:
     """Train, from the last whole checkpoint if any."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
-    trainer.add_callback(RunProgress(label, log, counter))
-    checkpoint = last_checkpoint(work)
+    trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
+    checkpoint = last_checkpoint(context.workdir)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -225,10 +224,10 @@ def parameter_groups(
     """Group what trains, so that the memory rows can have their own rate."""
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in parameters:
-        groups[MEMORY_ROWS in name].append(parameter)
+        groups[MEMORY_EMBEDDINGS in name].append(parameter)
     rates = {False: stage.learning_rate, True: stage.memory_learning_rate or stage.learning_rate}
     return [{"params": groups[rows], "lr": rates[rows]} for rows in groups if groups[rows]]
 
 
-MEMORY_ROWS = "trainable_tokens_delta"
+MEMORY_EMBEDDINGS = "trainable_tokens_delta"
 """Part of the name that PEFT gives to the memory rows."""

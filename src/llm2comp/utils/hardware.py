@@ -39,7 +39,7 @@ def compute_dtype(name: str) -> "torch.dtype":
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def keep_freed() -> None:
+def retain_freed_memory() -> None:
     """Keep freed memory for the next batch, instead of returning it to the system.
 
     Every batch needs what the batch before it needed. By default glibc returns large blocks to the

@@ -42,7 +42,7 @@ def text_progress() -> Progress:
 
 
 @contextmanager
-def advancing(
+def track_texts(
     model: SentenceTransformer, progress: Progress, task: Any, pool: Workers | None = None
 ) -> Iterator[None]:
     """Advance a bar by the texts of every batch that the model embeds within the block.

@@ -3,7 +3,7 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import ortho_group
 
-from llm2comp.evaluation.metrics.spectrum import Spectrum, Sums, spectrum
+from llm2comp.evaluation.metrics.spectrum import RowSums, Spectrum, spectrum
 
 Rows = npt.NDArray[np.float64]
 N, D = 20_000, 24
@@ -14,7 +14,7 @@ def unit(rows: Rows) -> Rows:
 
 
 def measured(rows: npt.NDArray[np.floating]) -> Spectrum:
-    return spectrum(Sums.of(np.array_split(rows, 3)))
+    return spectrum(RowSums.of(np.array_split(rows, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -56,17 +56,17 @@ class Subject:
 def make_subject(tiny_backbone: Path, name: str, causal: bool) -> Subject:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone).eval()
-    form = OBJECTIVES[name].form
+    prompt_format = OBJECTIVES[name].format()
     tokenizer = add_memory_tokens(
         model,
         AutoTokenizer.from_pretrained(tiny_backbone),
         recipe.Memory(tokens=K),
         seed=0,
-        form=form,
+        prompt_format=prompt_format,
     )
     compressor = Compressor(
         model,
-        form.rows(K),
+        prompt_format.num_memory_embeddings(K),
         recipe.Lora(r=4, alpha=8, dropout=0.0),
         bos_id=tokenizer.bos_token_id,
         causal=causal,

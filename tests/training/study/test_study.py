@@ -129,10 +129,10 @@ def test_a_stopped_study_goes_on_and_does_nothing_twice(
         out / "cells" / next(iter(whole.cells))
     )  # its scores are enough, if chosen or not
     again = go(study_file, out)
-    assert again.cells_of_table() == whole.cells_of_table()
-    assert again.cells_of_tuning() == whole.cells_of_tuning()
+    assert again.score_table() == whole.score_table()
+    assert again.tuning_table() == whole.tuning_table()
     trained.clear()
-    assert go(study_file, out).cells_of_table() == whole.cells_of_table()
+    assert go(study_file, out).score_table() == whole.score_table()
     assert trained == []
 
 
@@ -145,7 +145,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     found = go(study_file, out)
     assert list(found.failed) == ["broken-seed0", "broken-seed1"]
     assert "attention=bidirectional" in found.failed["broken-seed0"]
-    assert [row[:2] for row in found.cells_of_table()[1:]] == [["last-token", "1"], ["CTKD", "2"]]
+    assert [row[:2] for row in found.score_table()[1:]] == [["last-token", "1"], ["CTKD", "2"]]
     assert "broken" in (out / "results.json").read_text()
     assert list(go(study_file, out).failed) == ["broken-seed0", "broken-seed1"]
 
@@ -160,7 +160,7 @@ def test_stage_1_is_shared_with_a_study_beside_it(
     longer["recipe"]["stages"].append(contrastive)
     edit(study_file, recipe=longer["recipe"], name="second")
     found = go(study_file, tmp_path / "second")
-    names = [row[0] for row in found.cells_of_table()[1:]]
+    names = [row[0] for row in found.score_table()[1:]]
     assert names == ["last-token", "CTKD, after stage 1", "CTKD, after UCL"]
     folders = [
         tmp_path / name / "cells" / "ctkd-seed0" / "1-pretext" for name in ("first", "second")
@@ -263,11 +263,11 @@ def test_the_table_gives_mean_and_sample_deviation() -> None:
 
     runs = [scores(1, 10), scores(2, 10), scores(3, 10)]
     cells = {
-        f"a{i}": results.CellResult("a", i, scores={"after stage 1": run})
+        f"a{i}": results.TrialResult("a", i, scores={"after stage 1": run})
         for i, run in enumerate(runs)
     }
     found = results.Results("x", cells, {"base": scores(5, 6)})
-    assert found.cells_of_table() == [
+    assert found.score_table() == [
         ["setting", "runs", "t0", "t1", "mean"],
         ["base", "1", "5.0", "6.0", "5.5"],
         ["a", "3", "2.0 ± 1.0", "10.0 ± 0.0", "6.0 ± 0.5"],

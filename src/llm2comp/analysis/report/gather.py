@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,11 @@ from llm2comp.analysis import measure
 from llm2comp.analysis.measure import Analysis
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
-from llm2comp.evaluation.store import Score, Store
+from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.model import released
+from llm2comp.model.lineage import Lineage
 from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run
 from llm2comp.utils.choices import Precision
@@ -42,7 +42,7 @@ class Encoder:
     analysis: Analysis
     vectors: npt.NDArray[np.float32]
     neighbours: list[list[tuple[float, str]]]
-    lineage: dict[str, Any] | None
+    lineage: Lineage | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _read(
     name: str,
     sample: Sample,
     queries: Sequence[str],
-    lineage: dict[str, Any] | None,
+    lineage: Lineage | None,
     batch_size: int,
 ) -> Encoder:
     start = perf_counter()
@@ -128,7 +128,7 @@ def _read(
 def _stored(names: Sequence[str]) -> run_folder.Scores:
     """Return the kept scores of encoders, whole sets before quick ones."""
     rows: run_folder.Scores = {}
-    for one in sorted(Store().all(), key=lambda stored: stored.score.quick):
+    for one in sorted(ResultStore().all(), key=lambda stored: stored.score.quick):
         known = {score.task for score in rows.get(one.model, [])}
         if one.model in names and one.score.task not in known:
             rows.setdefault(one.model, []).append(one.score)

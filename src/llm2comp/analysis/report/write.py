@@ -15,7 +15,7 @@ from llm2comp.recipe import Pretext
 from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run
 from llm2comp.utils.choices import Precision
-from llm2comp.utils.files import whole_file
+from llm2comp.utils.files import atomic_file
 from llm2comp.utils.tables import MISSING, Cells
 from llm2comp.version import __version__
 
@@ -79,7 +79,7 @@ def write(content: Content, out: Path) -> None:
         version=__version__,
         table=_table,
     )
-    with whole_file(out) as partial:
+    with atomic_file(out) as partial:
         partial.write_text(page, encoding="utf-8")
 
 
@@ -134,7 +134,7 @@ def _stages(run: Run) -> Cells:
     costs = run_folder.costs(run.recipe, run.folder)
     rows = [["stage", "data", "steps", "batch", "samples", "learning rate", "LoRA rank", "time"]]
     for stage in run.recipe.stages:
-        label = run_folder.LABELS[stage.stage]
+        label = run_folder.STAGE_LABELS[stage.stage]
         rows.append(
             [
                 TITLES[stage.stage],

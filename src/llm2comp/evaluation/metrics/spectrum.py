@@ -20,7 +20,7 @@ ROGUE = 3
 
 
 @dataclass(frozen=True)
-class Sums:
+class RowSums:
     """Sums over ``n`` rows, unit vectors as a rule.
 
     Attributes:
@@ -34,7 +34,7 @@ class Sums:
     products: Floats
 
     @classmethod
-    def of(cls, chunks: Iterable[Rows]) -> "Sums":
+    def of(cls, chunks: Iterable[Rows]) -> "RowSums":
         """Add up chunks of rows ``(n, dimension)``, in float64: float32 would add directions."""
         n = 0
         total: Floats | float = 0.0
@@ -76,7 +76,7 @@ class Spectrum:
     rogue: dict[int, float]
 
 
-def spectrum(sums: Sums) -> Spectrum:
+def spectrum(sums: RowSums) -> Spectrum:
     """Measure the rows behind sums; of unit vectors, for the cosines to be ones."""
     squares = _eigenvalues(sums.products, np.trace(sums.products), sums.n)
     singular = np.sqrt(squares)
@@ -128,7 +128,7 @@ def _components(variances: Floats, share: float) -> int:
     return int(np.searchsorted(reached, share - 1e-9) + 1)
 
 
-def _contributions(sums: Sums) -> Floats:
+def _contributions(sums: RowSums) -> Floats:
     """Return each dimension's part of the mean cosine between different unit vectors."""
     if sums.n < 2:
         return np.zeros(len(sums.total))

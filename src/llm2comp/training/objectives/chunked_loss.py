@@ -75,7 +75,7 @@ class _WithGradient(torch.autograd.Function):
         return gradient * above.to(gradient.dtype), None, None
 
 
-def tokens_given_memory(
+def token_loss_from_memory(
     compressor: Compressor, memory: Tensor, ids: Tensor, mask: Tensor
 ) -> Tensor:
     """Return the mean over tokens, then over samples, of ``-log p(token | memory, tokens before)``.
@@ -88,7 +88,7 @@ def tokens_given_memory(
     """
     # The state at a position predicts the token after it, and none is after the last.
     nothing = torch.zeros_like(mask[:, :1])
-    states = compressor.continue_from(memory, ids, torch.cat([mask, nothing], dim=1))
+    states = compressor.student_states(memory, ids, torch.cat([mask, nothing], dim=1))
 
     def loss(states: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
         return (cross_entropy(compressor.logits(states), tokens, reduction="none") * weights).sum()

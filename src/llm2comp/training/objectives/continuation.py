@@ -4,15 +4,15 @@ from torch import Tensor
 
 from llm2comp.model.compressor import Compressor
 from llm2comp.training.objectives.batch import Batch
-from llm2comp.training.objectives.chunked_loss import tokens_given_memory
+from llm2comp.training.objectives.chunked_loss import token_loss_from_memory
 from llm2comp.training.objectives.objective import Compression
 
 
 class Continuation(Compression):
     """The cross-entropy of ``n_{a+1} … n_L`` given memory."""
 
-    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""
-        return tokens_given_memory(
+        return token_loss_from_memory(
             compressor, memory, batch.continuation_ids, batch.continuation_mask
         )

@@ -18,12 +18,12 @@ class Distillation(Compression):
     ``n_L``; mean over positions, then over samples.
     """
 
-    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per position."""
         first = torch.ones_like(batch.continuation_mask[:, :1])
         targets = torch.cat([first, batch.continuation_mask], dim=1)
-        student = compressor.continue_from(memory, batch.continuation_ids, targets)
-        teacher = compressor.read(batch.passage_ids, batch.teacher_targets)
+        student = compressor.student_states(memory, batch.continuation_ids, targets)
+        teacher = compressor.teacher_states(batch.passage_ids, batch.teacher_targets)
 
         def loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
             log_student = compressor.logits(student).log_softmax(-1)

@@ -8,13 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llm2comp.model.compressor import Compressor
-from llm2comp.model.prompt_format import Form
+from llm2comp.model.prompt_format import PROMPT_FORMATS
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import CHUNK, sum_over_chunks
 from llm2comp.training.objectives.objective import Objective
 
-BEFORE = '"'
-SUMMARIZE = '", summarize the above passage within eight words: '
+BEFORE, SUMMARIZE = PROMPT_FORMATS["summarize"].before, PROMPT_FORMATS["summarize"].after
 PREDICT = '", predict the following passage within eight words: '
 
 
@@ -39,7 +38,7 @@ class EmbeddingPrediction(Objective):
         predict: token ids between a text and EBAR's special tokens.
     """
 
-    form = Form(before=BEFORE, after=SUMMARIZE, spare_rows=True)
+    prompt_format = "summarize"
 
     def __init__(self, before: list[int], summarize: list[int], predict: list[int]) -> None:
         self.before = before
@@ -59,7 +58,7 @@ class EmbeddingPrediction(Objective):
 
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
         """Return the loss in nats per target token."""
-        spare = compressor.memory_ids[: compressor.k // 2]
+        spare = compressor.memory_ids[: compressor.num_memory_embeddings // 2]
         reconstructed = self._bag_of_tokens(
             compressor, self._summary(compressor, batch), batch.text_ids, batch.text_mask
         )
@@ -76,7 +75,7 @@ class EmbeddingPrediction(Objective):
         return self._summary(compressor, batch).unbind()
 
     def _summary(self, compressor: Compressor, batch: Batch) -> Tensor:
-        read = compressor.memory_ids[compressor.k // 2 :]
+        read = compressor.memory_ids[compressor.num_memory_embeddings // 2 :]
         return self._memory(compressor, batch, [*self.summarize, *read])
 
     def _memory(self, compressor: Compressor, batch: Batch, after: list[int]) -> Tensor:

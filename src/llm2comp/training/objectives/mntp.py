@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError
 from llm2comp.model.compressor import Compressor
-from llm2comp.model.prompt_format import Form
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import sum_over_chunks
 from llm2comp.training.objectives.objective import Objective
@@ -31,7 +30,7 @@ class MaskedNextTokenPrediction(Objective):
         mask_id: token id that stands for a masked token.
     """
 
-    form = Form(pooling="text")
+    prompt_format = "text"
     bidirectional = True
 
     def __init__(self, mask_id: int) -> None:

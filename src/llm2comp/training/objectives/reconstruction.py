@@ -4,13 +4,13 @@ from torch import Tensor
 
 from llm2comp.model.compressor import Compressor
 from llm2comp.training.objectives.batch import Batch
-from llm2comp.training.objectives.chunked_loss import tokens_given_memory
+from llm2comp.training.objectives.chunked_loss import token_loss_from_memory
 from llm2comp.training.objectives.objective import Compression
 
 
 class Reconstruction(Compression):
     """The cross-entropy of ``n_1 … n_a`` given memory."""
 
-    def given_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""
-        return tokens_given_memory(compressor, memory, batch.text_ids, batch.text_mask)
+        return token_loss_from_memory(compressor, memory, batch.text_ids, batch.text_mask)

@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import Recipe, Strict
+from llm2comp.recipe import Recipe, Strict, changed, explain, parse, read_yaml
 
 
 class Tuning(Strict):
@@ -90,9 +89,9 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
             recipe or an override; the message names the file and the key.
     """
     try:
-        study = Study.model_validate(recipe.read_yaml(path, "study"))
+        study = Study.model_validate(read_yaml(path, "study"))
     except ValidationError as error:
-        raise UserError(f"study {path}: {recipe.explain(error)}") from error
+        raise UserError(f"study {path}: {explain(error)}") from error
     if quick:
         study = _quick(study)
     names = {_as_file(setting) for setting in study.settings}
@@ -111,7 +110,7 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
 def _quick(study: Study) -> Study:
     smaller = {
         "name": f"{study.name}-quick",
-        "recipe": recipe.changed(study.recipe, study.quick.overrides),
+        "recipe": changed(study.recipe, study.quick.overrides),
         "settings": study.quick.settings or study.settings,
         "seeds": study.quick.seeds,
         "tuning": None,
@@ -129,7 +128,7 @@ def cell(study: Study, setting: str, seed: int, value: Any = None) -> Cell:
     if study.tuning and value is not None:
         overrides.append(f"{study.tuning.key}={value}")
     where = f"study {study.name}, setting {setting!r}"
-    run = recipe.parse({"name": study.name} | study.recipe, overrides, where)
+    run = parse({"name": study.name} | study.recipe, overrides, where)
     return Cell(setting, seed, value, run)
 
 

@@ -11,14 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import Score
 from llm2comp.utils import tables
-from llm2comp.utils.files import whole_file
+from llm2comp.utils.files import atomic_file
 
 JSON = "results.json"
 MARKDOWN = "results.md"
 
 
 @dataclass
-class CellResult:
+class TrialResult:
     """What is known of one cell.
 
     Attributes:
@@ -75,7 +75,7 @@ class Results:
     """
 
     study: str
-    cells: dict[str, CellResult] = field(default_factory=dict)
+    cells: dict[str, TrialResult] = field(default_factory=dict)
     baselines: dict[str, list[Score]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ class Results:
                 rows.append(Row(name, setting, label, runs))
         return rows
 
-    def cells_of_table(self) -> tables.Cells:
+    def score_table(self) -> tables.Cells:
         """Return a row each of :meth:`rows`: mean ± deviation over runs.
 
         The deviation is the sample standard deviation; in the column ``mean``
@@ -117,7 +117,7 @@ class Results:
             body.append([row.name, str(len(row.runs)), *spreads, means])
         return [["setting", "runs", *tasks, "mean"], *body]
 
-    def cells_of_tuning(self) -> tables.Cells:
+    def tuning_table(self) -> tables.Cells:
         """Return a row a trial: its value and its mean on the development tasks."""
         trials = [one for one in self.cells.values() if one.development]
         body = [[one.setting, f"{one.value:g}", f"{mean(one.development):.1f}"] for one in trials]
@@ -125,10 +125,10 @@ class Results:
 
     def write(self, out: Path) -> None:
         """Write ``results.json`` and ``results.md``."""
-        with whole_file(out / JSON) as partial:
+        with atomic_file(out / JSON) as partial:
             partial.write_bytes(TypeAdapter(Results).dump_json(self, indent=1) + b"\n")
-        with whole_file(out / MARKDOWN) as partial:
-            partial.write_text(tables.markdown(self.cells_of_table()), encoding="utf-8")
+        with atomic_file(out / MARKDOWN) as partial:
+            partial.write_text(tables.markdown(self.score_table()), encoding="utf-8")
 
 
 def read(out: Path, study: str) -> Results:

@@ -12,16 +12,15 @@ import yaml
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
-from llm2comp.recipe import FOLDERS
+from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse, read_yaml
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import Cell, Study, cell
-from llm2comp.utils.files import whole_file, whole_folder
+from llm2comp.utils.files import atomic_file, atomic_folder
 from llm2comp.utils.hardware import compute_dtype
 
 CELLS = "cells"
@@ -96,11 +95,11 @@ class StudyRun:
         self.console.print(f"{setting}: {tuning.key} {shown}: {best:g} is taken", highlight=False)
         return best
 
-    def _known(self, one: Cell) -> results.CellResult:
-        fresh = results.CellResult(one.setting, one.seed, one.value)
+    def _known(self, one: Cell) -> results.TrialResult:
+        fresh = results.TrialResult(one.setting, one.seed, one.value)
         return self.found.cells.setdefault(one.name, fresh)
 
-    def _attempt(self, one: Cell, work: Callable[[Cell, results.CellResult], None]) -> None:
+    def _attempt(self, one: Cell, work: Callable[[Cell, results.TrialResult], None]) -> None:
         """Do a cell's work and write the results; if it fails, so that the others go on."""
         known = self._known(one)
         try:
@@ -110,7 +109,7 @@ class StudyRun:
             self.console.print(f"{one.name} failed: {known.error}", markup=False)
         self.found.write(self.out)
 
-    def _judge(self, trial: Cell, known: results.CellResult) -> None:
+    def _judge(self, trial: Cell, known: results.TrialResult) -> None:
         """Train a trial and score its last stage on the development tasks."""
         assert self.study.tuning is not None
         self._train(trial, known)
@@ -118,7 +117,7 @@ class StudyRun:
         chosen = suites.tasks(self.study.tuning.tasks, quick=True)
         known.development = runner.evaluate(load(), trial.name, chosen)
 
-    def _score(self, one: Cell, known: results.CellResult) -> None:
+    def _score(self, one: Cell, known: results.TrialResult) -> None:
         """Train a cell, if its trial has not, and score each of its stages."""
         self._train(one, known)
         models = scoring.stage_models(one.run, self._folder(one))
@@ -128,7 +127,7 @@ class StudyRun:
         }
 
     def _score_stage(
-        self, model: SentenceTransformer, name: str, evaluation: recipe.Evaluation
+        self, model: SentenceTransformer, name: str, evaluation: Evaluation
     ) -> list[Score]:
         """Score a stage's encoder, once if several cells have taken it over."""
         mark = fingerprint(model)
@@ -137,7 +136,7 @@ class StudyRun:
             self._scored[mark] = runner.evaluate(model, name, chosen)
         return self._scored[mark]
 
-    def _train(self, one: Cell, known: results.CellResult) -> None:
+    def _train(self, one: Cell, known: results.TrialResult) -> None:
         folder = self._folder(one)
         trained = [c.seconds for c in self.found.cells.values() if c.seconds]
         if not known.seconds:
@@ -146,7 +145,7 @@ class StudyRun:
             if trained:
                 title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
             self.console.rule(title)
-        self._take_over(one.run, folder)
+        self._reuse_stages(one.run, folder)
         pipeline.train(one.run, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
         events = [json.loads(line) for line in (folder / run_folder.LOG).open(encoding="utf-8")]
@@ -156,14 +155,14 @@ class StudyRun:
             if "passages" in event:
                 known.passages, known.tokens = event["passages"], event["tokens"]
 
-    def _take_over(self, run: recipe.Recipe, folder: Path) -> None:
+    def _reuse_stages(self, run: Recipe, folder: Path) -> None:
         """Copy the first stages that another cell has alike, as many of them as there are."""
-        names = [FOLDERS[stage.stage] for stage in run.stages]
+        names = [STAGE_FOLDERS[stage.stage] for stage in run.stages]
         for count in range(len(names), 0, -1):
             if (folder / names[count - 1]).exists():
                 return
             for other in sorted(self.out.parent.glob(f"*/{CELLS}/*/{names[count - 1]}")):
-                theirs = recipe.load_recipe(other.parent / run_folder.RECIPE)
+                theirs = load_recipe(other.parent / run_folder.RECIPE)
                 if _first_stages(theirs, count) == _first_stages(run, count):
                     _copy_stages(names[:count], other.parent, folder)
                     self.console.print(f"{other.name} is that of {other.parent}", markup=False)
@@ -173,7 +172,7 @@ class StudyRun:
         return self.out / CELLS / one.name
 
     def _score_baselines(self) -> None:
-        run = recipe.parse({"name": self.study.name} | self.study.recipe, [], self.study.name)
+        run = parse({"name": self.study.name} | self.study.recipe, [], self.study.name)
         evaluation = run.evaluation
         for name, load in scoring.baseline_models(run).items():
             if name in self.found.baselines:
@@ -192,7 +191,7 @@ def describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _first_stages(run: recipe.Recipe, count: int) -> dict[str, Any]:
+def _first_stages(run: Recipe, count: int) -> dict[str, Any]:
     """Return what the first stages of a run depend on."""
     settings = run.model_dump(exclude={"name", "evaluation", "stages"})
     return settings | {"stages": [stage.model_dump() for stage in run.stages[:count]]}
@@ -200,12 +199,12 @@ def _first_stages(run: recipe.Recipe, count: int) -> dict[str, Any]:
 
 def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
     """Copy the encoder folders that are not there yet, and what the log says of their stages."""
-    stages = {folder: stage for stage, folder in FOLDERS.items()}
+    stages = {folder: stage for stage, folder in STAGE_FOLDERS.items()}
     events = [json.loads(line) for line in (source / run_folder.LOG).open(encoding="utf-8")]
     log = RunLog(target / run_folder.LOG, Console())
     for name in names:
         if not (target / name).exists():
-            with whole_folder(target / name) as partial:
+            with atomic_folder(target / name) as partial:
                 shutil.copytree(source / name, partial, dirs_exist_ok=True)
                 for event in events:
                     if event["stage"] == stages[name]:
@@ -217,12 +216,12 @@ def _claim(study: Study, out: Path) -> None:
     path = out / STUDY
     mine = study.model_dump()
     if path.exists():
-        if recipe.read_yaml(path, "study") != mine:
+        if read_yaml(path, "study") != mine:
             raise UserError(
                 f"{out} holds another study (see {path}); "
                 "give another --out, or remove that folder to begin anew"
             )
         return
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         text = yaml.safe_dump(mine, sort_keys=False, allow_unicode=True)
         partial.write_text(text, encoding="utf-8")
