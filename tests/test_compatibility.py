@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from llm2comp.stages import chain
+from llm2comp.study import results
+from llm2comp.study.plan import load_study
+from llm2comp.study.run import StudyRun
 from rich.console import Console
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
@@ -22,10 +26,6 @@ from llm2comp import encoder, recipe, release, scores
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, store, suites
-from llm2comp.stages import chain
-from llm2comp.study import results
-from llm2comp.study.plan import load_study
-from llm2comp.study.run import StudyRun
 
 V0_1 = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = json.loads((V0_1 / "expected.json").read_text())

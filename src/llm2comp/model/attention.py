@@ -38,7 +38,7 @@ def use_matmul_attention(model: PreTrainedModel) -> None:
 
 
 def use_sdpa(model: PreTrainedModel) -> None:
-    """Undo :func:`use_matmul_attention`, for what traces a model: its choice by length is no constant."""
+    """Undo :func:`use_matmul_attention` for tracing: its choice by length is no constant."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
 

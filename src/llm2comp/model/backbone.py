@@ -24,7 +24,6 @@ from transformers import (
 from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError
-from llm2comp.model import backbone
 from llm2comp.model.attention import configure_attention
 from llm2comp.utils.files import atomic_folder, cache_dir
 
@@ -180,7 +179,7 @@ def backbone_folder(name: str) -> Path:
     Raises:
         UserError: if the hub has no such model or cannot be reached.
     """
-    source = backbone.resolve(name)
+    source = resolve(name)
     if Path(source).is_dir():
         return Path(source)
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]

@@ -98,7 +98,8 @@ class Compressor(nn.Module):
     Args:
         model: causal LM whose embedding table ends with the k memory rows
             (:func:`llm2comp.memory.add_memory_tokens`); its body gets the adapter.
-        num_memory_embeddings: rows of the table that train; none for a pretext that pools over the text's own tokens.
+        num_memory_embeddings: rows of the table that train; 0 for a pretext that pools over the
+            text's own tokens.
         lora: the adapter to train.
         bos_id: token before every text, if the model has one.
         causal: the encoder's attention; the decoder is always causal.

@@ -8,8 +8,11 @@ from typing import Any
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
 from llm2comp.recipe import STAGE_FOLDERS, Recipe, load_recipe
-from llm2comp.training import run_folder
 
+MODEL = "model"
+RECIPE = "recipe.yaml"
+LOG = "run.jsonl"
+SCORES = "scores.json"
 STAGE_LABELS = {
     "pretext": "after stage 1",
     "unsupervised": "after UCL",
@@ -18,9 +21,6 @@ STAGE_LABELS = {
 
 
 """How tables call the encoder after each stage."""
-
-
-SCORES = "scores.json"
 
 
 Scores = dict[str, list[store.Score]]
@@ -49,15 +49,6 @@ def costs(run: Recipe, out: Path) -> dict[str, dict[str, str]]:
     return {"samples": samples, "time": seconds}
 
 
-MODEL = "model"
-
-
-RECIPE = "recipe.yaml"
-
-
-LOG = "run.jsonl"
-
-
 @dataclass(frozen=True)
 class Run:
     """A run folder: its recipe, its events and its scores."""
@@ -65,7 +56,7 @@ class Run:
     folder: Path
     recipe: Recipe
     events: list[dict[str, Any]]
-    scores: run_folder.Scores
+    scores: Scores
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -74,22 +65,20 @@ class Run:
         Raises:
             UserError: if a file of it is broken.
         """
-        log = folder / run_folder.LOG
+        log = folder / LOG
         events = []
         for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 events.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(f"{log}:{number}: not JSON; the run is damaged") from error
-        return cls(
-            folder, load_recipe(folder / run_folder.RECIPE), events, run_folder.read_scores(folder)
-        )
+        return cls(folder, load_recipe(folder / RECIPE), events, read_scores(folder))
 
     @property
     def encoders(self) -> dict[str, Path]:
         """The encoder folders that are there, by the label of their stage."""
         found = {
-            run_folder.STAGE_LABELS[stage.stage]: self.folder / STAGE_FOLDERS[stage.stage]
+            STAGE_LABELS[stage.stage]: self.folder / STAGE_FOLDERS[stage.stage]
             for stage in self.recipe.stages
         }
         return {label: folder for label, folder in found.items() if folder.is_dir()}
@@ -97,4 +86,4 @@ class Run:
     @property
     def reproduce(self) -> str:
         """The recipe as it was run, in YAML, which `llm2comp train` takes."""
-        return (self.folder / run_folder.RECIPE).read_text(encoding="utf-8")
+        return (self.folder / RECIPE).read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
 """One look for every progress bar over texts: done, rate, time left."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +19,11 @@ from rich.text import Text
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from llm2comp.inference.worker_pool import Workers
+
+class Pool(Protocol):
+    """What embeds batches in the place of a model, and reports each of them."""
+
+    on_batch: Callable[[int], object]
 
 
 class _Rate(ProgressColumn):
@@ -43,7 +47,7 @@ def text_progress() -> Progress:
 
 @contextmanager
 def track_texts(
-    model: SentenceTransformer, progress: Progress, task: Any, pool: Workers | None = None
+    model: SentenceTransformer, progress: Progress, task: Any, pool: Pool | None = None
 ) -> Iterator[None]:
     """Advance a bar by the texts of every batch that the model embeds within the block.
 
