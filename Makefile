@@ -26,7 +26,8 @@ lint: .venv/.dev  ## format, lint and types
 bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
-docs: .venv/.docs  ## build the documentation into site/, with every link checked
+docs: .venv/.docs  ## build the documentation into site/; warnings and broken links are errors
+	$(BIN)/python docs/generate_reference.py
 	$(BIN)/zensical build --strict --clean
 
 release: .venv/.installed  ## train the released encoder anew, from nothing (see README for the time)
@@ -35,6 +36,7 @@ release: .venv/.installed  ## train the released encoder anew, from nothing (see
 
 clean:  ## remove what the other targets made, except runs/
 	rm -rf .venv .venv-minimum site .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -f docs/reference/commands.md docs/reference/recipe.md docs/reference/study.md
 
 # torch first and by its exact version: a CPU build that is at hand is then taken as it is.
 .venv/.torch: constraints.txt
