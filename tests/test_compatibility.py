@@ -13,19 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from llm2comp.stages import chain
-from llm2comp.study import results
-from llm2comp.study.plan import load_study
-from llm2comp.study.run import StudyRun
 from rich.console import Console
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from llm2comp import encoder, recipe, release, scores
+from llm2comp import recipe
 from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, store, suites
+from llm2comp.inference.load import load, load_in
+from llm2comp.model import encoder
+from llm2comp.model.lineage import Lineage
+from llm2comp.training import pipeline
+from llm2comp.training.scoring import score_run
+from llm2comp.training.study import results
+from llm2comp.training.study.plan import load_study
+from llm2comp.training.study.run import StudyRun
 
 V0_1 = Path(__file__).parent / "fixtures" / "v0_1"
 EXPECTED = json.loads((V0_1 / "expected.json").read_text())
@@ -107,21 +112,21 @@ def test_stock_sentence_transformers_reads_an_encoder_to_the_same_vectors(folder
 
 @pytest.mark.parametrize("folder", ENCODERS)
 def test_the_package_reads_an_encoder_to_the_same_vectors(folder: str) -> None:
-    assert_vectors(release.load_model(folder), folder)
+    assert_vectors(load(folder, "float32"), folder)
 
 
 def test_a_lineage_tells_all_stages() -> None:
-    lineage = encoder.read_lineage(Path("run-finished/model"))
-    told = [stage["stage"] for stage in lineage["stages"]]
+    lineage = Lineage.read(Path("run-finished/model"))
+    told = [stage.stage for stage in lineage.stages]
     assert told == ["pretext", "unsupervised", "supervised"]
-    assert lineage["memory"]["tokens"] == 2
-    assert lineage["versions"]["llm2comp"] == "0.1.0"
+    assert lineage.memory.tokens == 2
+    assert lineage.versions["llm2comp"] == "0.1.0"
 
 
 @pytest.mark.parametrize("folder", ADAPTERS)
 def test_an_encoder_is_built_anew_of_its_lineage_and_adapters(folder: str) -> None:
     """The prompts around a text stand in no lineage of 0.1: they are those of the objective."""
-    lineage = encoder.read_lineage(Path(folder))
+    lineage = Lineage.read(Path(folder))
     assert_vectors(encoder.build(lineage, [Path(name) for name in ADAPTERS[folder]]), folder)
 
 
@@ -131,10 +136,10 @@ def test_a_stage_goes_on_from_an_encoder_of_any_form(folder: str) -> None:
     run = recipe.load_recipe(Path("recipe.yaml"), overrides)
     shutil.copytree(folder, "run/1-pretext")
     first_two = run.model_copy(update={"stages": run.stages[:2]})
-    model = chain.train(first_two, Path("run"), quiet())
-    before, after = (encoder.read_lineage(path) for path in (Path(folder), model))
-    assert after["stages"][:1] == before["stages"]
-    assert [stage["stage"] for stage in after["stages"]] == ["pretext", "unsupervised"]
+    model = pipeline.train(first_two, Path("run"), quiet())
+    before, after = (Lineage.read(path) for path in (Path(folder), model))
+    assert after.stages[:1] == before.stages
+    assert [stage.stage for stage in after.stages] == ["pretext", "unsupervised"]
     tokenizers = [(path / "tokenizer.json").read_text() for path in (Path(folder), model)]
     assert tokenizers[0] == tokenizers[1]
 
@@ -143,7 +148,7 @@ def test_a_stopped_run_goes_on_to_what_it_would_have_been() -> None:
     stopped = Path("run-stopped")
     logged = lines(stopped / "run.jsonl")
     first = files(stopped / "1-pretext")
-    chain.train(recipe.load_recipe(Path("recipe.yaml")), stopped, quiet())
+    pipeline.train(recipe.load_recipe(Path("recipe.yaml")), stopped, quiet())
     assert files(stopped / "1-pretext") == first
     more = lines(stopped / "run.jsonl")
     assert more[: len(logged)] == logged
@@ -158,16 +163,16 @@ def test_a_stopped_run_goes_on_to_what_it_would_have_been() -> None:
 def test_a_finished_run_is_skipped_and_another_recipe_refused(file: str) -> None:
     out = Path("run-finished")
     before = files(out)
-    assert chain.train(recipe.load_recipe(Path(file)), out, quiet()) == out / "model"
+    assert pipeline.train(recipe.load_recipe(Path(file)), out, quiet()) == out / "model"
     assert files(out) == before
     with pytest.raises(UserError, match="another recipe"):
-        chain.train(recipe.load_recipe(Path(file), ["seed=1"]), out, quiet())
+        pipeline.train(recipe.load_recipe(Path(file), ["seed=1"]), out, quiet())
 
 
 @pytest.mark.usefixtures("nothing_scored")
 def test_a_finished_run_s_scores_are_taken_as_they_are() -> None:
     kept = json.loads(Path("run-finished/scores.json").read_text())
-    rows = scores.score_run(recipe.load_recipe(Path("recipe.yaml")), Path("run-finished"))
+    rows = score_run(recipe.load_recipe(Path("recipe.yaml")), Path("run-finished"))
     points = {name: [score.main_score for score in found] for name, found in rows.items()}
     assert points == {
         name: [score["main_score"] for score in found] for name, found in kept.items()
@@ -187,7 +192,7 @@ def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     found = StudyRun(study, out, quiet()).run()
     assert not found.failed
     assert list(found.cells) == expected["cells"]
-    assert found.cells_of_tuning() == expected["tuning"]
+    assert found.tuning_table() == expected["tuning"]
     assert {name: found.cells[name] for name in before} == before
     # Any other cell that was trained would have a folder again.
     assert {path.name for path in (out / "cells").iterdir()} == cells
@@ -199,7 +204,7 @@ def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     (scored,) = one.scores.values()
     # On another processor one pair may change its place in the order of 24.
     assert results.mean(scored) == pytest.approx(expected["score"], abs=2)
-    assert [row[:2] for row in found.cells_of_table()] == [row[:2] for row in expected["table"]]
+    assert [row[:2] for row in found.score_table()] == [row[:2] for row in expected["table"]]
 
 
 @pytest.mark.usefixtures("nothing_scored")
@@ -210,18 +215,18 @@ def test_a_stored_result_is_found_by_its_key(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(store, "fingerprint", lambda model: known["fingerprint"])
     (task,) = suites.tasks([known["task"]], quick=True)
     assert store.key(known["fingerprint"], task, "", quick=True) == known["key"]
-    model = release.load_model(known["model"])
-    (score,) = runner.evaluate(model, known["model"], [task], store.Store())
+    model = load_in(known["model"], torch.float32)
+    (score,) = runner.evaluate(model, known["model"], [task], store.ResultStore())
     assert score.main_score == known["main_score"]
-    (stored,) = store.Store().all()
-    assert stored.lineage == encoder.read_lineage(Path(known["model"]))
+    (stored,) = store.ResultStore().all()
+    assert stored.lineage == Lineage.read(Path(known["model"]))
 
 
 def test_a_model_s_fingerprint_is_as_before() -> None:
     for name in ("sentence-transformers", "tokenizers"):
         if metadata.version(name) != EXPECTED["versions"][name]:
             pytest.skip(f"another {name} may write its settings in another way")
-    model = release.load_model(EXPECTED["result"]["model"])
+    model = load_in(EXPECTED["result"]["model"], torch.float32)
     assert store.fingerprint(model) == EXPECTED["result"]["fingerprint"]
 
 
