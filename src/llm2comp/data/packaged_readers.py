@@ -98,7 +98,8 @@ def pubmed_passages(folder: Path) -> Iterator[Row]:
 def pubmed_pairs(folder: Path) -> Iterator[Row]:
     """Yield title and abstract of the English articles that have both.
 
-    The journals of `pubmed_journals` are left out, because that set is for evaluation.
+    In the file that `pubmed_journals` reads, its journals are left out, because that set is for
+    evaluation.
     """
     yield from _title_and_abstract(_articles(folder / "pubmed20n0014.xml.gz"))
     articles = list(_articles(folder / PUBMED_TEST_FILE))
