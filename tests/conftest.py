@@ -1,4 +1,4 @@
-"""Shared fixtures, all small: a Llama made in memory, a run of three stages, evaluation sets."""
+"""Small fixtures for all tests: a random Llama, a recipe of three stages, evaluation sets."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before any import of the hub's client: nothing in the tests may wait for a network timeout.
+# This must come before the client of the hub is imported. No test may wait for a network timeout.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -36,7 +36,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Keep results the same on every machine, and leave the other cores alone."""
+    """Use one thread, so that results are the same on every machine and other cores stay free."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,9 +51,10 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder: random Llama, hidden 32, 2 layers, tied embeddings, byte-level BPE.
+    """A transformers folder with a random Llama: 2 layers of width 32, tied embeddings.
 
-    As with SmolLM2, the tokenizer adds no BOS of its own. Treat the folder as read-only.
+    The tokenizer is BPE on bytes. As with SmolLM2, it does not add a BOS token. Tests must not
+    write to the folder.
     """
     folder = tmp_path_factory.mktemp("backbone") / "tiny-llama"
     tokenizer = _tokenizer()
@@ -68,7 +69,8 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 max_position_embeddings=2048,
-                # Wider than usual: an untrained model must still tell one text from another.
+                # With the default of 0.02, an untrained model gives all texts about the same
+                # embedding.
                 initializer_range=0.2,
                 tie_word_embeddings=True,
                 bos_token_id=tokenizer.bos_token_id,
@@ -83,7 +85,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[True, False], ids=["native bfloat16", "no native bfloat16"])
 def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Run a test as on a processor with native bfloat16, and as on one without it."""
+    """Run a test twice: as if the processor had native bfloat16, and as if it had not."""
     native: bool = request.param
     flags = frozenset({"avx2", "avx512_bf16"} if native else {"avx2"})
     monkeypatch.setattr(hardware, "_processor_flags", lambda: flags)
@@ -92,7 +94,7 @@ def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point ``LLM2COMP_CACHE`` at an empty folder for one test."""
+    """Set `LLM2COMP_CACHE` to an empty folder for one test."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("LLM2COMP_CACHE", str(folder))
     return folder
@@ -102,7 +104,10 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_recipe(
     tiny_backbone: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A recipe of three short stages on the tiny backbone and local files; read-only."""
+    """A recipe of three short stages with the tiny backbone and local files.
+
+    Tests must not write to its folder.
+    """
     folder = tmp_path_factory.mktemp("recipe")
     generator = random.Random(0)
     words = " ".join(sentences).split()
@@ -162,60 +167,63 @@ def tiny_recipe(
 
 @pytest.fixture
 def sets(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> dict[str, Rows]:
-    """Serve small sets in place of the catalogue's, and return them."""
-    draw = random.Random(0)
+    """Replace the rows of packaged sources by small sets, and return them by name."""
+    generator = random.Random(0)
     stsb = [
         {
             "split": split,
             "file": origin,
-            "score": f"{draw.uniform(0, 5):.3f}",
-            "sentence1": draw.choice(sentences),
-            "sentence2": " ".join(draw.sample(sentences, 2)),
+            "score": f"{generator.uniform(0, 5):.3f}",
+            "sentence1": generator.choice(sentences),
+            "sentence2": " ".join(generator.sample(sentences, 2)),
         }
         for split in ("train", "dev", "test")
         for origin in ("MSRvid", "track5.en-en")
         for _ in range(6)
     ]
-    # Unlike each other: near-ties would be ranked by rounding.
-    contexts = [" ".join(draw.choices(sentences, k=7)) for _ in range(48)]
+    # The contexts differ much, because rounding would decide the rank of similar ones.
+    contexts = [" ".join(generator.choices(sentences, k=7)) for _ in range(48)]
     squad = [
         {
-            "id": f"{index}-{asked}",
-            "question": f"{' '.join(context.split()[5 * asked : 5 * asked + 5])}?",
+            "id": f"{index}-{number}",
+            "question": f"{' '.join(context.split()[5 * number : 5 * number + 5])}?",
             "context": context,
         }
         for index, context in enumerate(contexts)
-        for asked in range(2)
+        for number in range(2)
     ]
     topics = [sentences[i : i + 2] for i in range(0, 8, 2)]
-    about = [
-        {"text": " ".join(draw.choices(" ".join(topic).split(), k=40)), "label": f"topic {place}"}
-        for place, topic in enumerate(topics)
+    labelled = [
+        {
+            "text": " ".join(generator.choices(" ".join(topic).split(), k=40)),
+            "label": f"topic {index}",
+        }
+        for index, topic in enumerate(topics)
         for _ in range(30)
     ]
-    draw.shuffle(about)
+    generator.shuffle(labelled)
     clauses = [
         {
-            "question": f"{draw.choice(sentences)}?",
-            "context": " ".join(draw.choices(sentences, k=3)),
-            "label": draw.choice(["True", "False"]),
+            "question": f"{generator.choice(sentences)}?",
+            "context": " ".join(generator.choices(sentences, k=3)),
+            "label": generator.choice(["True", "False"]),
         }
         for _ in range(40)
     ]
-    served = {
+    rows = {
         "stsb": stsb,
         "squad-dev": squad,
-        "20newsgroups": about,
-        "pubmed-journals": about[:50],
-        "trec": about,
-        "r8": [row | {"split": draw.choice(["train", "test"])} for row in about],
+        "20newsgroups": labelled,
+        "pubmed-journals": labelled[:50],
+        "trec": labelled,
+        "r8": [row | {"split": generator.choice(["train", "test"])} for row in labelled],
         "privacy-policy": clauses,
     }
-    monkeypatch.setattr(catalog, "rows", lambda name: iter(served[name]))
-    # As their sizes are those of the sets, so are these those of the small ones.
+    monkeypatch.setattr(catalog, "rows", lambda name: iter(rows[name]))
+    # The tasks know how many rows the real sets have. These are the numbers for the small sets.
     monkeypatch.setattr(trec, "TEST", 40)
     monkeypatch.setattr(r8, "QUICK_TEST", 20)
-    return served
+    return rows
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

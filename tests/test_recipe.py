@@ -1,9 +1,13 @@
+"""Recipes: the shipped ones, overrides, and messages about mistakes."""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llm2comp import recipe as recipe_module
 from llm2comp.errors import UserError
-from llm2comp.recipe import Pretext, load_recipe, recipe_path
+from llm2comp.recipe import Pretext, Strict, load_recipe, recipe_path
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -69,7 +73,7 @@ def test_overrides_reach_into_lists(minimal: Path) -> None:
     assert recipe.stages[1].batch_size == 8
 
 
-def test_overrides_hold_yaml_values(minimal: Path) -> None:
+def test_the_value_of_an_override_is_yaml(minimal: Path) -> None:
     recipe = load_recipe(minimal, ["pretext.lora.target_modules=[q_proj, v_proj]"])
     assert recipe.stages[0].lora.target_modules == ["q_proj", "v_proj"]
 
@@ -79,20 +83,22 @@ def test_overrides_hold_yaml_values(minimal: Path) -> None:
     [
         ("pretext.learning_rat=1", r"learning_rat.*did you mean 'learning_rate'"),
         ("memroy.tokens=4", r"memroy.*did you mean 'memory'"),
+        ("pretext.steos=1", r": stages\.0\.pretext\.steos: unknown key; did you mean 'steps'\?$"),
+        ("unsupervised.lora.rr=1", r"stages\.1\.unsupervised\.lora\.rr: .*did you mean 'r'"),
+        ("memory.size=8", r"memory\.size: unknown key; use tokens, init, init_text, scale$"),
         ("pretext.steps=0", r"steps.*greater than 0"),
         ("pretext.steps=many", r"steps.*integer"),
         ("memory.tokens=33", r"tokens.*less than or equal to 32"),
         ("pretext.split.ramp_steps=5", r"ramp_steps needs start"),
         ("pretext.data=[]", r"data.*at least 1 item"),
+        ("pretext.data=[", r"'pretext\.data=\[': the value is not YAML"),
         ("seed", r"'seed' is not of the form key=value"),
         ("seed.deeper=1", r"seed"),
         ("stages.7.steps=1", r"'7' is not one of 0 to 1"),
         ("pretext.data.first.source=x", r"'first' is not one of 0 to 0"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_it(
-    minimal: Path, override: str, message: str
-) -> None:
+def test_a_wrong_override_is_named_in_one_line(minimal: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(minimal, [override])
     assert "\n" not in str(caught.value)
@@ -109,13 +115,35 @@ def test_what_is_wrong_is_one_line_that_names_it(
         (MINIMAL.replace("stage: pretext", "stage: supervised"), "in the order"),
     ],
 )
-def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(path)
     assert "broken.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(MINIMAL.replace("minimal", "café").encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml is not UTF-8"):
+        load_recipe(path)
+
+
+def models(parent: type[Strict]) -> Iterator[type[Strict]]:
+    for model in parent.__subclasses__():
+        yield model
+        yield from models(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [model for model in models(Strict) if model.__module__ == recipe_module.__name__],
+    ids=lambda model: model.__name__,
+)
+def test_every_key_is_explained(model: type[Strict]) -> None:
+    assert [key for key, field in model.model_fields.items() if not field.description] == []
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -1,364 +1,375 @@
 """What a run is: a recipe names a backbone, its memory tokens, the stages and the tasks.
 
-A recipe is a YAML file checked by the models below. Unknown keys are errors
-that name the nearest known key; ``key=value`` overrides use dotted paths, with
-a stage addressed by its name (``pretext.steps=100``).
+A recipe is a YAML file, which the models below check. An unknown key is an error that names the
+nearest known key. The reference of the recipe in the documentation is made from the docstrings of
+the keys.
 """
 
-import copy
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
+from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
+UNKNOWN_KEY = "unknown_key"
+"""Type of the validation error for a key that a model does not have."""
+
 
 class Strict(BaseModel):
-    """A mapping of known keys."""
+    """A mapping that may hold known keys only."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_key(cls, values: Any) -> Any:
+        """Refuse the first unknown key with a hint, before pydantic looks at the values."""
+        known = list(cls.model_fields)
+        for key in map(str, values) if isinstance(values, dict) else ():
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"use {', '.join(known)}"
+                context = {"key": key, "hint": hint}
+                raise PydanticCustomError(UNKNOWN_KEY, "unknown key; {hint}", context)
+        return values
 
 
 class Backbone(Strict):
     """The causal language model that becomes an encoder."""
 
     name: str = "smollm2-135m"
-    """A packaged default, a local folder, a ``.gguf`` file, or a hub id."""
+    """`smollm2-135m` (packaged), a local folder, a `.gguf` file, or a hub id."""
     dtype: Precision = "auto"
-    """Compute precision in training; ``auto`` is bfloat16 where the processor has it."""
+    """Precision of training. `auto` is bfloat16 if the processor computes it natively, and float32
+    otherwise."""
     trust_remote_code: bool = False
+    """Allow the model to run code that comes with it."""
 
 
 class Memory(Strict):
-    """The k memory tokens behind a text (paper, section "Context compression")."""
+    """The k memory tokens that follow a text (paper, section "Context compression")."""
 
     tokens: Annotated[int, Field(ge=1, le=32)] = 8
+    """k, the number of memory tokens."""
     init: Literal["random", "text"] = "random"
-    """``random``: drawn like the embedding table; ``text``: the rows of ``init_text``."""
+    """How the memory embeddings begin. `random`: drawn like the embedding table; `text`: the token
+    embeddings of `init_text`."""
     init_text: str = '\nThis text means in one word:"'
+    """The text for `init: text`."""
     scale: Literal["none", "embeddings"] = "none"
-    """``embeddings``: the decoder reads each memory token at the mean norm of a token embedding;
-    ``none``: as it left the encoder, as in the paper. The text's embedding is the same."""
+    """The size at which the decoder reads memory in stage 1. `none`: as the encoder left it, as in
+    the paper; `embeddings`: the mean norm of a token embedding. The embedding of a text is computed
+    in the same way with both."""
 
 
 class Lora(Strict):
-    """LoRA of one stage; merged before the next stage adds its own."""
+    """The LoRA of one stage. It is merged into the weights before the next stage adds its own."""
 
     r: PositiveInt = 16
+    """The rank."""
     alpha: PositiveInt = 32
+    """The output of the LoRA is scaled by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout on the input of the LoRA, in training only."""
     target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    """Names of the linear layers that get a LoRA."""
 
 
 class DataSource(Strict):
     """One source of rows and its share of the mixture."""
 
     source: str
-    """A name of ``llm2comp data list``, a local .txt/.jsonl/.csv/.parquet, or a hub id."""
+    """A name that `llm2comp data list` shows, a local .txt, .jsonl, .csv or .parquet file, or a
+    hub id (`owner/name` or `owner/name:configuration`)."""
     split: str = "train"
+    """The split of a dataset of the hub."""
     columns: dict[str, str] = {}
-    """Maps our column (text, anchor, positive, negative) to the source's."""
+    """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """The share of the mixture, relative to the weights of the other sources."""
     query_instruction: str = ""
-    """Pairs only: put before each query as ``instruction + ":" + query + "\\n"``."""
+    """Pairs only: put before each query, as `instruction:query` and a line break."""
 
 
 class Passages(Strict):
     """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
 
     min_chars: int = 1000
+    """Shorter passages are left out."""
     max_tokens: PositiveInt = 512
-    """Longer passages are dropped, or cut when ``crop`` is set."""
+    """Longer passages are left out, or cut to this length if `crop` is set."""
     crop: bool = False
+    """Cut passages that are too long."""
 
 
 class Split(Strict):
     """Where a passage of L tokens is cut into text and continuation.
 
-    Uniform in ``[low, L - margin]`` (the paper has 10 and 10), or in
-    ``[low, high]`` when ``high`` is given; ``low == high`` is a fixed split.
+    The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
+    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed.
     """
 
     low: PositiveInt = 10
+    """The smallest split point, in tokens."""
     high: PositiveInt | None = None
+    """The largest split point; `L - margin` if it is not given."""
     margin: PositiveInt = 10
+    """Without `high`: at least this many tokens of the passage come after the split point."""
     continuation: PositiveInt | None = None
-    """At most this many tokens are predicted; all that follow, when not given."""
+    """At most this many tokens are predicted; all that follow if it is not given."""
     per: Literal["sample", "batch"] = "sample"
-    """``batch`` cuts all passages of a batch alike, so that nothing is padded."""
+    """`sample` draws a split point for each passage. `batch` draws one for all passages of a batch,
+    so that no text is padded."""
     ramp_steps: Annotated[int, Field(ge=0)] = 0
-    """Start at the fixed split ``start`` and widen linearly to the range in this many steps."""
+    """Begin with the fixed split `start`, and widen it linearly to the range in this many steps."""
     start: PositiveInt | None = None
+    """The split point to begin with if `ramp_steps` is set."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Split":
+    def _check_range(self) -> "Split":
         if self.high is not None and self.high < self.low:
             raise ValueError(f"high ({self.high}) is below low ({self.low})")
         if self.ramp_steps and self.start is None:
-            raise ValueError("ramp_steps needs start, the split to begin from")
+            raise ValueError("ramp_steps needs start, the split point to begin with")
         return self
 
 
 class StageBase(Strict):
-    """What every stage is told: data, adapter, attention and optimiser."""
+    """What every stage has: data, LoRA, attention and optimiser."""
 
     stage: str
+    """The name of the stage."""
     data: Annotated[list[DataSource], Field(min_length=1)]
+    """The sources of text."""
     lora: Lora = Lora()
+    """The LoRA that this stage trains."""
     attention: Attention | None = None
-    """The encoder's attention from this stage on; ``None`` keeps what the stage before had."""
+    """Attention of the encoder from this stage on; `null` keeps that of the stage before."""
     steps: PositiveInt
+    """Steps of the optimiser."""
     batch_size: PositiveInt
+    """Rows per step. In the contrastive stages, the other rows of a batch are negatives."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """The peak learning rate."""
     memory_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """The peak learning rate of the memory embeddings; `learning_rate` if it is not given."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0 to its peak."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    """The course of the learning rate after the peak."""
     weight_decay: NonNegative = 0.0
+    """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
+    """Gradients are clipped to this norm; 0 clips nothing."""
     save_steps: PositiveInt = 50
+    """Steps between checkpoints. A run that was stopped continues from the last one."""
     log_steps: PositiveInt = 10
+    """Steps between the lines of `run.jsonl` with loss and learning rate."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, which saves memory and costs time."""
     compile: bool = False
-    """``torch.compile`` of the blocks: steps take about a tenth less after a minute of compiling;
-    needs a C++ compiler, or Triton on a GPU."""
+    """Use `torch.compile` for the blocks. Steps take about a tenth less time, after a minute of
+    compiling. It needs a C++ compiler, or Triton on a GPU."""
 
 
 class Pretext(StageBase):
     """Stage 1: learn to compress."""
 
     stage: Literal["pretext"] = "pretext"
+    """The name of the stage."""
     batch_size: PositiveInt
-    """Passages on average: they are grouped by length, so that batches have as many tokens."""
+    """Passages per step, on average. Passages are grouped by length, and all batches have about the
+    same number of tokens."""
     objective: str = "distillation"
+    """`distillation`, `continuation`, `reconstruction`, `mntp` or `embedding_prediction`."""
     passages: Passages = Passages()
+    """Which passages are taken."""
     split: Split = Split()
+    """Where a passage is cut into text and continuation."""
     attention: Attention | None = "causal"
+    """Attention of the encoder."""
     bidirectional_from_step: int | None = None
-    """Opens a causal encoder's attention at this step."""
+    """Make the attention of a causal encoder bidirectional at this step."""
     start_from: str | None = None
-    """A trained stage 1 (folder or released name) whose LoRA and memory rows to start from."""
+    """A trained stage 1 (folder or released name). Its LoRA and memory embeddings are trained
+    further."""
     eval_steps: PositiveInt = 20
+    """Steps between evaluations on the held-out passages."""
     eval_passages: PositiveInt = 64
+    """Passages that are held out."""
 
 
 class Contrastive(StageBase):
-    """What UCL and SCL share."""
+    """What stages 2 and 3 have in common."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.05
+    """The loss divides cosines by it."""
     mini_batch_size: PositiveInt = 32
-    """Texts in memory at once; a batch of scored pairs is not split."""
+    """Texts in memory at once. It changes the cost and not the result. A batch of scored pairs is
+    not split."""
     max_length: PositiveInt = 512
-    """Tokens of a text in training, memory tokens not counted; text beyond is cut."""
+    """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20
+    """Steps between evaluations on the held-out rows."""
     eval_pairs: Annotated[int, Field(ge=0)] = 32
-    """Held out to watch loss, effective dimension and cosines; 0 to watch nothing."""
+    """Rows that are held out, to measure loss, effective dimension and cosines; 0 for none."""
 
 
 class Unsupervised(Contrastive):
-    """Stage 2 (UCL): SimCSE, the same text twice under different dropout."""
+    """Stage 2 (UCL): SimCSE. The same text is encoded twice with different dropout."""
 
     stage: Literal["unsupervised"] = "unsupervised"
+    """The name of the stage."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout of the attention. It makes the two embeddings of a text differ."""
 
 
 class Supervised(Contrastive):
-    """Stage 3 (SCL): query, positive and hard negative, with in-batch negatives; scored pairs."""
+    """Stage 3 (SCL): pairs of query and positive, with hard negatives or scores if there are any.
+
+    Sources with scores are trained with CoSENT, all others with InfoNCE and in-batch negatives.
+    """
 
     stage: Literal["supervised"] = "supervised"
+    """The name of the stage."""
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]
-
-
-class Evaluation(Strict):
-    """What ``llm2comp train`` scores after each stage."""
-
-    tasks: list[str] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
-    quick: bool = True
-    baselines: list[str] = []
-
-
-class Recipe(Strict):
-    """A whole run."""
-
-    name: str
-    seed: int = 0
-    backbone: Backbone = Backbone()
-    memory: Memory = Memory()
-    prompts: dict[str, str] = {"query": "", "document": ""}
-    max_length: PositiveInt = 512
-    """Tokens of a text that the encoder reads, memory tokens not counted; the rest is cut."""
-    stages: Annotated[list[Stage], Field(min_length=1)]
-    evaluation: Evaluation = Evaluation()
-    on_bad_row: OnBadRow = "fail"
-
-    @model_validator(mode="after")
-    def _one_of_each_in_order(self) -> "Recipe":
-        order = ["pretext", "unsupervised", "supervised"]
-        names = [stage.stage for stage in self.stages]
-        if names != [name for name in order if name in names]:
-            raise ValueError(f"stages are {names}; each may stand once, in the order {order}")
-        return self
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and check a recipe, with ``dotted.key=value`` overrides applied first.
-
-    Raises:
-        UserError: if the file is missing, is not YAML, or says something unknown;
-            the message names the file, the key and the nearest known key.
-    """
-    return parse(read_yaml(path, "recipe"), overrides or [], f"recipe {path}")
-
-
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """Read a mapping of keys.
-
-    Raises:
-        UserError: if the file is missing or holds something else; ``what`` says what it should be.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{what} {path} must be a mapping of keys, see those of recipes/")
-    return raw
-
-
-def parse(raw: dict[str, Any], overrides: list[str], where: str) -> Recipe:
-    """Check a recipe that was read, with overrides.
-
-    Raises:
-        UserError: if it says something unknown; the message begins with ``where``.
-    """
-    try:
-        return Recipe.model_validate(changed(raw, overrides))
-    except ValidationError as error:
-        raise UserError(f"{where}: {explain(error)}") from error
-
-
-def changed(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return a copy of a recipe that was read, with overrides applied.
-
-    Raises:
-        UserError: if an override cannot be applied.
-    """
-    raw = copy.deepcopy(raw)
-    for override in overrides:
-        _apply(raw, override)
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"override {override!r} is not of the form key=value")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for parent in parents:
-        stages = raw.get("stages") or []
-        named = [s for s in stages if isinstance(s, dict) and s.get("stage") == parent]
-        node = named[0] if node is raw and named else _child(node, parent, override)
-    if isinstance(node, list):
-        node[_index(node, last, override)] = yaml.safe_load(text)
-    else:
-        node[last] = yaml.safe_load(text)
-
-
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, override)]
-    child = node.setdefault(key, {})
-    if not isinstance(child, dict | list):
-        raise UserError(f"override {override!r}: {key!r} holds a value, not further keys")
-    return child
-
-
-def _index(node: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(node) - 1}")
-    return int(key)
-
-
-def explain(error: ValidationError) -> str:
-    """Say the first thing that is wrong in one line, with the nearest known key."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{where or 'recipe'}: {first['msg']} (got {_short(first['input'])})"
-    known = sorted(_known_keys(error.title))
-    nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0)
-    return f"{where}: unknown key; did you mean {nearest[0]!r}?"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _known_keys(root: str) -> Iterator[str]:
-    """Yield the keys of the model called ``root``, and of those defined beside it."""
-    models = list(_models(Strict))
-    modules = {model.__module__ for model in models if model.__name__ == root}
-    for model in models:
-        if model.__module__ in modules:
-            yield from model.model_fields
-
-
-def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    for child in model.__subclasses__():
-        yield child
-        yield from _models(child)
-
-
-_PACKAGE = Path(__file__).parent
-
-
-def recipe_path(name: str) -> Path:
-    """Return the file of a recipe given as a path or as a shipped name (``demo``).
-
-    Raises:
-        UserError: if it is neither.
-    """
-    return _find(name, "recipe", "*.yaml")
-
-
-def study_path(name: str) -> Path:
-    """Return the file of a study given as a path or as a shipped name (``pretext``).
-
-    Raises:
-        UserError: if it is neither.
-    """
-    return _find(name, "study", "study/*.yaml")
-
-
-def _find(name: str, what: str, pattern: str) -> Path:
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
-    # A wheel carries recipes/ inside the package; a checkout has it at its root.
-    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
-        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
-        if name in shipped:
-            return shipped[name]
-        if shipped:
-            raise UserError(f"{what} {name}: no such file; shipped are {', '.join(shipped)}")
-    raise UserError(f"{what} {name}: no such file")
-
 
 STAGE_FOLDERS = {
     "pretext": "1-pretext",
     "unsupervised": "2-unsupervised",
     "supervised": "3-supervised",
 }
+"""The folder of each stage within a run, in the order of the stages."""
+
+
+class Evaluation(Strict):
+    """What `llm2comp train` scores after each stage."""
+
+    tasks: list[str] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
+    """Names of tasks; an empty list scores nothing."""
+    quick: bool = True
+    """Use the quick sizes of the tasks."""
+    baselines: list[str] = []
+    """Training-free encoders of the backbone that are scored too."""
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    name: str
+    """The name of the run. The model card shows it."""
+    seed: int = 0
+    """The seed of the order of the data, of dropout, of split points and of new weights."""
+    backbone: Backbone = Backbone()
+    """The language model to start from."""
+    memory: Memory = Memory()
+    """The memory tokens."""
+    prompts: dict[str, str] = {"query": "", "document": ""}
+    """What `encode_query` and `encode_document` put before a text."""
+    max_length: PositiveInt = 512
+    """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    """Each stage at most once, in the order `pretext`, `unsupervised`, `supervised`."""
+    evaluation: Evaluation = Evaluation()
+    """What is scored after each stage."""
+    on_bad_row: OnBadRow = "fail"
+    """What a bad row of data does. `fail` stops the run; `skip` leaves the row out."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Recipe":
+        names = [stage.stage for stage in self.stages]
+        if names != [name for name in STAGE_FOLDERS if name in names]:
+            order = ", ".join(STAGE_FOLDERS)
+            raise ValueError(
+                f"stages are {', '.join(names)}; each may occur once, in the order {order}"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, apply overrides, and check the result.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` with dotted keys, as `llm2comp.utils.yaml_files.apply_overrides`
+            takes them. A stage is addressed by its name: `pretext.steps=100`.
+
+    Raises:
+        UserError: if the file is missing or is not YAML, an override cannot be applied, or a key
+            or value is wrong. The message names the file, the key and the nearest known key.
+    """
+    return parse_recipe(read_yaml(path, "recipe"), overrides or [], f"recipe {path}")
+
+
+def parse_recipe(content: dict[str, Any], overrides: list[str], origin: str) -> Recipe:
+    """Check a recipe that was read from YAML, after applying overrides to it.
+
+    Args:
+        content: the keys of the recipe.
+        overrides: as `load_recipe` takes them.
+        origin: where the recipe is from; the error message begins with it.
+
+    Raises:
+        UserError: if an override cannot be applied, or a key or value is wrong.
+    """
+    try:
+        return Recipe.model_validate(apply_overrides(content, overrides))
+    except ValidationError as error:
+        raise UserError(f"{origin}: {explain_validation_error(error)}") from error
+
+
+def explain_validation_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong in one line, beginning with the dotted key."""
+    first = error.errors()[0]
+    location = list(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == UNKNOWN_KEY:
+        location.append(first["ctx"]["key"])
+    else:
+        message += f" (got {one_line(repr(first['input']), limit=60)})"
+    return f"{'.'.join(location)}: {message}" if location else message
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe, given its path or the name of a shipped recipe (`demo`).
+
+    Raises:
+        UserError: if there is no such file and no such shipped recipe.
+    """
+    return _find(name, "recipe", "*.yaml")
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study, given its path or the name of a shipped study (`pretext`).
+
+    Raises:
+        UserError: if there is no such file and no such shipped study.
+    """
+    return _find(name, "study", "study/*.yaml")
+
+
+def _find(name: str, kind: str, pattern: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    # A wheel has the recipes inside the package; a checkout has them in its root folder.
+    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
+        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
+        if name in shipped:
+            return shipped[name]
+        if shipped:
+            raise UserError(f"{kind} {name}: no such file; shipped are {', '.join(shipped)}")
+    raise UserError(f"{kind} {name}: no such file")

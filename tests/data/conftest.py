@@ -1,4 +1,4 @@
-"""Every test of the data has an empty cache, so that none reads or writes the user's."""
+"""Tests of the data use an empty cache folder and not that of the user."""
 
 from pathlib import Path
 

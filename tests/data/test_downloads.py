@@ -1,4 +1,4 @@
-"""Archives: the named members only, the right hash only, whole or not at all."""
+"""Downloads: only the named files, only with the right sha256, and all of them or none."""
 
 import dataclasses
 import hashlib
@@ -34,7 +34,7 @@ def wheel(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch, wheel: Path) -> None:
-    """A client that delivers the wheel, without a network."""
+    """Replace pip by a copy of the wheel, without a network."""
     monkeypatch.setattr(
         downloads, "_pip", lambda _, target: [sys.executable, "-c", COPY, str(wheel), str(target)]
     )
@@ -48,7 +48,7 @@ def test_only_the_named_members_are_kept(wheel: Path, cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("served")
-def test_wrong_hash_is_refused_and_leaves_nothing(wheel: Path, cache: Path) -> None:
+def test_a_wrong_sha256_is_refused_and_leaves_nothing(wheel: Path, cache: Path) -> None:
     wrong = dataclasses.replace(archive_of(wheel), sha256="0" * 64)
     with pytest.raises(UserError, match=r"texts 1\.0: sha256") as error:
         downloads.extract_members(wrong, ["texts/code.py"], cache / "texts")
@@ -57,13 +57,13 @@ def test_wrong_hash_is_refused_and_leaves_nothing(wheel: Path, cache: Path) -> N
 
 
 @pytest.mark.usefixtures("served")
-def test_missing_member_is_refused_and_leaves_nothing(wheel: Path, cache: Path) -> None:
+def test_a_missing_member_is_refused_and_leaves_nothing(wheel: Path, cache: Path) -> None:
     with pytest.raises(UserError, match="has no texts/b.txt"):
         downloads.extract_members(archive_of(wheel), ["texts/b.txt"], cache / "texts")
     assert list(cache.rglob("*")) == []
 
 
-def test_what_the_client_said_is_in_the_message(
+def test_the_error_of_the_client_is_in_the_message(
     monkeypatch: pytest.MonkeyPatch, wheel: Path, cache: Path
 ) -> None:
     monkeypatch.setattr(downloads, "_pip", lambda *_: [sys.executable, "-c", FAIL])
@@ -73,13 +73,13 @@ def test_what_the_client_said_is_in_the_message(
     assert list(cache.rglob("*")) == []
 
 
-def test_npm_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_missing_npm_is_named(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"install Node\.js"):
         downloads.extract_members(Archive("npm", "texts", "1.0", "0" * 64, 1), ["a"], cache / "t")
 
 
-def test_full_disk_is_one_line(
+def test_a_full_disk_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, wheel: Path, cache: Path, served: None
 ) -> None:
     def full(*_: object) -> None:
@@ -91,7 +91,7 @@ def test_full_disk_is_one_line(
     assert list(cache.rglob("*")) == []
 
 
-def test_member_that_points_outside_is_refused(
+def test_a_member_that_points_outside_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ) -> None:
     path = tmp_path / "texts-1.0.tar.gz"
@@ -105,7 +105,7 @@ def test_member_that_points_outside_is_refused(
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-def test_pip_is_told_the_hash_before_it_looks_inside(tmp_path: Path) -> None:
+def test_pip_is_given_the_sha256(tmp_path: Path) -> None:
     target = tmp_path / "archive"
     target.mkdir()
     archive = Archive("pypi", "texts", "1.0", "ab" * 32, 1, wheel_tag="cp311-cp311-manylinux_x")

@@ -1,4 +1,4 @@
-"""Passages, sentences and pairs, as the three stages ask for them."""
+"""Passages, sentences and pairs for the three stages."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ def test_passages_are_filtered_by_characters_and_tokens(
     source = text_source(tmp_path / "a.txt", texts)
     longest = len(tokenizer(texts[1])["input_ids"])
 
-    def load(**rule: int) -> list[str]:
-        found = load_passages([source], tokenizer, Passages(**rule), 10, seed=0)
-        return sorted(tokenizer.decode(ids) for ids in found["input_ids"])
+    def load(**limits: int) -> list[str]:
+        passages = load_passages([source], tokenizer, Passages(**limits), 10, seed=0)
+        return sorted(tokenizer.decode(ids) for ids in passages["input_ids"])
 
     assert load(min_chars=6, max_tokens=longest) == [texts[1]]
     assert load(min_chars=5, max_tokens=longest) == [texts[1], texts[0]]
@@ -48,15 +48,15 @@ def test_passages_are_filtered_by_characters_and_tokens(
         load()
 
 
-def test_passages_are_the_same_for_the_same_seed_and_never_twice(
+def test_passages_depend_on_the_seed_and_do_not_repeat(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    one = text_source(tmp_path / "a.txt", [f"first {i}" for i in range(600)] * 2, weight=3)
-    two = text_source(tmp_path / "b.txt", [f"second {i}" for i in range(200)] + ["first 1"])
+    first = text_source(tmp_path / "a.txt", [f"first {i}" for i in range(600)] * 2, weight=3)
+    second = text_source(tmp_path / "b.txt", [f"second {i}" for i in range(200)] + ["first 1"])
 
     def load(seed: int, count: int = 400) -> list[str]:
-        rule = Passages(min_chars=1)
-        ids = load_passages([one, two], tokenizer, rule, count, seed)["input_ids"]
+        limits = Passages(min_chars=1)
+        ids = load_passages([first, second], tokenizer, limits, count, seed)["input_ids"]
         return [tokenizer.decode(list(row)) for row in ids]
 
     drawn = load(0)
@@ -79,10 +79,10 @@ def test_sentences_are_distinct_and_a_shortage_is_logged(
         load_sentences([text_source(tmp_path / "b.txt", [])], 4, seed=0)
 
 
-def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
+def test_pairs_are_one_dataset_per_source_in_proportion_to_the_weights(tmp_path: Path) -> None:
     plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(100)]
     triples = [row | {"negative": "n"} for row in plain]
-    found, _ = load_pairs(
+    pairs, _ = load_pairs(
         [
             pair_source(tmp_path / "plain.jsonl", plain, weight=2, query_instruction="Find it"),
             pair_source(tmp_path / "triples.jsonl", triples),
@@ -90,8 +90,8 @@ def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
         count=90,
         seed=0,
     )
-    first, second = found.values()
-    assert list(found) == [str(tmp_path / "plain.jsonl"), str(tmp_path / "triples.jsonl")]
+    first, second = pairs.values()
+    assert list(pairs) == [str(tmp_path / "plain.jsonl"), str(tmp_path / "triples.jsonl")]
     assert (len(first), len(second)) == (60, 30)
     assert (first.column_names, second.column_names) == (
         ["anchor", "positive"],
@@ -102,32 +102,32 @@ def test_pairs_are_one_dataset_a_source_in_proportion(tmp_path: Path) -> None:
     assert second[0]["anchor"].startswith("q")
 
 
-def test_what_is_held_out_is_not_trained_on_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_held_out_rows_are_not_trained_on_and_do_not_change_the_others(tmp_path: Path) -> None:
     plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(40)]
     scored = [{"anchor": f"a{i}", "positive": f"b{i}", "score": i} for i in range(40)]
     files = [
         pair_source(tmp_path / "plain.jsonl", plain, query_instruction="Find it"),
         pair_source(tmp_path / "scored.jsonl", scored),
     ]
-    whole, nothing = load_pairs(files, count=50, seed=0)
-    same, held = load_pairs(files, count=50, seed=0, held_out=10)
-    assert not nothing
-    assert {name: part.to_list() for name, part in same.items()} == {
-        name: part.to_list() for name, part in whole.items()
+    alone, no_rows = load_pairs(files, count=50, seed=0)
+    beside, held_out = load_pairs(files, count=50, seed=0, held_out=10)
+    assert not no_rows
+    assert {name: part.to_list() for name, part in beside.items()} == {
+        name: part.to_list() for name, part in alone.items()
     }
-    trained = {row["positive"] for part in whole.values() for row in part}
-    assert len(held) == 5  # those without a score
-    assert trained.isdisjoint(positive for _, positive in held)
-    assert all(one == f"Find it:{other.replace('p', 'q')}\n" for one, other in held)
+    trained = {row["positive"] for part in alone.values() for row in part}
+    assert len(held_out) == 5  # only those without a score
+    assert trained.isdisjoint(positive for _, positive in held_out)
+    assert all(anchor == f"Find it:{positive.replace('p', 'q')}\n" for anchor, positive in held_out)
 
 
-def test_a_source_used_twice_keeps_two_datasets(tmp_path: Path) -> None:
+def test_a_source_that_is_used_twice_gives_two_datasets(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(10)]
     source = pair_source(tmp_path / "a.jsonl", rows)
     swapped = source.model_copy(update={"columns": {"anchor": "positive", "positive": "anchor"}})
-    found, _ = load_pairs([source, swapped], count=8, seed=0)
-    assert list(found) == [source.source, f"{source.source}#2"]
-    assert found[f"{source.source}#2"][0]["anchor"].startswith("p")
+    pairs, _ = load_pairs([source, swapped], count=8, seed=0)
+    assert list(pairs) == [source.source, f"{source.source}#2"]
+    assert pairs[f"{source.source}#2"][0]["anchor"].startswith("p")
 
 
 def test_a_negative_missing_in_some_rows_is_a_bad_row(tmp_path: Path) -> None:
@@ -141,14 +141,14 @@ def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None
         {"anchor": f"q{i}", "positive": f"p{i}", "score": str(i / 2) if i % 2 else i / 2}
         for i in range(10)
     ]
-    found, _ = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
-    (dataset,) = found.values()
+    pairs, _ = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
+    (dataset,) = pairs.values()
     assert dataset.column_names == ["anchor", "positive", "score"]
     assert {row["anchor"]: row["score"] for row in dataset} == {f"q{i}": i / 2 for i in range(10)}
 
 
 @pytest.mark.parametrize("score", ["high", "nan", True, None, ""])
-def test_a_score_that_is_no_number_is_a_bad_row(tmp_path: Path, score: object) -> None:
+def test_a_score_that_is_not_a_number_is_a_bad_row(tmp_path: Path, score: object) -> None:
     rows = [{"anchor": "q", "positive": "p", "score": s} for s in (0.0, score)]
     with pytest.raises(UserError, match=r"a\.jsonl:2: column 'score' holds .*, not a number"):
         load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)

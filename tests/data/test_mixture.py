@@ -1,4 +1,4 @@
-"""Shuffles and mixtures: all rows, the right shares, the same for the same seed."""
+"""Shuffles keep all rows, mixtures keep their shares, and both depend on the seed only."""
 
 import itertools
 
@@ -8,13 +8,13 @@ from llm2comp.data import mixture
 
 
 @pytest.mark.parametrize("window", [1, 7, 100, 1000])
-def test_shuffle_loses_and_repeats_nothing(window: int) -> None:
+def test_a_shuffle_keeps_each_row_once(window: int) -> None:
     rows = list(range(100))
-    shuffled = list(mixture.shuffled(rows, "0", window))
+    shuffled = list(mixture.shuffle(rows, "0", window))
     assert sorted(shuffled) == rows
-    assert shuffled == list(mixture.shuffled(rows, "0", window))
+    assert shuffled == list(mixture.shuffle(rows, "0", window))
     if window > 1:
-        assert shuffled != list(mixture.shuffled(rows, "1", window))
+        assert shuffled != list(mixture.shuffle(rows, "1", window))
 
 
 def test_every_prefix_of_a_mixture_has_the_weights() -> None:

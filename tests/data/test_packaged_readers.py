@@ -1,4 +1,4 @@
-"""Readers: the raw files of each packaged source become clean rows."""
+"""The readers turn the raw files of packaged sources into clean rows."""
 
 import bz2
 import gzip
@@ -22,7 +22,7 @@ Too short.</text></revision></page>
 </mediawiki>"""
 
 
-def test_wiki_mark_up_is_stripped(tmp_path: Path) -> None:
+def test_mark_up_of_wikipedia_is_removed(tmp_path: Path) -> None:
     dump = WIKI.replace("SENTENCES", " ".join(["It crosses the water."] * 20))
     (tmp_path / "enwiki-x.bz2").write_bytes(bz2.compress(dump.encode()))
     (row,) = packaged_readers.enwiki_passages(tmp_path)
@@ -38,7 +38,7 @@ def article(journal: str, title: str, abstract: str, language: str = "eng") -> s
     )
 
 
-def test_articles_of_the_test_journals_are_never_trained_on(tmp_path: Path) -> None:
+def test_articles_of_the_test_journals_are_not_for_training(tmp_path: Path) -> None:
     old = [
         article("Old", "A <i>rat</i> study", "Rats ran."),
         article("Old", "No abstract", ""),
@@ -68,7 +68,7 @@ def test_news_without_text_are_left_out(tmp_path: Path) -> None:
     assert list(packaged_readers.news_passages(tmp_path)) == [{"text": "One, two\nthree"}]
 
 
-def test_sentences_come_document_by_document(tmp_path: Path) -> None:
+def test_sentences_come_in_the_order_of_documents(tmp_path: Path) -> None:
     for number in (10, 2):
         (tmp_path / f"doc-{number}.json").write_text(json.dumps([f"text {number}", " "]))
     assert list(packaged_readers.nlp_corpus_sentences(tmp_path)) == [
@@ -77,7 +77,7 @@ def test_sentences_come_document_by_document(tmp_path: Path) -> None:
     ]
 
 
-def test_stsb_train_has_the_scores_of_its_split_only(tmp_path: Path) -> None:
+def test_stsb_train_has_only_its_split(tmp_path: Path) -> None:
     line = 'g\tfile\t2012\t1\t{}\tA "man.\tA person.\textra\n'
     for split in packaged_readers.STSB_SPLITS:
         (tmp_path / f"sts-{split}.csv").write_text(line.format(split) + line.format("3.9"))
@@ -91,7 +91,7 @@ def test_stsb_train_has_the_scores_of_its_split_only(tmp_path: Path) -> None:
     ]
 
 
-def test_jeopardy_keeps_the_words_of_links(tmp_path: Path) -> None:
+def test_jeopardy_keeps_the_text_of_links(tmp_path: Path) -> None:
     rows = [{"Question": 'Seen <a href="x">here</a> &amp; there', "Answer": "owl"}]
     (tmp_path / "jeopardy_10k.json").write_text(json.dumps(rows))
     (row,) = packaged_readers.jeopardy_pairs(tmp_path)

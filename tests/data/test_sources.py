@@ -1,4 +1,4 @@
-"""Rows from files: every mistake is reported with its line, or skipped and counted."""
+"""Rows of sources: each mistake is reported with its line, or skipped and counted."""
 
 import logging
 from pathlib import Path
@@ -37,7 +37,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_row_is_reported_with_its_line(
+def test_a_bad_row_is_reported_with_its_line(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content, line, reason = BAD_FILES[name]
@@ -53,7 +53,7 @@ def test_bad_row_is_reported_with_its_line(
     assert caplog.messages == [f"{path}: skipped 1 bad rows"]
 
 
-def test_parquet_is_reported_by_row(tmp_path: Path) -> None:
+def test_a_bad_row_of_parquet_is_reported_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"] * 1500 + [None, "b"]}), path)
     with pytest.raises(UserError, match=r"a\.parquet:1501: column 'text' holds NoneType"):
@@ -85,7 +85,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         read(path)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: No such file"):
         read(tmp_path / "gone.csv")
     (tmp_path / "a.xml").write_text("<a/>")
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
-def test_unknown_source_is_answered_with_the_nearest() -> None:
+def test_an_unknown_source_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match="nearest: 'boolq-passages'"):
         read("boolq-pasages")
 
@@ -107,7 +107,7 @@ def test_evaluation_sets_are_refused_before_any_download(name: str) -> None:
         read(name)
 
 
-def test_hub_out_of_reach_is_one_line_that_names_the_packaged_sources(
+def test_an_unreachable_hub_is_one_line_that_names_the_packaged_sources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:

@@ -1,3 +1,5 @@
+"""Files to be encoded: every row is kept in order, and a bad one is named."""
+
 import csv
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""A table has the same cells in Markdown and on the terminal."""
+
 import io
 
 from rich.console import Console
@@ -7,8 +9,8 @@ from llm2comp.evaluation.store import Score
 from llm2comp.utils import tables
 
 
-def score(task: str, points: float) -> Score:
-    return Score(task, "metric", points, 1.0, 10, 10.0, 5, quick=True)
+def score(task: str, percent: float) -> Score:
+    return Score(task, "metric", percent, 1.0, 10, 10.0, 5, quick=True)
 
 
 ROWS = {
@@ -18,7 +20,7 @@ ROWS = {
 EXTRA = {"time": {"first [a]": "12 s"}}
 
 
-def test_mean_is_given_only_over_all_tasks() -> None:
+def test_only_a_model_with_all_tasks_has_a_mean() -> None:
     assert tables.markdown(results.score_cells(ROWS, EXTRA)).splitlines() == [
         "| model | One | Two | mean | time |",
         "| --- | ---: | ---: | ---: | ---: |",

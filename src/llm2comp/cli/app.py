@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from llm2comp.cli import analyze, data, encode, evaluate, export, train
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
@@ -36,7 +36,7 @@ def explain(error: BaseException) -> str | None:
     """
     link: BaseException | None = error
     while link is not None:
-        text = " ".join(str(link).split())
+        text = one_line(link, limit=None)
         if isinstance(link, UserError):
             return text
         # safetensors and torch's zip writer report a full disk without its errno.

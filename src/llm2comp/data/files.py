@@ -1,8 +1,8 @@
-"""Read local text files row by row, without ever holding one whole.
+"""Read local text files row by row, without loading a whole file.
 
-Each reader yields ``(number, values)``: the number of the line (of the row, in
-Parquet) as an editor counts it, and the columns found there. A row that cannot
-be read is yielded as a ``BadRow``, and reading goes on behind it.
+Each reader yields `(number, columns)`. The number is that of the line as an editor counts it, or
+that of the row in a Parquet file. A row that cannot be read is yielded as a `BadRow`, and reading
+continues with the next one.
 """
 
 import csv
@@ -14,24 +14,27 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """Why a row could not be read."""
+    """A row that could not be read, with the reason."""
 
     reason: str
 
 
-Numbered = tuple[int, Mapping[str, object] | BadRow]
+NumberedRow = tuple[int, Mapping[str, object] | BadRow]
+"""The number of a row, and its values by column."""
 
 
-def read(path: Path) -> Iterator[Numbered]:
-    """Yield the rows of a .txt (column ``text``), .jsonl, .csv or .parquet file.
+def read(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of a .txt, .jsonl, .csv or .parquet file.
+
+    Each line of a .txt file is one row with the column `text`.
 
     Raises:
-        UserError: if the file is missing, unreadable, or of another kind.
+        UserError: if the file is missing, cannot be read, or has another extension.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -43,23 +46,23 @@ def read(path: Path) -> Iterator[Numbered]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield numbered lines without their ends.
+    """Yield the lines with their numbers, without line breaks.
 
-    Bytes that are not UTF-8 become lone surrogates, so that they spoil only
-    their own row; whoever checks the row sees them.
+    Bytes that are not UTF-8 become lone surrogates. So they make only their own row bad, when that
+    row is checked.
     """
-    with path.open("rb") as file:  # in text mode U+2028 and the like could split a line
+    with path.open("rb") as file:  # text mode would also split lines at U+2028 and the like
         for number, line in enumerate(file, start=1):
             text = line.decode("utf-8", errors="surrogateescape").rstrip("\r\n")
             yield number, text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _text(path: Path) -> Iterator[Numbered]:
+def _read_text(path: Path) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
         yield number, {"text": line}
 
 
-def _jsonl(path: Path) -> Iterator[Numbered]:
+def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
         try:
             row: object = json.loads(line)
@@ -69,28 +72,28 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
             yield number, row if isinstance(row, dict) else BadRow("a JSON object was expected")
 
 
-def _csv(path: Path) -> Iterator[Numbered]:
-    csv.field_size_limit(2**31 - 1)  # its default refuses texts beyond 131,072 characters
+def _read_csv(path: Path) -> Iterator[NumberedRow]:
+    csv.field_size_limit(2**31 - 1)  # by default, cells above 131,072 characters are errors
     reader = csv.reader((f"{line}\n" for _, line in _lines(path)), strict=True)
     header: list[str] | None = None
     while True:
         number = reader.line_num + 1
         try:
-            fields = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             yield number, BadRow(f"broken CSV ({error})")
             continue
         if header is None:
-            header = fields
-        elif len(fields) == len(header):
-            yield number, dict(zip(header, fields, strict=True))
+            header = cells
+        elif len(cells) == len(header):
+            yield number, dict(zip(header, cells, strict=True))
         else:
-            yield number, BadRow(f"{len(fields)} fields where the header has {len(header)}")
+            yield number, BadRow(f"{len(cells)} fields where the header has {len(header)}")
 
 
-def _parquet(path: Path) -> Iterator[Numbered]:
+def _read_parquet(path: Path) -> Iterator[NumberedRow]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
@@ -99,16 +102,13 @@ def _parquet(path: Path) -> Iterator[Numbered]:
                     number += 1
                     yield number, row
     except pa.ArrowException as error:
-        raise UserError(f"{path}: is not a readable Parquet file: {_first_line(error)}") from error
+        raise UserError(f"{path}: is not a readable Parquet file: {one_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
-    ".txt": _text,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
+READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
+    ".txt": _read_text,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
 }
+"""The reader of each file extension."""

@@ -1,4 +1,4 @@
-"""Stream a dataset of the Hugging Face hub."""
+"""Datasets and models of the Hugging Face hub: stream rows, and check that a name exists."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,12 +7,19 @@ import datasets
 import huggingface_hub
 from huggingface_hub import HfApi, errors
 
-from llm2comp.data.files import Numbered
-from llm2comp.errors import UserError
+from llm2comp.data.files import NumberedRow
+from llm2comp.errors import UserError, one_line
+
+REACH_SECONDS = 10.0
+"""How long the hub may take to answer."""
 
 
-def read(name: str, split: str) -> Iterator[Numbered]:
-    """Yield the numbered rows of ``owner/name`` or ``owner/name:configuration``.
+def read(name: str, split: str) -> Iterator[NumberedRow]:
+    """Yield the rows of a dataset with their numbers, without downloading it first.
+
+    Args:
+        name: `owner/name` or `owner/name:configuration`.
+        split: the split of the dataset.
 
     Raises:
         UserError: if the hub cannot be reached, or has no such dataset, configuration or split.
@@ -24,23 +31,19 @@ def read(name: str, split: str) -> Iterator[Numbered]:
             repository, configuration or None, split=split, streaming=True
         )
         yield from enumerate(stream, start=1)
-    except ValueError as error:  # what datasets raises for an unknown configuration or split
-        message = " ".join(str(error).split())
-        raise UserError(f"{name}, split {split}: {message[:200]}") from error
+    except ValueError as error:  # datasets raises it for an unknown configuration or split
+        raise UserError(f"{name}, split {split}: {one_line(error)}") from error
     except OSError as error:
-        raise UserError(f"{name}: reading from the hub failed ({error})") from error
-
-
-REACH_SECONDS = 10.0
+        raise UserError(f"{name}: reading from the hub failed ({one_line(error)})") from error
 
 
 def require_model(name: str) -> None:
     """Check that a model is in the hub's local cache, or that the hub has it.
 
     Raises:
-        UserError: if neither.
+        UserError: if neither is true.
     """
-    if cached(name) is None:
+    if cached_model(name) is None:
         _require("model", name, HfApi().model_info)
 
 
@@ -53,8 +56,8 @@ def require_dataset(name: str) -> None:
     _require("dataset", name, HfApi().dataset_info)
 
 
-def cached(name: str) -> Path | None:
-    """Return a model's folder in the hub's local cache, if it is there."""
+def cached_model(name: str) -> Path | None:
+    """Return the folder of a model in the hub's local cache, or None if it is not there."""
     try:
         config = huggingface_hub.try_to_load_from_cache(name, "config.json")
     except errors.HFValidationError:
@@ -62,17 +65,18 @@ def cached(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _require(kind: str, name: str, ask: Callable[..., object]) -> None:
+def _require(kind: str, name: str, request: Callable[..., object]) -> None:
     try:
-        ask(name, timeout=REACH_SECONDS)
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:  # gated ones too
+        request(name, timeout=REACH_SECONDS)
+    # The hub answers in the same way for gated repositories.
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
-            f"the hub has no {kind} {name!r} that you may read, nor is there such a file or "
+            f"the hub has no {kind} {name!r} that you may read, and there is no such file or "
             "folder; check the name, or log in with `hf auth login`"
         ) from error
-    except Exception as error:  # whichever HTTP library is below, it has its own exceptions
+    except Exception as error:  # the HTTP library below has exceptions of its own
         raise UserError(
-            f"there is no local {name!r}, and the hub cannot be reached for it "
-            f"({type(error).__name__}); check name and network, or use a local one or a packaged "
-            "one of `llm2comp data list`"
+            f"there is no local {name!r}, and the hub cannot be reached to look for it "
+            f"({type(error).__name__}); check the name and the network, or use a local {kind} or "
+            "one that `llm2comp data list` shows"
         ) from error

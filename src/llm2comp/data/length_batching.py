@@ -1,68 +1,74 @@
-"""How texts and passages of like length become batches."""
+"""Batches of texts with similar lengths, so that little is padded."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+WINDOW = 16
+"""Passages for this many batches are sorted by length together."""
+
 
 def batch_by_tokens(tokens: NDArray[np.int64], budget: int) -> Iterator[list[int]]:
-    """Yield the rows of batches, the longest texts first, each padded to its first.
+    """Divide texts into batches with a limited number of tokens, the longest texts first.
 
     Args:
-        tokens: of each text.
-        budget: tokens of a batch, padding included; a longer text is a batch of its own.
+        tokens: the number of tokens of each text, shape `(texts,)`.
+        budget: the most tokens per batch. Each text counts as long as the longest one of its
+            batch, because it is padded to that length. A text that is longer than the budget is a
+            batch of its own.
+
+    Yields:
+        The indices of the texts of a batch, from the longest text to the shortest.
     """
-    rows: list[int] = []
-    for row in np.argsort(-tokens, kind="stable"):
-        if rows and (len(rows) + 1) * tokens[rows[0]] > budget:
-            yield rows
-            rows = []
-        rows.append(int(row))
-    if rows:
-        yield rows
-
-
-WINDOW = 16
-
-
-"""Batches whose passages are sorted by length together."""
+    batch: list[int] = []
+    for index in np.argsort(-tokens, kind="stable"):
+        if batch and (len(batch) + 1) * tokens[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(int(index))
+    if batch:
+        yield batch
 
 
 def group_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Group passages into batches of like length and of about as many tokens each.
+    """Divide passages into batches of similar length and with about as many tokens each.
 
-    As many passages as ``WINDOW`` batches hold are sorted and dealt out at a time, so that a
-    batch of short ones has more of them, and one of long ones fewer. Batches come in the order
-    of their earliest passage, which is random where passages are: passages of one length stay as
-    they are.
+    Passages for `WINDOW` batches are sorted by length and then cut into batches. A batch of short
+    passages has more of them than `batch_size`, and a batch of long passages has fewer. The batches
+    of a window come in the order of their earliest passage. If the passages are in a random order,
+    so are the batches. If all passages have the same length, their order does not change.
 
     Args:
-        lengths: of the passages, in tokens.
-        batch_size: passages of a batch on average.
+        lengths: the number of tokens of each passage.
+        batch_size: the average number of passages per batch.
 
     Yields:
-        The indices of a batch's passages; as many batches as ``batch_size`` makes of them.
+        The indices of the passages of a batch. There are as many batches as there would be with
+        exactly `batch_size` passages each.
     """
-    size = WINDOW * batch_size
-    for start in range(0, len(lengths), size):
-        window = range(start, min(start + size, len(lengths)))
-        rows = sorted(window, key=lambda i: lengths[i])
-        yield from sorted(_dealt(rows, lengths, -(-len(rows) // batch_size)), key=min)
+    window = WINDOW * batch_size
+    for start in range(0, len(lengths), window):
+        indices = range(start, min(start + window, len(lengths)))
+        by_length = sorted(indices, key=lambda index: lengths[index])
+        batches = -(-len(by_length) // batch_size)
+        yield from sorted(_cut_evenly(by_length, lengths, batches), key=min)
 
 
-def _dealt(rows: list[int], lengths: Sequence[int], batches: int) -> list[list[int]]:
-    """Cut sorted rows into so many batches of about as many tokens, none of them empty."""
-    dealt: list[list[int]] = []
-    left = sum(lengths[i] for i in rows)
+def _cut_evenly(indices: list[int], lengths: Sequence[int], batches: int) -> list[list[int]]:
+    """Cut a list of passages into batches with about as many tokens each, none of them empty."""
+    result: list[list[int]] = []
+    tokens_left = sum(lengths[index] for index in indices)
     end = 0
-    for after in reversed(range(batches)):
-        share, start, tokens = left / (after + 1), end, 0
-        while end < len(rows) - after and (
-            end == start or not after or tokens + lengths[rows[end]] / 2 <= share
+    for batches_after in reversed(range(batches)):
+        share = tokens_left / (batches_after + 1)
+        start, tokens = end, 0
+        # Leave at least one passage for each batch that follows. The last batch takes all.
+        while end < len(indices) - batches_after and (
+            end == start or not batches_after or tokens + lengths[indices[end]] / 2 <= share
         ):
-            tokens += lengths[rows[end]]
+            tokens += lengths[indices[end]]
             end += 1
-        dealt.append(rows[start:end])
-        left -= tokens
-    return dealt
+        result.append(indices[start:end])
+        tokens_left -= tokens
+    return result

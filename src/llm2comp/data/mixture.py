@@ -1,4 +1,4 @@
-"""Shuffle a stream of rows with a seed, and draw from several streams by weight."""
+"""Shuffle sources of rows with a seed, and draw from several sources by weight."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,63 +11,83 @@ from llm2comp.utils.progress import text_progress
 T = TypeVar("T")
 
 SHUFFLE_ROWS = 100_000
+"""The most rows that a shuffle holds in memory."""
 
 
-def shuffled(rows: Iterable[T], seed: str, window: int = SHUFFLE_ROWS) -> Iterator[T]:
-    """Yield the rows in a random order that depends on ``seed`` alone.
+def shuffle(rows: Iterable[T], seed: str, window: int = SHUFFLE_ROWS) -> Iterator[T]:
+    """Yield all rows in a random order that depends on `seed` only.
 
-    At most ``window`` rows are held; a longer stream is shuffled approximately,
-    each row leaving the window at a random time after it came in.
+    Args:
+        rows: any number of rows.
+        seed: the same seed gives the same order.
+        window: the most rows to hold in memory. With more rows than that the shuffle is
+            approximate: each new row replaces a random row of the window, which is then yielded.
     """
     generator = random.Random(seed)
-    held: list[T] = []
+    buffer: list[T] = []
     for row in rows:
-        if len(held) < window:
-            held.append(row)
+        if len(buffer) < window:
+            buffer.append(row)
             continue
-        place = generator.randrange(window)
-        yield held[place]
-        held[place] = row
-    generator.shuffle(held)
-    yield from held
+        index = generator.randrange(window)
+        yield buffer[index]
+        buffer[index] = row
+    generator.shuffle(buffer)
+    yield from buffer
 
 
 def interleave(
     streams: Sequence[Iterator[T]], weights: Sequence[float], count: int
 ) -> Iterator[tuple[int, T]]:
-    """Draw ``count`` rows so that any prefix has the streams' shares as near as it can.
+    """Draw rows from several streams in proportion to their weights.
 
-    A stream that ends leaves its share to the others, by their weights.
+    Also the first n rows have these proportions, for every n, as nearly as whole rows can. When a
+    stream ends, the others share its part by their weights.
+
+    Args:
+        streams: iterators over rows.
+        weights: one positive weight per stream.
+        count: how many rows to draw. There are fewer if all streams end before.
 
     Yields:
-        The index of the stream, and its next row.
+        The index of a stream, and its next row.
     """
     drawn = [0.0] * len(streams)
-    live = set(range(len(streams)))
+    open_streams = set(range(len(streams)))
     total = 0
-    while live and total < count:
-        behind = min(live, key=lambda i: ((drawn[i] + 1) / weights[i], i))
+    while open_streams and total < count:
+        # The stream that is furthest behind its share is next.
+        index = min(open_streams, key=lambda i: ((drawn[i] + 1) / weights[i], i))
         try:
-            row = next(streams[behind])
+            row = next(streams[index])
         except StopIteration:
-            live.discard(behind)
+            open_streams.discard(index)
             continue
-        drawn[behind] += 1
+        drawn[index] += 1
         total += 1
-        yield behind, row
+        yield index, row
 
 
-def streams(
+def shuffled_sources(
     data: Sequence[DataSource],
     columns: Sequence[str],
     seed: int,
     on_bad_row: str,
     optional: Sequence[str] = (),
 ) -> list[Iterator[dict[str, str]]]:
-    """Return the shuffled rows of each source."""
+    """Return one iterator per source, over its rows in random order.
+
+    Args:
+        data: the sources.
+        columns: the columns that each row must have.
+        seed: the same seed gives the same order.
+        on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
+        optional: columns that a source may have.
+    """
     return [
-        shuffled(
+        shuffle(
             sources.rows(source, columns, on_bad_row, optional),
+            # With the place, a source that is used twice has two orders.
             seed=f"{seed}/{place}/{source.source}/{source.split}",
         )
         for place, source in enumerate(data)
@@ -75,6 +95,12 @@ def streams(
 
 
 def with_progress(rows: Iterable[T], what: str, count: int) -> Iterator[T]:
-    """Pass the rows on, with a progress bar over ``count`` of them."""
+    """Yield the rows as they come, and show a progress bar.
+
+    Args:
+        rows: any rows.
+        what: the label of the bar.
+        count: the number of rows that fills the bar.
+    """
     with text_progress() as progress:
         yield from progress.track(rows, total=count, description=what)

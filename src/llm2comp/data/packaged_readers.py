@@ -1,4 +1,4 @@
-"""How the files of each packaged source become rows: a small function and a registry line each."""
+"""Turn the files of each packaged source into rows: one function and one registry line each."""
 
 import bz2
 import contextlib
@@ -18,18 +18,25 @@ import mwparserfromhell
 
 Row = dict[str, str]
 Reader = Callable[[Path], Iterator[Row]]
+"""Takes the folder of the files and yields rows of column name to text."""
 
 STSB_SPLITS = ("train", "dev", "test")
+
 MIN_PARAGRAPH_CHARS = 300
+"""Shorter paragraphs of Wikipedia are left out."""
+_NOT_PROSE = re.compile(r"\[\[|\]\]|\{\{|\}\}|<|\|")  # left over from broken mark-up
+_NOT_TEXT_LINK = re.compile(r"\s*(file|image|category|[a-z]{2,3}(-[a-z]+)*):", re.IGNORECASE)
+
 PUBMED_TEST_FILE = "pubmed21n1298.xml.gz"
 PUBMED_TEST_JOURNALS = 20
+"""`pubmed_journals` has the titles of this many journals, those with the most titles."""
 
 
 def boolq_passages(folder: Path) -> Iterator[Row]:
-    """Yield each passage once, without the title that BoolQ puts before it as ``Title -- ``.
+    """Yield each passage once, without the `Title -- ` that BoolQ puts before it.
 
-    In a pair the title is context for the question; as text to compress it is
-    no part of the Wikipedia paragraph.
+    In a pair, the title is context for the question. Here it is removed because it is not part of
+    the Wikipedia paragraph.
     """
     seen = set()
     for row in _json_lines(folder / "combined.jsonl"):
@@ -40,13 +47,13 @@ def boolq_passages(folder: Path) -> Iterator[Row]:
 
 
 def boolq_pairs(folder: Path) -> Iterator[Row]:
-    """Yield question and passage, the passage with its ``Title -- ``."""
+    """Yield question and passage. The passage keeps its `Title -- `."""
     for row in _json_lines(folder / "combined.jsonl"):
         yield {"anchor": row["question"], "positive": row["passage"]}
 
 
 def enwiki_passages(folder: Path) -> Iterator[Row]:
-    """Yield the paragraphs (and list items) of articles that have at least 300 characters."""
+    """Yield the paragraphs and list items of at least 300 characters from all articles."""
     (dump,) = folder.glob("enwiki-*.bz2")
     with bz2.open(dump) as file:
         for element in _elements(file, "page"):
@@ -58,23 +65,21 @@ def enwiki_passages(folder: Path) -> Iterator[Row]:
                         yield {"text": clean}
 
 
-_NOT_PROSE = re.compile(r"\[\[|\]\]|\{\{|\}\}|<|\|")  # mark-up that was broken
-_NOT_TEXT = re.compile(r"\s*(file|image|category|[a-z]{2,3}(-[a-z]+)*):", re.IGNORECASE)
-
-
 def _prose(markup: str) -> str:
-    # Apostrophes for bold and italics that are out of step would spoil the tags around them.
+    """Return the text of an article without mark-up, pictures, references and tables."""
+    # The apostrophes of bold and italics are often unbalanced, which would break the tags around
+    # them. They are skipped here and removed at the end.
     code = mwparserfromhell.parse(markup, skip_style_tags=True)
-    pictures = code.filter_wikilinks(matches=lambda link: bool(_NOT_TEXT.match(str(link.title))))
+    links = code.filter_wikilinks(matches=lambda link: bool(_NOT_TEXT_LINK.match(str(link.title))))
     asides = code.filter_tags(matches=lambda tag: str(tag.tag).lower() in ("ref", "table"))
-    for node in pictures + asides:  # strip_code would leave their captions and sources in the text
-        with contextlib.suppress(ValueError):  # it may have gone with the node around it
+    for node in links + asides:  # strip_code would leave captions and references in the text
+        with contextlib.suppress(ValueError):  # it was removed together with a node around it
             code.remove(node)
     return re.sub("'{2,}", "", str(code.strip_code(normalize=True, collapse=True)))
 
 
 def news_passages(folder: Path) -> Iterator[Row]:
-    """Yield the texts of the articles that have one."""
+    """Yield the text of each article that has one."""
     with (
         zipfile.ZipFile(folder / "NewsArticles.zip") as archive,
         archive.open("NewsArticles.csv") as raw,
@@ -93,20 +98,21 @@ def pubmed_passages(folder: Path) -> Iterator[Row]:
 def pubmed_pairs(folder: Path) -> Iterator[Row]:
     """Yield title and abstract of the English articles that have both.
 
-    Articles of the journals that ``pubmed_journals`` evaluates on are left out.
+    In the file that `pubmed_journals` reads, its journals are left out, because that set is for
+    evaluation.
     """
     yield from _title_and_abstract(_articles(folder / "pubmed20n0014.xml.gz"))
     articles = list(_articles(folder / PUBMED_TEST_FILE))
-    test = _commonest_journals(articles)
-    yield from _title_and_abstract(row for row in articles if row["journal"] not in test)
+    test_journals = _commonest_journals(articles)
+    yield from _title_and_abstract(row for row in articles if row["journal"] not in test_journals)
 
 
 def pubmed_journals(folder: Path) -> Iterator[Row]:
-    """Yield text (a title) and label (its journal), for the 20 commonest journals of one file."""
+    """Yield text (a title) and label (its journal) for the 20 journals with the most titles."""
     articles = list(_articles(folder / PUBMED_TEST_FILE))
-    test = _commonest_journals(articles)
+    test_journals = _commonest_journals(articles)
     for row in articles:
-        if row["title"] and row["journal"] in test:
+        if row["title"] and row["journal"] in test_journals:
             yield {"text": row["title"], "label": row["journal"]}
 
 
@@ -122,24 +128,25 @@ def _title_and_abstract(articles: Iterable[Row]) -> Iterator[Row]:
 
 
 def _articles(path: Path) -> Iterator[Row]:
-    """Yield journal, title and abstract ("" where missing) of the English articles."""
+    """Yield journal, title and abstract of the English articles; "" if a part is missing."""
     with gzip.open(path) as file:
         for citation in _elements(file, "MedlineCitation"):
             if citation.findtext("Article/Language") == "eng":
-                parts = map(_flat, citation.iterfind("Article/Abstract/AbstractText"))
+                parts = map(_inner_text, citation.iterfind("Article/Abstract/AbstractText"))
                 yield {
                     "journal": citation.findtext("Article/Journal/Title") or "",
-                    "title": _flat(citation.find("Article/ArticleTitle")),
+                    "title": _inner_text(citation.find("Article/ArticleTitle")),
                     "abstract": " ".join(part for part in parts if part),
                 }
 
 
-def _flat(element: ET.Element | None) -> str:
+def _inner_text(element: ET.Element | None) -> str:
+    """Return the text of an element and of all elements within it, in one line."""
     return "" if element is None else " ".join("".join(element.itertext()).split())
 
 
 def _elements(file: io.BufferedIOBase, tag: str) -> Iterator[ET.Element]:
-    """Yield each ``tag`` of an XML stream, forgetting those that have passed."""
+    """Yield the elements of one tag in an XML stream, and free each one afterwards."""
     events = ET.iterparse(file, events=("start", "end"))
     _, root = next(events)
     for event, element in events:
@@ -149,7 +156,7 @@ def _elements(file: io.BufferedIOBase, tag: str) -> Iterator[ET.Element]:
 
 
 def nlp_corpus_sentences(folder: Path) -> Iterator[Row]:
-    """Yield the sentences, document by document."""
+    """Yield the sentences in the order of the documents."""
     for path in sorted(folder.glob("doc-*.json"), key=lambda path: int(path.stem[4:])):
         for sentence in json.loads(path.read_text(encoding="utf-8")):
             if sentence.strip():
@@ -157,7 +164,7 @@ def nlp_corpus_sentences(folder: Path) -> Iterator[Row]:
 
 
 def jeopardy_pairs(folder: Path) -> Iterator[Row]:
-    """Yield clue and answer; links to pictures are reduced to their words."""
+    """Yield clue and answer. Links are replaced by their text."""
     for row in json.loads((folder / "jeopardy_10k.json").read_text(encoding="utf-8")):
         clue = html.unescape(re.sub(r"<[^>]+>", "", row["Question"])).strip()
         answer = row["Answer"].replace("\\'", "'").strip()
@@ -166,13 +173,13 @@ def jeopardy_pairs(folder: Path) -> Iterator[Row]:
 
 
 def stsb_train(folder: Path) -> Iterator[Row]:
-    """Yield the train pairs with their scores, 0 (unrelated) to 5 (equivalent)."""
+    """Yield the pairs of the train split with their scores, 0 (unrelated) to 5 (equivalent)."""
     for row in _stsb_split(folder, "train"):
         yield dict(anchor=row["sentence1"], positive=row["sentence2"], score=row["score"])
 
 
 def stsb(folder: Path) -> Iterator[Row]:
-    """Yield split, file (of the yearly task), score (0 to 5), sentence1 and sentence2."""
+    """Yield split, file (the part of a yearly task), score (0 to 5), sentence1 and sentence2."""
     for split in STSB_SPLITS:
         yield from _stsb_split(folder, split)
 
@@ -184,7 +191,7 @@ def _stsb_split(folder: Path, split: str) -> Iterator[Row]:
 
 
 def squad_dev(folder: Path) -> Iterator[Row]:
-    """Yield id, question and context; contexts repeat, one row a question."""
+    """Yield id, question and context, one row per question. Contexts repeat."""
     data = json.loads((folder / "squaddev_v1.1.json").read_text(encoding="utf-8"))["data"]
     for article in data:
         for paragraph in article["paragraphs"]:
@@ -194,18 +201,20 @@ def squad_dev(folder: Path) -> Iterator[Row]:
 
 def newsgroups(folder: Path) -> Iterator[Row]:
     """Yield text and label."""
-    yield from _orange(folder / "20newsgroups-test.tab")
+    yield from _orange_rows(folder / "20newsgroups-test.tab")
 
 
 def r8(folder: Path) -> Iterator[Row]:
     """Yield split, text and label."""
     for split in ("train", "test"):
-        for row in _orange(folder / f"reuters-r8-{split}.tab"):
+        for row in _orange_rows(folder / f"reuters-r8-{split}.tab"):
             yield {"split": split} | row
 
 
-def _orange(path: Path) -> Iterator[Row]:
-    for line in list(_lines(path))[3:]:  # names, types and roles of the columns
+def _orange_rows(path: Path) -> Iterator[Row]:
+    for line in list(_lines(path))[
+        3:
+    ]:  # three lines with the names, types and roles of the columns
         label, _, text = line.partition("\t")
         yield {"text": text, "label": label}
 
@@ -222,13 +231,13 @@ def trec(folder: Path) -> Iterator[Row]:
 
 
 def privacy_policy(folder: Path) -> Iterator[Row]:
-    """Yield question, context (a clause) and label ("True" where the clause answers it)."""
+    """Yield question, context (a clause) and label ("True" if the clause answers the question)."""
     for row in _json_lines(folder / "test.jsonl"):
         yield dict(question=row["question"], context=row["context"], label=row["answer"])
 
 
 def _lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
-    with path.open(encoding=encoding, newline="\n") as file:  # U+2028 and the like stay in a line
+    with path.open(encoding=encoding, newline="\n") as file:  # do not split at U+2028
         for line in file:
             if line.strip():
                 yield line.rstrip("\r\n")
@@ -256,3 +265,4 @@ READERS: dict[str, Reader] = {
     "trec": trec,
     "privacy-policy": privacy_policy,
 }
+"""The reader of each packaged source that has rows."""

@@ -1,4 +1,4 @@
-"""Passages to compress: filtered by length and kept as token ids."""
+"""Passages to compress in pretraining, filtered by length and stored as token ids."""
 
 import logging
 from array import array
@@ -16,62 +16,68 @@ from llm2comp.recipe import DataSource, Passages
 
 logger = logging.getLogger("llm2comp")
 
-TOKENIZED_AT_ONCE = 256
+TOKENIZE_BATCH = 256
+"""Texts that are given to the tokenizer at once."""
 
 
 def load_passages(
     sources: Sequence[DataSource],
     tokenizer: PreTrainedTokenizerBase,
-    rule: Passages,
+    limits: Passages,
     count: int,
     seed: int,
     on_bad_row: str = "fail",
 ) -> datasets.Dataset:
-    """Draw passages from a weighted mixture.
+    """Draw distinct passages from a weighted mixture of sources.
 
-    A passage is kept if it has at least ``rule.min_chars`` characters and at most
-    ``rule.max_tokens`` tokens (the paper: 1,000 characters and under 512 tokens), or
-    is cut to that with ``rule.crop``. Equal passages are kept once.
+    A passage is taken if it has at least `limits.min_chars` characters and at most
+    `limits.max_tokens` tokens (paper: 1,000 characters and under 512 tokens). With `limits.crop`,
+    passages with more tokens are cut to `limits.max_tokens`.
 
     Args:
-        sources: where rows with a column ``text`` come from.
-        tokenizer: a fast tokenizer; no special tokens are added.
-        rule: the length filter.
-        count: how many to draw; there may be fewer, which is logged.
-        seed: same seed, same passages in the same order.
-        on_bad_row: ``fail`` or ``skip``, see ``sources.rows``.
+        sources: sources of rows with the column `text`.
+        tokenizer: a fast tokenizer. No special tokens are added.
+        limits: the limits of length.
+        count: how many passages to draw. If there are fewer, a warning is logged.
+        seed: the same seed gives the same passages in the same order.
+        on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        Column ``input_ids``: the token ids of a passage, at least one.
+        A dataset with the column `input_ids`: the token ids of each passage, at least one.
 
     Raises:
-        UserError: if a source cannot be read or no passage fits the rule.
+        UserError: if a source cannot be read, or no passage is within the limits.
     """
     seen: set[str] = set()
     streams = [
-        _tokenized(_new(stream, rule.min_chars, seen), tokenizer, rule)
-        for stream in mixture.streams(sources, ["text"], seed, on_bad_row)
+        _tokenize(_distinct_texts(rows, limits.min_chars, seen), tokenizer, limits)
+        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row)
     ]
+    # One flat array and the place where each passage ends: lists of integers would take ten times
+    # the memory.
     tokens, ends = array("i"), [0]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
     for _, ids in mixture.with_progress(draws, "passages", count):
         tokens.extend(ids)
         ends.append(len(tokens))
+    passages = len(ends) - 1
     names = ", ".join(source.source for source in sources)
-    if len(ends) == 1:
+    if not passages:
         raise UserError(
-            f"{names}: no passage has at least {rule.min_chars} characters and at most "
-            f"{rule.max_tokens} tokens; lower passages.min_chars or set passages.crop"
+            f"{names}: no passage has at least {limits.min_chars} characters and at most "
+            f"{limits.max_tokens} tokens; lower passages.min_chars or set passages.crop"
         )
-    if len(ends) <= count:
-        logger.warning("%s: %d passages fit, %d were asked for", names, len(ends) - 1, count)
-    # One flat array: a list of ints would take ten times the memory.
+    if passages < count:
+        logger.warning("%s: %d passages fit, %d were asked for", names, passages, count)
     values = pa.array(np.frombuffer(tokens, dtype=np.int32))
     column = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), values)
     return datasets.Dataset(pa.table({"input_ids": column}))
 
 
-def _new(rows: Iterator[dict[str, str]], min_chars: int, seen: set[str]) -> Iterator[str]:
+def _distinct_texts(
+    rows: Iterator[dict[str, str]], min_chars: int, seen: set[str]
+) -> Iterator[str]:
+    """Yield the texts that are long enough and not in `seen`, and add them to it."""
     for row in rows:
         text = row["text"].strip()
         if len(text) >= min_chars and text not in seen:
@@ -79,10 +85,10 @@ def _new(rows: Iterator[dict[str, str]], min_chars: int, seen: set[str]) -> Iter
             yield text
 
 
-def _tokenized(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, rule: Passages
+def _tokenize(
+    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, limits: Passages
 ) -> Iterator[list[int]]:
-    while batch := list(islice(texts, TOKENIZED_AT_ONCE)):
+    while batch := list(islice(texts, TOKENIZE_BATCH)):
         for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            if ids and (rule.crop or len(ids) <= rule.max_tokens):
-                yield ids[: rule.max_tokens]
+            if ids and (limits.crop or len(ids) <= limits.max_tokens):
+                yield ids[: limits.max_tokens]

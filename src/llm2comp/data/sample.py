@@ -1,4 +1,4 @@
-"""The texts that an encoder is analysed on, drawn by a seed from a file or a packaged source."""
+"""Draw the texts on which encoders are analysed."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,8 +9,10 @@ from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
 COLUMNS = ("text", "anchor", "positive", "score")
+
 POSITIVE_SCORE = 4.0
-"""Scored pairs from this on are positive ones, as for alignment in SimCSE (Gao et al., 2021)."""
+"""Scored pairs count as positive from this score on, as for alignment in SimCSE (Gao et al., 2021,
+arXiv 2104.08821)."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,10 @@ class Sample:
     """Texts, or pairs of texts.
 
     Attributes:
-        source: name, path or hub id.
-        texts: what is analysed; of pairs, the anchors.
-        positives: of each text; empty where the source has no pairs.
-        total: rows of the source that could have been drawn.
+        source: a name, a path or a hub id.
+        texts: the texts to analyse. For pairs, they are the anchors.
+        positives: the positive of each text. It is empty if the source has no pairs.
+        total: how many rows of the source could be drawn.
     """
 
     source: str
@@ -31,7 +33,7 @@ class Sample:
 
     @property
     def note(self) -> str:
-        """How the texts were come by, in words."""
+        """How many texts were drawn from what, in words."""
         kind = "pairs" if self.positives else "texts"
         if len(self.texts) == self.total:
             return f"all {self.total:,} {kind} of {self.source}"
@@ -39,29 +41,31 @@ class Sample:
 
 
 def draw(source: str, count: int, seed: int) -> Sample:
-    """Draw texts with a column ``text``, or pairs with ``anchor`` and ``positive``.
+    """Draw texts (column `text`), or positive pairs (columns `anchor` and `positive`).
 
     Args:
-        source: as in a recipe: packaged source, local file or hub dataset.
-        count: how many to draw; all, if there are fewer.
-        seed: same seed, same texts.
+        source: a packaged source, a local file or a dataset of the hub, as in a recipe.
+        count: how many to draw. If there are fewer, all are taken.
+        seed: the same seed gives the same texts.
 
     Raises:
         UserError: if the source cannot be read, or has neither texts nor pairs.
     """
-    seen = 0
+    total = 0
 
-    def usable() -> Iterator[dict[str, str]]:
-        nonlocal seen
+    def usable_rows() -> Iterator[dict[str, str]]:
+        nonlocal total
         for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS):
             if float(row.get("score", POSITIVE_SCORE)) >= POSITIVE_SCORE:
-                seen += 1
+                total += 1
                 yield row
 
-    rows = list(itertools.islice(mixture.shuffled(usable(), f"{seed}/{source}"), count))
+    rows = list(itertools.islice(mixture.shuffle(usable_rows(), f"{seed}/{source}"), count))
     if rows and "text" in rows[0]:
-        return Sample(source, [row["text"] for row in rows], [], seen)
+        return Sample(source, [row["text"] for row in rows], [], total)
     if rows and {"anchor", "positive"} <= rows[0].keys():
         anchors = [row["anchor"] for row in rows]
-        return Sample(source, anchors, [row["positive"] for row in rows], seen)
-    raise UserError(f"{source}: neither texts (column text) nor pairs (anchor, positive) in it")
+        return Sample(source, anchors, [row["positive"] for row in rows], total)
+    raise UserError(
+        f"{source}: it has neither texts (column text) nor pairs (columns anchor and positive)"
+    )

@@ -15,22 +15,25 @@ logger = logging.getLogger("llm2comp")
 def load_sentences(
     sources: Sequence[DataSource], count: int, seed: int, on_bad_row: str = "fail"
 ) -> datasets.Dataset:
-    """Draw texts from a weighted mixture, each once.
+    """Draw distinct texts from a weighted mixture of sources.
 
     Args:
-        sources: where rows with a column ``text`` come from.
-        count: how many to draw; there may be fewer, which is logged.
-        seed: same seed, same texts in the same order.
-        on_bad_row: ``fail`` or ``skip``, see ``sources.rows``.
+        sources: sources of rows with the column `text`.
+        count: how many texts to draw. If there are fewer, a warning is logged.
+        seed: the same seed gives the same texts in the same order.
+        on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        Column ``text``.
+        A dataset with the column `text`.
 
     Raises:
-        UserError: if a source cannot be read or has no rows.
+        UserError: if a source cannot be read, or no source has texts.
     """
     seen: set[str] = set()
-    streams = [_new(s, seen) for s in mixture.streams(sources, ["text"], seed, on_bad_row)]
+    streams = [
+        _distinct_texts(rows, seen)
+        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row)
+    ]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
     texts = [text for _, text in mixture.with_progress(draws, "sentences", count)]
     names = ", ".join(source.source for source in sources)
@@ -41,7 +44,8 @@ def load_sentences(
     return datasets.Dataset.from_dict({"text": texts})
 
 
-def _new(rows: Iterator[dict[str, str]], seen: set[str]) -> Iterator[str]:
+def _distinct_texts(rows: Iterator[dict[str, str]], seen: set[str]) -> Iterator[str]:
+    """Yield the texts that are not in `seen`, and add them to it."""
     for row in rows:
         text = row["text"].strip()
         if text not in seen:

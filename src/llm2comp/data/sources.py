@@ -1,4 +1,4 @@
-"""Rows to train on, from wherever a recipe's data source points: by name, by path, by hub id."""
+"""Rows for training from any source that a recipe can name: packaged, local file, or hub."""
 
 import difflib
 import logging
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm2comp.data import catalog, files, hub
-from llm2comp.data.files import BadRow
+from llm2comp.data.files import BadRow, NumberedRow
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
 logger = logging.getLogger("llm2comp")
 
 SCORE = "score"
-"""The one column that holds a number."""
+"""The only column that holds a number. All others hold text."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -23,62 +23,68 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 def rows(
     source: DataSource, columns: Sequence[str], on_bad_row: str, optional: Sequence[str] = ()
 ) -> Iterator[dict[str, str]]:
-    """Stream the rows of ``source`` with our column names.
+    """Return an iterator over the rows of a source, under our column names.
 
     Args:
-        source: a packaged source, a local .txt, .jsonl, .csv or .parquet, or a hub dataset
-            (``owner/name``, or ``owner/name:configuration``).
-        columns: our names of the columns wanted (text, anchor, positive); ``source.columns``
-            maps them to the source's own names.
-        on_bad_row: ``fail``, or ``skip`` to count bad rows and log their number at the end.
-        optional: columns taken too, if the first good row has them or they are mapped; from
-            then on a row without them is bad.
+        source: a packaged source, a local .txt, .jsonl, .csv or .parquet file, or a dataset of the
+            hub (`owner/name` or `owner/name:configuration`).
+        columns: our names of the columns that each row must have (text, anchor, positive).
+            `source.columns` maps them to the names in the source.
+        on_bad_row: `fail` stops at the first bad row. `skip` leaves bad rows out and logs their
+            number at the end. A row is bad if it cannot be read, lacks a column, holds a value
+            that is blank, not a string or not valid Unicode, or has a score that is not a finite
+            number.
+        optional: our names of columns that are also read if `source.columns` maps them or the
+            first good row has them. From then on, a row without them is bad.
 
     Returns:
-        Rows of column name to text; no text is blank, and ``score`` spells a number.
+        Rows that map our column names to text. No text is blank. A score is the text of a number.
 
     Raises:
-        UserError: at once, if the source is unknown, for evaluation only, or a package that
-            cannot be fetched; while reading, if a file or the hub fails and, under ``fail``, at
-            the first bad row (not a row, a column missing, not a string, blank, not Unicode, a
-            score that is no finite number),
-            as ``FILE:LINE: what``.
+        UserError: immediately, if the source does not exist, is for evaluation only, or cannot be
+            downloaded. During iteration, if a file or the hub cannot be read, or, with `fail`, at
+            the first bad row; the message is `FILE:LINE: reason`.
     """
     return _checked(_numbered(source), source, columns, on_bad_row, optional)
 
 
 def _checked(
-    numbered: Iterator[files.Numbered],
+    numbered: Iterator[NumberedRow],
     source: DataSource,
     columns: Sequence[str],
     on_bad_row: str,
     optional: Sequence[str],
 ) -> Iterator[dict[str, str]]:
+    # Both map our name of a column to its name in the source.
     wanted = {ours: source.columns.get(ours, ours) for ours in columns}
-    extra = {ours: source.columns.get(ours, ours) for ours in optional}
-    wanted |= {ours: theirs for ours, theirs in extra.items() if ours in source.columns}
+    possible = {ours: source.columns.get(ours, ours) for ours in optional}
+    wanted |= {ours: theirs for ours, theirs in possible.items() if ours in source.columns}
     skipped = 0
-    first = True
+    before_first_good_row = True
     try:
         for number, values in numbered:
-            if first and isinstance(values, Mapping):
-                wanted |= {o: t for o, t in extra.items() if values.get(t) not in (None, "")}
+            if before_first_good_row and isinstance(values, Mapping):
+                wanted |= {
+                    ours: theirs
+                    for ours, theirs in possible.items()
+                    if values.get(theirs) not in (None, "")
+                }
             problem = _problem(values, wanted)
             if problem is None and isinstance(values, Mapping):
-                first = False
+                before_first_good_row = False
                 yield {ours: str(values[theirs]) for ours, theirs in wanted.items()}
             elif on_bad_row == "skip":
                 skipped += 1
             else:
                 raise UserError(
-                    f"{source.source}:{number}: {problem}; mend the row or use --on-bad-row skip"
+                    f"{source.source}:{number}: {problem}; correct the row or use --on-bad-row skip"
                 )
     finally:
         if skipped:
             logger.warning("%s: skipped %d bad rows", source.source, skipped)
 
 
-def _numbered(source: DataSource) -> Iterator[files.Numbered]:
+def _numbered(source: DataSource) -> Iterator[NumberedRow]:
     name = source.source
     if name in catalog.names():
         return _packaged(name)
@@ -89,12 +95,12 @@ def _numbered(source: DataSource) -> Iterator[files.Numbered]:
         return hub.read(name, source.split)
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(
-        f"data source {name!r} is no packaged source (nearest: {nearest!r}), no local file of "
-        f"{', '.join(files.READERS)}, and no hub id of the form owner/name"
+        f"data source {name!r} is not a packaged source (nearest: {nearest!r}), not a local file "
+        f"of {', '.join(files.READERS)}, and not a hub id of the form owner/name"
     )
 
 
-def _packaged(name: str) -> Iterator[files.Numbered]:
+def _packaged(name: str) -> Iterator[NumberedRow]:
     entry = catalog.entry(name)
     if not entry.trainable:
         usable = ", ".join(n for n in catalog.names() if catalog.entry(n).trainable)
@@ -105,23 +111,23 @@ def _packaged(name: str) -> Iterator[files.Numbered]:
 
 
 def _problem(values: Mapping[str, object] | BadRow, wanted: Mapping[str, str]) -> str | None:
-    """Say what is wrong with a row, or None."""
+    """Return what is wrong with a row, or None if it is good."""
     if isinstance(values, BadRow):
         return values.reason
     for ours, theirs in wanted.items():
         if theirs not in values:
             hint = "" if theirs != ours else f" (map it: columns: {{{ours}: ...}})"
             return f"no column {theirs!r}; there are {', '.join(map(str, values))}{hint}"
-        text = values[theirs]
+        value = values[theirs]
         if ours == SCORE:
-            if not _is_number(text):
-                return f"column {theirs!r} holds {text!r}, not a number"
+            if not _is_number(value):
+                return f"column {theirs!r} holds {value!r}, not a number"
             continue
-        if not isinstance(text, str):
-            return f"column {theirs!r} holds {type(text).__name__}, not a string"
-        if not text.strip():
+        if not isinstance(value, str):
+            return f"column {theirs!r} holds {type(value).__name__}, not a string"
+        if not value.strip():
             return f"column {theirs!r} is empty"
-        if not _is_unicode(text):
+        if not _is_unicode(value):
             return f"column {theirs!r} is not valid Unicode; save the file as UTF-8"
     return None
 

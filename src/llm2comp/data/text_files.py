@@ -1,7 +1,7 @@
-"""Read the texts of a file one after another, every row of it, empty ones too.
+"""Read all texts of a file to be encoded, also the empty ones.
 
-Unlike training data, where an empty row is a mistake, a file to be encoded
-keeps all its rows, so that row i of the vectors is row i of the file.
+In training data an empty row is a mistake. A file to be encoded keeps all its rows, so that row i
+of the embeddings belongs to row i of the file.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from llm2comp.data import files
 from llm2comp.errors import UserError
 
 COLUMN = "text"
-"""The column, or key, of structured files that holds the text."""
+"""The column of .jsonl, .csv and .parquet files that holds the text."""
 
 
 def read_texts(file: Path) -> Iterator[str]:
-    """Yield the texts of a .txt (one a line), .jsonl, .csv or .parquet file.
+    """Yield the texts of a .txt (one text per line), .jsonl, .csv or .parquet file.
 
-    Structured files hold them under ``text``. Lone surrogates, which JSON can
-    spell and no tokenizer takes, become U+FFFD.
+    The last three hold the texts in the column `text`. Lone surrogates, which JSON can express and
+    no tokenizer accepts, become U+FFFD.
 
     Raises:
-        UserError: if the file is missing, of another kind, or has a row
-            without a text; the message names file and line.
+        UserError: if the file is missing, has another extension, or has a row without a text. The
+            message names the file and the line.
     """
     for number, row in files.read(file):
         if isinstance(row, files.BadRow):
@@ -35,23 +35,24 @@ def read_texts(file: Path) -> Iterator[str]:
                 f"{file}:{number}: {COLUMN!r} is not a string but {type(text).__name__}"
             )
         clean = replace_surrogates(text)
-        if clean != text and file.suffix != ".jsonl":  # where no escape can spell a surrogate
+        # Only JSON has an escape for surrogates. Elsewhere they stand for bytes that are not UTF-8.
+        if clean != text and file.suffix != ".jsonl":
             raise UserError(f"{file}:{number}: not UTF-8; convert the file first")
         yield clean
 
 
 def require_texts(file: Path) -> None:
-    """Check that a file can be read and has a text.
+    """Check that a file can be read and has at least one text.
 
     Raises:
-        UserError: if not.
+        UserError: if it cannot be read, or has none.
     """
     if next(read_texts(file), None) is None:
-        raise UserError(f"{file}: no texts in it")
+        raise UserError(f"{file}: there are no texts in it")
 
 
 def replace_surrogates(text: str) -> str:
-    """Return the text with surrogate pairs joined and lone surrogates as U+FFFD."""
+    """Return the text with pairs of surrogates joined, and with U+FFFD for lone surrogates."""
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

@@ -6,7 +6,7 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.data.pairs import instructed
+from llm2comp.data.pairs import add_instruction
 
 
 class InstructedEncoder(SentenceTransformerEncoderWrapper):
@@ -28,6 +28,6 @@ class InstructedEncoder(SentenceTransformerEncoderWrapper):
         """Embed the texts of mteb's batches."""
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not PromptType.document:
-            texts = [instructed(self.instruction, text) for text in texts]
+            texts = [add_instruction(self.instruction, text) for text in texts]
         options = {key: kwargs[key] for key in ("batch_size", "show_progress_bar")}
         return self.model.encode(texts, prompt="", **options)

@@ -13,7 +13,7 @@ from mteb.abstasks import AbsTask
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from llm2comp.data import hub
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation.tasks.offline import OfflineTask
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT, TASKS
 from llm2comp.utils.choices import Suite
@@ -93,9 +93,8 @@ def load(task: AbsTask) -> None:
             hub.require_dataset(path)
         task.load_data()
     except Exception as error:  # datasets and the libraries below it have their own
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"task {task.metadata.name} needs {path} of the hub ({reason}); "
+            f"task {task.metadata.name} needs {path} of the hub ({one_line(error)}); "
             "--suite offline needs no network once its sets are fetched"
         ) from error
 

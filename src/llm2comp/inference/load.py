@@ -7,7 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.inference import compiled
 from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
@@ -71,10 +71,9 @@ def load_in(name: str, dtype: torch.dtype) -> SentenceTransformer:
     try:
         model = TokenBatched(source, model_kwargs={"dtype": dtype})
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         known = ", ".join([*released.names(), *released.PEERS])
         raise UserError(
-            f"model {name!r} cannot be loaded ({reason}); "
+            f"model {name!r} cannot be loaded ({one_line(error)}); "
             f"give an encoder folder, a hub id, or one of {known}"
         ) from error
     body = getattr(model[0], "model", None)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.data.hub import cached
+from llm2comp.data.hub import cached_model
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.utils.files import atomic_file, cache_dir
@@ -95,7 +95,7 @@ def _smallest_cosine(one: Embeddings, other: Embeddings) -> float:
 
 def _outcome(name: str, source: str) -> Path | None:
     """Return the file of a model's outcome; None as long as its files are not on this machine."""
-    folder = Path(source) if Path(source).is_dir() else cached(source)
+    folder = Path(source) if Path(source).is_dir() else cached_model(source)
     if folder is None:
         return None
     files = [

@@ -23,7 +23,7 @@ from transformers import (
 
 from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.model.attention import configure_attention
 from llm2comp.utils.files import atomic_folder, cache_dir
 
@@ -60,9 +60,8 @@ def load_backbone(
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"backbone {name!r} cannot be loaded ({reason[:200]}); "
+            f"backbone {name!r} cannot be loaded ({one_line(error)}); "
             f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
     configure_attention(model)
@@ -186,5 +185,4 @@ def backbone_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # whichever HTTP library is below, it has its own exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"backbone {name!r} cannot be downloaded: {reason}") from error
+        raise UserError(f"backbone {name!r} cannot be downloaded: {one_line(error)}") from error

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import body_of, load_backbone
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling
@@ -78,8 +78,9 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"adapter {adapter} does not fit this encoder: {reason}") from error
+        raise UserError(
+            f"adapter {adapter} does not fit this encoder: {one_line(error)}"
+        ) from error
     encoder[0].model = adapted.merge_and_unload()
     encoder.requires_grad_(False)
 

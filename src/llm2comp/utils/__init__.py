@@ -1,1 +1,1 @@
-"""What every part uses: files, hardware, progress bars, tables."""
+"""Helpers for all other parts: files, YAML, hardware, progress bars, tables."""

@@ -1,13 +1,19 @@
-"""The values that options may take, for the recipe, the API and the command line alike."""
+"""The values of options that the recipe, the Python API and the command line share."""
 
 from typing import Literal
 
 Attention = Literal["causal", "bidirectional"]
+"""Attention of the encoder."""
 Backend = Literal["onnx", "openvino"]
-"""What a compiled encoder runs on."""
+"""The runtime of a compiled encoder."""
 OnBadRow = Literal["fail", "skip"]
+"""What a bad row of data does: stop the run, or be left out."""
 Precision = Literal["auto", "bfloat16", "float32"]
-"""``auto`` is bfloat16 where the processor has it and, in encoding, embeddings stay the same."""
+"""`auto` is bfloat16 if the processor computes it natively, and float32 otherwise. When a model is
+loaded to encode, `auto` also requires that bfloat16 does not change the embeddings."""
 Prompt = Literal["query", "document"]
+"""Which prompt of the encoder is put before a text."""
 Suite = Literal["offline", "paper"]
+"""A set of evaluation tasks. `offline` needs no hub; `paper` is the paper's 14 tasks."""
 TableFormat = Literal["terminal", "markdown", "csv", "latex"]
+"""How a table is printed."""

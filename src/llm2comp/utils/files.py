@@ -1,8 +1,9 @@
-"""Where downloads and converted weights live, and how anything is written whole or not at all."""
+"""The cache folder, and files and folders that are written whole or not at all."""
 
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,21 +12,24 @@ import platformdirs
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ``$LLM2COMP_CACHE``, else the platform's user cache."""
+    """Return the cache folder: `$LLM2COMP_CACHE`, or else the platform's user cache."""
     configured = os.environ.get("LLM2COMP_CACHE")
     return Path(configured).expanduser() if configured else platformdirs.user_cache_path("llm2comp")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` that replaces it only if the block succeeds.
+    """Yield an empty folder beside `path`, and move it to `path` if the block succeeds.
 
-    Whatever stops the block (an exception, a full disk, Ctrl-C), ``path`` is
-    left as it was and the partial folder is removed.
+    If anything stops the block (an exception, a full disk, Ctrl-C), `path` stays as it was and
+    the partial folder is removed.
+
+    Args:
+        path: the folder to write. One that exists is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    partial.chmod(0o755)  # mkdtemp makes 0o700, which would hide a shared artefact
+    partial = Path(tempfile.mkdtemp(prefix=f".{_shortened(path.name)}.", dir=path.parent))
+    partial.chmod(0o755)  # mkdtemp makes 0o700, which would hide a shared folder from others
     try:
         yield partial
         if path.exists():
@@ -37,11 +41,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a file name beside ``path`` that replaces it only if the block succeeds."""
+    """Yield the name of a new file beside `path`, and move it to `path` if the block succeeds.
+
+    If anything stops the block, `path` stays as it was and the partial file is removed.
+
+    Args:
+        path: the file to write. One that exists is replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _shortened(name: str) -> str:
+    """Return the start of a file name.
+
+    File systems allow a name of 255 bytes. The name of a partial file is longer than the final
+    one, so the final name must be cut.
+    """
+    return os.fsencode(name)[:100].decode("utf-8", errors="ignore")

@@ -1,4 +1,4 @@
-"""What the machine computes natively, and how the process keeps memory."""
+"""The precision that the processor computes natively, and memory that the process keeps."""
 
 import ctypes
 import platform
@@ -9,13 +9,18 @@ if TYPE_CHECKING:
     import torch
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Names of glibc's ``malloc.h``."""
+
+# The numbers that glibc's malloc.h gives to M_TRIM_THRESHOLD and M_MMAP_MAX.
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
 
 
 def native_bfloat16() -> bool:
-    """Tell whether bfloat16 products are native; emulated ones are ruinously slow."""
-    import torch  # here, because the command line imports this module at its start
+    """Return whether the hardware multiplies bfloat16 natively.
+
+    Without native support it is emulated, which is far slower than float32.
+    """
+    import torch  # here, because the command line imports this module when it starts
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -23,30 +28,36 @@ def native_bfloat16() -> bool:
 
 
 def _processor_flags() -> frozenset[str]:
-    """Return the words of ``/proc/cpuinfo``, the processor's flags among them."""
+    """Return the words of `/proc/cpuinfo`, which include the flags of the processor."""
     try:
         return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # not Linux: there is no public way to ask, so stay on the safe side
+    except OSError:  # Other systems than Linux have no such file: assume no native bfloat16.
         return frozenset()
 
 
-def compute_dtype(name: str) -> "torch.dtype":
-    """Return the dtype of a precision; ``auto`` is bfloat16 where it is native, else float32."""
+def compute_dtype(precision: str) -> "torch.dtype":
+    """Return the torch dtype of a precision.
+
+    Args:
+        precision: `float32`, `bfloat16`, or `auto`, which is bfloat16 if it is native and
+            float32 otherwise.
+    """
     import torch
 
-    if name == "auto":
+    if precision == "auto":
         return torch.bfloat16 if native_bfloat16() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
 def retain_freed_memory() -> None:
-    """Keep freed memory for the next batch, instead of returning it to the system.
+    """Make glibc keep freed memory for the next batch.
 
-    Every batch needs what the batch before it needed. By default glibc returns large blocks to the
-    system when they are freed, and the system clears them page by page when they are needed again:
-    5 % of the time of encoding (docs/performance.md). Memory that a process once needed then stays
-    with it, so this is for programs; a library should not do it unasked. It does nothing where the
-    C library is not glibc.
+    Every batch needs about as much memory as the batch before it. By default glibc returns large
+    blocks to the system when they are freed, and the system clears them page by page when they are
+    needed again. That takes 5 % of the time of encoding (docs/performance.md).
+
+    The process then keeps the most memory that it ever needed. Programs may choose that, but a
+    library must not do it unasked. With another C library than glibc nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

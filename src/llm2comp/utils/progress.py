@@ -1,4 +1,4 @@
-"""One look for every progress bar over texts: done, rate, time left."""
+"""Progress bars over texts, which all show the count, the rate and the time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,20 +21,27 @@ from torch import nn
 
 
 class Pool(Protocol):
-    """What embeds batches in the place of a model, and reports each of them."""
+    """Worker processes that embed batches in place of the model."""
 
     on_batch: Callable[[int], object]
+    """Called after each batch with the number of its texts."""
 
 
 class _Rate(ProgressColumn):
+    """Texts per second."""
+
     def render(self, task: Task) -> Text:
-        # At the end the whole's, for the last batches of several workers come at once.
+        # When the bar is full, show the rate of the whole: the last batches of several workers
+        # arrive at once, so the latest rate would be too high.
         speed = task.completed / task.finished_time if task.finished_time else task.speed
         return Text(f"{speed:,.0f} texts/s" if speed else "")
 
 
 def text_progress() -> Progress:
-    """Return a bar over texts, on standard error so that output stays clean."""
+    """Return a progress bar over texts.
+
+    It is shown on standard error, so that standard output holds results only.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,13 +56,14 @@ def text_progress() -> Progress:
 def track_texts(
     model: SentenceTransformer, progress: Progress, task: Any, pool: Pool | None = None
 ) -> Iterator[None]:
-    """Advance a bar by the texts of every batch that the model embeds within the block.
+    """Advance a progress bar with every batch that the model embeds within the block.
 
     Args:
-        model: here in this process.
-        progress: has the bar.
-        task: the bar.
-        pool: those that embed in the model's place.
+        model: the model of this process. Its batches are counted by a forward hook.
+        progress: the progress display.
+        task: the id of the bar in `progress`.
+        pool: worker processes that embed in place of the model, if there are any. They report
+            their batches through `Pool.on_batch`.
     """
     if pool is not None:
         pool.on_batch = partial(progress.advance, task)

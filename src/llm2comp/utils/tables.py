@@ -1,4 +1,4 @@
-"""Tables: on the terminal, in Markdown, CSV or LaTeX."""
+"""Tables as text: for the terminal, and as Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -9,31 +9,34 @@ from rich.table import Table
 from rich.text import Text
 
 Cells = list[list[str]]
-
-
-"""The heading, then the rows of any table."""
-
+"""A table: the heading, then one list of cells per row."""
 
 MISSING = "-"
+"""The cell of a value that does not exist."""
 
 
 def show_cells(cells: Cells, console: Console | None = None) -> None:
-    """Print a table whose first column is of names and the others of numbers."""
-    heading, *body = cells
+    """Print a table with the first column aligned left (names) and the others right (numbers).
+
+    Args:
+        cells: the table.
+        console: where to print; standard output if it is not given.
+    """
+    heading, *rows = cells
     table = Table(box=None, pad_edge=False)
     table.add_column(heading[0])
     for title in heading[1:]:
         table.add_column(title, justify="right")
-    for row in body:
-        table.add_row(*map(Text, row))  # not read as markup
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text, because rich would read [..] in a str as markup
     (console or Console()).print(table)
 
 
 def markdown(cells: Cells) -> str:
-    """Return a table in Markdown, ending in a line break."""
-    heading, *body = cells
+    """Return a table in Markdown, which ends with a line break."""
+    heading, *rows = cells
     rule = ["---", *["---:"] * (len(heading) - 1)]
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *body)]
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *rows)]
     return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
@@ -46,9 +49,9 @@ def csv_text(cells: Cells) -> str:
 
 def latex(cells: Cells) -> str:
     """Return a table in LaTeX, for the package booktabs."""
-    heading, *body = cells
-    columns = "l" + "r" * (len(heading) - 1)
-    text: str = pd.DataFrame(body, columns=heading).to_latex(
-        index=False, escape=True, column_format=columns
+    heading, *rows = cells
+    alignment = "l" + "r" * (len(heading) - 1)
+    text: str = pd.DataFrame(rows, columns=heading).to_latex(
+        index=False, escape=True, column_format=alignment
     )
     return text

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import Recipe, Strict, changed, explain, parse, read_yaml
+from llm2comp.recipe import Recipe, Strict, explain_validation_error, parse_recipe
+from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 
 class Tuning(Strict):
@@ -91,7 +92,7 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
     try:
         study = Study.model_validate(read_yaml(path, "study"))
     except ValidationError as error:
-        raise UserError(f"study {path}: {explain(error)}") from error
+        raise UserError(f"study {path}: {explain_validation_error(error)}") from error
     if quick:
         study = _quick(study)
     names = {_as_file(setting) for setting in study.settings}
@@ -110,7 +111,7 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
 def _quick(study: Study) -> Study:
     smaller = {
         "name": f"{study.name}-quick",
-        "recipe": changed(study.recipe, study.quick.overrides),
+        "recipe": apply_overrides(study.recipe, study.quick.overrides),
         "settings": study.quick.settings or study.settings,
         "seeds": study.quick.seeds,
         "tuning": None,
@@ -128,7 +129,7 @@ def cell(study: Study, setting: str, seed: int, value: Any = None) -> Cell:
     if study.tuning and value is not None:
         overrides.append(f"{study.tuning.key}={value}")
     where = f"study {study.name}, setting {setting!r}"
-    run = parse({"name": study.name} | study.recipe, overrides, where)
+    run = parse_recipe({"name": study.name} | study.recipe, overrides, where)
     return Cell(setting, seed, value, run)
 
 

@@ -12,16 +12,17 @@ import yaml
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
-from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse, read_yaml
+from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import Cell, Study, cell
 from llm2comp.utils.files import atomic_file, atomic_folder
 from llm2comp.utils.hardware import compute_dtype
+from llm2comp.utils.yaml_files import read_yaml
 
 CELLS = "cells"
 STUDY = "study.yaml"
@@ -172,7 +173,7 @@ class StudyRun:
         return self.out / CELLS / one.name
 
     def _score_baselines(self) -> None:
-        run = parse({"name": self.study.name} | self.study.recipe, [], self.study.name)
+        run = parse_recipe({"name": self.study.name} | self.study.recipe, [], self.study.name)
         evaluation = run.evaluation
         for name, load in scoring.baseline_models(run).items():
             if name in self.found.baselines:
@@ -188,7 +189,7 @@ class StudyRun:
 
 def describe(error: Exception) -> str:
     """Return an error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}", limit=None)
 
 
 def _first_stages(run: Recipe, count: int) -> dict[str, Any]:

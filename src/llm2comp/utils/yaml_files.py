@@ -1,0 +1,94 @@
+"""YAML files that hold a mapping of keys, and `key=value` overrides of them."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm2comp.errors import UserError, one_line
+
+
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping of keys.
+
+    Args:
+        path: the file.
+        kind: what the file should be ("recipe"), for the error message.
+
+    Raises:
+        UserError: if the file is missing, is not YAML in UTF-8, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{kind} {path} is not UTF-8; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{kind} {path} is not YAML: {one_line(error, limit=None)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{kind} {path} must be a mapping of keys, see those of recipes/")
+    return content
+
+
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return a copy of a mapping in which overrides have replaced values.
+
+    An override is `key=value`. Dots join the keys of nested mappings, a number is a place in a
+    list, and the value is YAML: `memory.tokens=4`, `pretext.data.0.source=texts.txt`. An item of
+    the list `stages` may be named by its `stage`, as `pretext` is here.
+
+    Args:
+        content: a mapping as read from YAML. It stays as it is.
+        overrides: applied in their order.
+
+    Raises:
+        UserError: if an override cannot be applied.
+    """
+    content = copy.deepcopy(content)
+    for override in overrides:
+        _apply(content, override)
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = _with_stage_number(content, path.split("."))
+    node: Any = content
+    for parent in parents:
+        node = _child(node, parent, override)
+    node[_list_index(node, last, override) if isinstance(node, list) else last] = value
+
+
+def _with_stage_number(content: dict[str, Any], path: list[str]) -> list[str]:
+    """Return a path that begins with the name of a stage as `stages`, number, and the rest."""
+    first, *rest = path
+    stages = content.get("stages")
+    if rest and isinstance(stages, list):
+        for number, stage in enumerate(stages):
+            if isinstance(stage, dict) and stage.get("stage") == first:
+                return ["stages", str(number), *rest]
+    return path
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        child = node[_list_index(node, key, override)]
+    else:
+        child = node.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise UserError(f"override {override!r}: {key!r} holds a value, not further keys")
+    return child
+
+
+def _list_index(items: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(items) - 1}")
+    return int(key)

@@ -1,0 +1,58 @@
+"""Files and folders are written whole or not at all, whatever their names are."""
+
+from pathlib import Path
+
+import pytest
+
+from llm2comp.utils.files import atomic_file, atomic_folder
+
+LONGEST_NAMES = ["a" * 255, "a" + "é" * 127, "語" * 85]
+"""Names of 255 bytes, the most that file systems allow. A cut by bytes would split a character."""
+
+
+@pytest.mark.parametrize("name", LONGEST_NAMES)
+def test_a_file_may_have_the_longest_name(tmp_path: Path, name: str) -> None:
+    with atomic_file(tmp_path / name) as partial:
+        partial.write_text("text")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "text"
+
+
+@pytest.mark.parametrize("name", LONGEST_NAMES)
+def test_a_folder_may_have_the_longest_name(tmp_path: Path, name: str) -> None:
+    with atomic_folder(tmp_path / name) as partial:
+        (partial / "file").write_text("text")
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "file").read_text() == "text"
+
+
+def write_and_stop(file: Path) -> None:
+    file.write_text("new")
+    raise KeyboardInterrupt
+
+
+def test_a_failure_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as partial:
+        write_and_stop(partial)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_folder_and_no_partial_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file").write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as partial:
+        write_and_stop(partial / "file")
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_files_that_begin_alike_may_be_written_at_once(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"{'a' * 200}{end}" for end in "12")
+    with atomic_file(first) as one, atomic_file(second) as two:
+        one.write_text("1")
+        two.write_text("2")
+    assert (first.read_text(), second.read_text()) == ("1", "2")
