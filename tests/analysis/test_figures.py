@@ -51,7 +51,7 @@ def test_the_command_leaves_numbers_and_figures(
     assert drawn.count("memory") == 2  # the encoder's folder, as a title
     assert drawn.count("1.00") == 2 * 4
     assert f"all 8 texts of {texts}" in " ".join(result.stdout.split())
-    assert "of 5,000 of its 6,000 vectors" in " ".join(result.stdout.split())
+    assert "sample of 5,000 of 6,000 embeddings" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
