@@ -162,10 +162,10 @@ def test_a_model_trained_with_instructions_is_not_judged_without_in_silence(
     evaluate(model, "tiny", ["STS17", "SQuADRetrieval"], lineage=lineage)
     warnings = [record.getMessage() for record in caplog.records if "instruct" in record.msg]
     (warning,) = warnings  # the model's own query prompt serves retrieval
-    assert "judged without them on STS17;" in warning
+    assert "scored without them on STS17;" in warning
     caplog.clear()
     evaluate(model, "tiny", ["STS17"], lineage=lineage, instructions={"STS17": "Find it"})
-    assert not [record for record in caplog.records if "judged without" in record.msg]
+    assert not [record for record in caplog.records if "scored without" in record.msg]
 
 
 def test_nothing_is_computed_twice_unless_asked(

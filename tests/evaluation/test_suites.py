@@ -43,7 +43,7 @@ def test_the_papers_rows_have_the_papers_averages() -> None:
     ("names", "quick", "message"),
     [
         ("STS17,STS99", False, "unknown task 'STS99'; did you mean"),
-        ("Banking77Classification", True, "has no quick version; leave --quick out"),
+        ("Banking77Classification", True, "has no quick version; leave out --quick"),
         ("", False, "unknown task ''"),
     ],
 )
