@@ -80,7 +80,7 @@ def test_help_shows_an_example(command: str) -> None:
     ],
     ids=["help", "missing file", "unknown kind", "search"],
 )
-def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str], said: str) -> None:
+def test_a_call_that_needs_no_model_imports_nothing_heavy(arguments: list[str], said: str) -> None:
     code = (
         f"import sys; from llm2comp.cli.app import app; app({arguments}, standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'datasets', 'mteb'} & set(sys.modules)))"

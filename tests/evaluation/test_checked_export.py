@@ -105,7 +105,7 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("to", BACKENDS)
-def test_int8_is_smaller_and_has_scores_of_its_own(
+def test_int8_is_smaller_and_another_model_in_the_results(
     to: Backend, folder: Path, tmp_path: Path
 ) -> None:
     float32, int8 = tmp_path / "float32", tmp_path / "int8"

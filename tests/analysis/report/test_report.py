@@ -162,7 +162,7 @@ def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
         browser.close()
 
 
-def test_quick_scores_are_named_where_others_are_of_whole_tasks() -> None:
+def test_the_page_names_the_rows_with_quick_scores() -> None:
     def row(quick: bool) -> list[Score]:
         return [Score("STS17", "cosine_spearman", 80.0, 1.0, 500, 500.0, 250, quick)]
 
