@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llm2comp import deprecated
 from llm2comp.version import __version__
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public functions when they are first used, because torch takes seconds."""
+    """Import a public function when it is first used, because torch takes seconds to import."""
     if name in __all__:
         from llm2comp import api
 
@@ -46,3 +47,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+deprecated.install()

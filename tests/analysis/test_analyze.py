@@ -51,14 +51,16 @@ def test_an_encoder_is_measured_with_its_memory_tokens(encoder: Path, sentences:
     assert not model[0]._forward_hooks
 
 
-def test_any_encoder_is_measured(tiny_backbone: Path, sentences: list[str]) -> None:
+def test_an_encoder_without_memory_tokens_is_measured(
+    tiny_backbone: Path, sentences: list[str]
+) -> None:
     model = baselines.build("mean", tiny_backbone)
     found = measure.analyze_model(model, "mean", sample.Sample("s", sentences, [], 8))
     assert found.memory is None
     assert found.alignment is None
 
 
-def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> None:
+def test_embeddings_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((9000, 12)).astype(np.float32) * 7
     np.save(tmp_path / "v.npy", rows)
     found = measure.analyze_embeddings(tmp_path / "v.npy", "v")
@@ -80,10 +82,12 @@ def test_vectors_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) -> 
         (np.full((4, 2), np.nan), "not finite"),
     ],
 )
-def test_what_cannot_be_measured_is_said(rows: np.ndarray, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_an_error(
+    rows: np.ndarray, message: str, tmp_path: Path
+) -> None:
     np.save(tmp_path / "v.npy", rows)
     with pytest.raises(UserError, match=message):
         measure.analyze_embeddings(tmp_path / "v.npy", "v")
     (tmp_path / "w.npy").write_text("no array")
-    with pytest.raises(UserError, match="is no array of numpy"):
+    with pytest.raises(UserError, match="is not a NumPy array"):
         measure.analyze_embeddings(tmp_path / "w.npy", "w")

@@ -24,7 +24,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_the_command_leaves_numbers_and_figures(
+def test_the_command_writes_json_files_and_figures(
     encoder: Path, vectors: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     texts = tmp_path / "texts.txt"
@@ -51,7 +51,7 @@ def test_the_command_leaves_numbers_and_figures(
     assert drawn.count("memory") == 2  # the encoder's folder, as a title
     assert drawn.count("1.00") == 2 * 4
     assert f"all 8 texts of {texts}" in " ".join(result.stdout.split())
-    assert "of 5,000 of its 6,000 vectors" in " ".join(result.stdout.split())
+    assert "sample of 5,000 of 6,000 embeddings" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_command_leaves_numbers_and_figures(
         (["a/b", "a/b"], ["b", "b"]),
     ],
 )
-def test_names_are_as_short_as_tells_them_apart(models: list[str], names: list[str]) -> None:
+def test_short_names_tell_the_models_apart(models: list[str], names: list[str]) -> None:
     assert summary.short_names(models) == names
 
 

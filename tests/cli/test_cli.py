@@ -30,11 +30,14 @@ COMMANDS = [
     "search",
     "evaluate",
     "results",
+    "analyze",
+    "report",
     "study",
     "export",
     "data list",
     "data fetch",
     "demo",
+    "doctor",
 ]
 
 
@@ -53,7 +56,7 @@ def texts(tmp_path: Path, sentences: list[str]) -> Path:
 
 
 def one_line(text: str) -> str:
-    """Return the error; only the bars of libraries may stand before it."""
+    """Return the line of the error; only progress bars of libraries may come before it."""
     *bars, line = [part for part in text.splitlines() if part.strip()]
     assert all(bar.startswith("Loading weights") for bar in bars)
     assert line.startswith("llm2comp: ")
@@ -71,13 +74,13 @@ def test_help_shows_an_example(command: str) -> None:
     ("arguments", "said"),
     [
         (["train", "--help"], "Examples:"),
-        (["encode", "encoder", "missing.txt", "--out", "vectors.npy"], "cannot be read"),
-        (["encode", "encoder", __file__, "--out", "vectors.doc"], "are written to .npy or"),
+        (["encode", "encoder", "missing.txt", "--out", "embeddings.npy"], "cannot be read"),
+        (["encode", "encoder", __file__, "--out", "embeddings.doc"], "are written to .npy or"),
         (["search", "encoder", "missing.txt", "a query"], "cannot be read"),
     ],
     ids=["help", "missing file", "unknown kind", "search"],
 )
-def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str], said: str) -> None:
+def test_a_call_that_needs_no_model_imports_nothing_heavy(arguments: list[str], said: str) -> None:
     code = (
         f"import sys; from llm2comp.cli.app import app; app({arguments}, standalone_mode=False);"
         "print(sorted({'torch', 'transformers', 'datasets', 'mteb'} & set(sys.modules)))"
@@ -89,7 +92,7 @@ def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str], said: str
     assert said in output.stdout + output.stderr
 
 
-def test_garbage_is_not_collected_while_a_command_imports(
+def test_the_garbage_collector_is_off_while_a_command_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "heavy_module.py").write_text("import gc\ncollecting = gc.isenabled()\n")
@@ -100,24 +103,24 @@ def test_garbage_is_not_collected_while_a_command_imports(
     assert gc.get_freeze_count() > 0
 
 
-def test_garbage_is_collected_again_when_an_import_failed() -> None:
+def test_the_garbage_collector_is_on_again_when_an_import_fails() -> None:
     with pytest.raises(ImportError):
         preload("no.such.module")
     assert gc.isenabled()
 
 
 @pytest.mark.usefixtures("empty_cache", "either_processor")
-def test_encode_writes_one_vector_a_text(encoder: Path, texts: Path, tmp_path: Path) -> None:
-    out = tmp_path / "vectors.npy"
+def test_encode_writes_one_embedding_per_text(encoder: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "embeddings.npy"
     result = RUNNER.invoke(app, ["encode", str(encoder), str(texts), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert np.load(out).shape == (8, 32)
-    assert "8 vectors" in result.output
+    assert "8 embeddings" in result.output
     assert f"{encoder}: " in result.stderr  # and the precision
 
 
 @pytest.mark.usefixtures("empty_cache", "either_processor")
-def test_search_puts_the_text_itself_first(
+def test_search_finds_an_identical_text_first(
     encoder: Path, texts: Path, sentences: list[str]
 ) -> None:
     command = ["search", str(encoder), str(texts), sentences[5], "--top-k", "2"]
@@ -143,7 +146,7 @@ def test_search_puts_the_text_itself_first(
         (["data", "fetch", "boolq-passage"], "did you mean 'boolq-passages'"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
+def test_a_mistake_prints_one_line_and_exits_with_2(
     arguments: list[str],
     message: str,
     encoder: Path,
@@ -184,10 +187,10 @@ def test_overrides_and_bad_rows_reach_the_run(
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (UserError("mend it"), 2, "mend it"),
+        (UserError("fix it"), 2, "fix it"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "disk full"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), 2, "a.txt: No such file"),
-        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (KeyboardInterrupt(), 130, "the same command continues"),
     ],
 )
 def test_errors_become_a_line_and_a_status(
@@ -202,7 +205,7 @@ def test_errors_become_a_line_and_a_status(
     assert message in one_line(result.stderr)
 
 
-def test_a_fault_of_ours_and_debugging_keep_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_or_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> Path:
         raise {"ours": ZeroDivisionError("x"), "theirs": UserError("y")}[name]
 
@@ -213,7 +216,7 @@ def test_a_fault_of_ours_and_debugging_keep_the_traceback(monkeypatch: pytest.Mo
     assert isinstance(RUNNER.invoke(app, [*fetch, "theirs"]).exception, UserError)
 
 
-def test_a_wrapped_mistake_is_still_found() -> None:
+def test_a_mistake_is_found_inside_a_wrapping_exception() -> None:
     wrapper = RuntimeError("while generating the data set")
     wrapper.__cause__ = UserError("texts.jsonl:3: broken JSON")
     assert explain(wrapper) == "texts.jsonl:3: broken JSON"
@@ -262,11 +265,11 @@ def test_ctrl_c_ends_a_real_process_with_130(encoder: Path, tmp_path: Path, work
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "stopped; nothing half-written is left" in errors
+    assert "stopped; no partial files are left" in errors
     assert sorted(tmp_path.iterdir()) == [many]
 
 
-def test_doctor_names_what_is_wrong_and_the_remedy(
+def test_doctor_names_each_problem_and_its_remedy(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
@@ -299,7 +302,7 @@ def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("empty_cache", "either_processor")
-def test_evaluate_shows_a_row_a_model(
+def test_evaluate_shows_one_row_per_model(
     encoder: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = [

@@ -58,7 +58,7 @@ def literal(name: str, text: str, backbone: Path) -> np.ndarray:
             return unit(np.mean(last, axis=0))
 
 
-def test_equals_a_literal_reference(
+def test_embeddings_equal_a_literal_reference(
     name: str, model: SentenceTransformer, tiny_backbone: Path, sentences: list[str]
 ) -> None:
     expected = np.stack([literal(name, text, tiny_backbone) for text in sentences])
@@ -122,7 +122,7 @@ def test_any_text_gives_a_finite_unit_vector(model: SentenceTransformer, text: s
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_unknown_names_are_told_apart(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_an_unknown_baseline_or_folder_is_an_error(tiny_backbone: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="last-token, mean, weighted-mean, echo, prompteol, metaeol"
     ):

@@ -16,9 +16,10 @@ from llm2comp import recipe
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import checked_export, store
-from llm2comp.inference import compiled, load
+from llm2comp.inference import compiled
 from llm2comp.inference.compiled import Backend
 from llm2comp.inference.encode_file import encode_file
+from llm2comp.inference.load import load
 from llm2comp.model import encoder
 from llm2comp.model.memory_tokens import add_memory_tokens
 
@@ -61,7 +62,7 @@ def _data(
 
 def broken(break_it: Callable[[SentenceTransformer], None]) -> Callable[..., Any]:
     """Return an exporter that traces another model than it was given."""
-    compile_rightly = compiled._compile
+    compile_rightly = compiled.compile_body
 
     def compile_wrongly(made: SentenceTransformer, *rest: Any) -> Any:
         break_it(made)
@@ -104,7 +105,7 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("to", BACKENDS)
-def test_int8_is_smaller_and_has_scores_of_its_own(
+def test_int8_is_smaller_and_another_model_in_the_results(
     to: Backend, folder: Path, tmp_path: Path
 ) -> None:
     float32, int8 = tmp_path / "float32", tmp_path / "int8"
@@ -124,7 +125,7 @@ def test_int8_is_smaller_and_has_scores_of_its_own(
 def test_a_trace_with_the_other_attention_is_refused(
     to: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_compile", broken(turn_attention))
+    monkeypatch.setattr(compiled, "compile_body", broken(turn_attention))
     with pytest.raises(UserError, match="not written"):
         checked_export.export(str(folder), to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -135,7 +136,7 @@ def test_a_trace_with_the_other_attention_is_refused(
 def test_a_trace_that_reads_padding_is_refused(
     to: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_compile", broken(ignore_padding))
+    monkeypatch.setattr(compiled, "compile_body", broken(ignore_padding))
     with pytest.raises(UserError, match="not written"):
         checked_export.export(str(folder), to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -159,7 +160,7 @@ def test_the_command_says_what_is_wrong(
         return result.stderr
 
     monkeypatch.setattr(compiled, "require", lambda _: None)
-    assert "is no export" in run(str(folder), "--to", "onnx", "--out", str(folder))
+    assert "is not an export" in run(str(folder), "--to", "onnx", "--out", str(folder))
     (folder / "onnx").mkdir()
     (folder / "onnx" / compiled.MANIFEST).touch()
     assert "is compiled" in run(str(folder), "--to", "onnx", "--out", str(tmp_path / "out"))

@@ -28,7 +28,7 @@ def test_the_items_statistic_is_the_main_score(
         assert len(items["predicted"]) == len(items["gold"]) == score.samples
 
 
-def test_the_interval_of_a_mean_is_the_known_one() -> None:
+def test_the_interval_of_a_mean_is_that_of_the_formula() -> None:
     """Of a difference with mean 0.1 and deviation 1 over 2,500 items: 10 +- 196 / 50 percent."""
     noise = np.random.default_rng(0).standard_normal(2500)
     noise = (noise - noise.mean()) / noise.std()

@@ -56,14 +56,14 @@ def test_types_weigh_the_same_however_many_tasks_they_have() -> None:
     ]
 
 
-def test_the_papers_rows_stand_on_its_own_tasks() -> None:
+def test_the_papers_scores_are_shown_for_its_tasks_only() -> None:
     cells = Leaderboard.of(FOUND, with_paper=True).cells(sort="STS17")
     rows = {row[0]: row[1:] for row in cells}
     assert rows["LLM2Comp KL (paper)"] == ["70.9", "81.6", "-", "-"]
     assert len(rows) == 1 + 3 + 11
 
 
-def test_intervals_are_given_where_the_metric_is_over_items() -> None:
+def test_intervals_are_shown_for_tasks_with_items() -> None:
     heading, row, _ = Leaderboard.of(FOUND).interval_cells("low_1")
     assert heading == ["difference", "STSBenchmark", "STS17", "TREC"]
     assert row[:3] == ["high - low_1", "+20.0", "+20.0"]
@@ -85,7 +85,7 @@ def test_intervals_are_given_where_the_metric_is_over_items() -> None:
         (lambda: Leaderboard.of(FOUND).interval_cells("x"), "no model 'x'"),
     ],
 )
-def test_what_is_not_there_is_said(call: object, message: str) -> None:
+def test_a_missing_result_column_or_model_is_an_error(call: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()  # type: ignore[operator]
 

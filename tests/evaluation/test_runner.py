@@ -66,7 +66,7 @@ def test_batch_size_does_not_change_scores(model: SentenceTransformer, sets: Set
     assert points(one) == pytest.approx(points(other), abs=1e-3)
 
 
-def test_results_are_kept_one_file_a_task(
+def test_results_are_stored_in_one_file_per_task(
     model: SentenceTransformer, sets: Sets, tmp_path: Path
 ) -> None:
     assert sets
@@ -122,7 +122,7 @@ def test_padding_side_does_not_change_scores(model: SentenceTransformer, sets: S
     assert found[0] == pytest.approx(found[1], abs=0.01)
 
 
-def test_an_instruction_stands_before_all_but_passages(
+def test_an_instruction_is_put_before_all_texts_but_passages(
     model: SentenceTransformer, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -150,7 +150,7 @@ def test_an_instruction_stands_before_all_but_passages(
     assert {one.instruction for one in ResultStore(tmp_path).all()} == {"Find it"}
 
 
-def test_a_model_trained_with_instructions_is_not_judged_without_in_silence(
+def test_scoring_without_the_instructions_of_training_gives_a_warning(
     model: SentenceTransformer, sets: Sets, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert sets
@@ -162,13 +162,13 @@ def test_a_model_trained_with_instructions_is_not_judged_without_in_silence(
     evaluate(model, "tiny", ["STS17", "SQuADRetrieval"], lineage=lineage)
     warnings = [record.getMessage() for record in caplog.records if "instruct" in record.msg]
     (warning,) = warnings  # the model's own query prompt serves retrieval
-    assert "judged without them on STS17;" in warning
+    assert "scored without them on STS17;" in warning
     caplog.clear()
     evaluate(model, "tiny", ["STS17"], lineage=lineage, instructions={"STS17": "Find it"})
-    assert not [record for record in caplog.records if "judged without" in record.msg]
+    assert not [record for record in caplog.records if "scored without" in record.msg]
 
 
-def test_nothing_is_computed_twice_unless_asked(
+def test_a_stored_score_is_computed_again_only_on_request(
     model: SentenceTransformer, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sets

@@ -47,7 +47,7 @@ def test_a_fingerprint_tells_models_apart(model: SentenceTransformer, tiny_backb
 
 
 @pytest.mark.parametrize("name", ["echo", "metaeol"])
-def test_a_prompt_reworded_is_another_model(
+def test_a_changed_prompt_changes_the_fingerprint(
     name: str, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = store.fingerprint(baselines.build(name, tiny_backbone))
@@ -68,7 +68,7 @@ def test_a_key_changes_with_what_a_score_depends_on() -> None:
     assert key() == key()
 
 
-def test_results_come_back_as_they_were_kept(tmp_path: Path) -> None:
+def test_stored_results_are_read_back_unchanged(tmp_path: Path) -> None:
     results = ResultStore(tmp_path)
     kept = [stored("runs/a b"), stored("runs/a b", quick=True), stored("hub/c")]
     for one in kept:

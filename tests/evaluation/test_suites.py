@@ -17,7 +17,7 @@ from llm2comp.evaluation.store import ResultStore
 from llm2comp.evaluation.tasks.registry import TASKS
 
 AVERAGES = [33.05, 40.46, 46.54, 43.55, 50.83, 43.54, 46.87, 35.79, 46.22, 52.49, 66.78]
-"""Of the paper's rows, as printed there."""
+"""Averages of the paper's rows, as the paper prints them."""
 
 
 def test_the_offline_suite_is_every_task_here() -> None:
@@ -43,18 +43,18 @@ def test_the_papers_rows_have_the_papers_averages() -> None:
     ("names", "quick", "message"),
     [
         ("STS17,STS99", False, "unknown task 'STS99'; did you mean"),
-        ("Banking77Classification", True, "has no quick version; leave --quick out"),
+        ("Banking77Classification", True, "has no quick version; leave out --quick"),
         ("", False, "unknown task ''"),
     ],
 )
-def test_a_wrong_name_is_told_at_once(names: str, quick: bool, message: str) -> None:
+def test_a_wrong_task_name_is_an_error(names: str, quick: bool, message: str) -> None:
     with pytest.raises(UserError, match=message):
         suites.choose("offline", names.split(","), quick=quick)
     with pytest.raises(UserError, match="no quick version"):
         suites.choose("paper", quick=True)
 
 
-def test_without_a_hub_the_offline_suite_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_hub_names_the_offline_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route")
 
@@ -70,7 +70,7 @@ class FromHub(AbsTaskSTS):
     metadata = mock_tasks.MockSTSTask.metadata.model_copy(update={"name": "FromHub"})
 
 
-def test_hub_tasks_load_from_the_hubs_layout(
+def test_a_hub_task_loads_from_a_folder_in_the_layout_of_the_hub(
     tiny_backbone: Path, tmp_path: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
@@ -110,7 +110,7 @@ def test_hub_tasks_load_from_the_hubs_layout(
         "MockSummarizationTask",
     ],
 )
-def test_mtebs_mock_tasks_run_and_are_kept_like_ours(
+def test_mock_tasks_of_mteb_run_and_are_stored(
     name: str, tiny_backbone: Path, tmp_path: Path
 ) -> None:
     model: SentenceTransformer = baselines.build("mean", tiny_backbone)

@@ -8,7 +8,7 @@ Sets = dict[str, list[dict[str, str]]]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_metadata_is_whole_and_named_like_the_registry(name: str) -> None:
+def test_metadata_is_complete_and_has_the_name_of_the_registry(name: str) -> None:
     assert TASKS[name].metadata.name == name
     assert TASKS[name].metadata.is_filled()
 
@@ -74,7 +74,7 @@ def test_quick_squad_is_one_fixed_draw_with_the_gold_paragraphs_in_it(
         ("", ""),
     ],
 )
-def test_cut_ends_behind_a_whole_word(text: str, expected: str) -> None:
+def test_cut_ends_after_a_whole_word(text: str, expected: str) -> None:
     assert cut(text, 7) == expected
 
 
@@ -96,7 +96,7 @@ def test_clusters_keep_every_label_and_the_beginning_of_every_text(sets: Sets) -
         assert (task.samples, task.texts) == (len(test), len(test))
 
 
-def test_no_more_documents_are_embedded_than_a_clustering_says(
+def test_a_clustering_task_limits_the_number_of_documents(
     sets: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sets

@@ -1,1 +1,1 @@
-"""Look inside encoders: measures, figures, reports."""
+"""Analysis of encoders: measures, figures and reports."""

@@ -1,4 +1,4 @@
-"""Analyze encoders side by side: what ``llm2comp analyze`` does."""
+"""Analyze encoders side by side: the work of `llm2comp analyze`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from llm2comp.utils.choices import Precision
 
 
 def analyze(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     out: Path,
     data: str,
     texts: int,
@@ -21,18 +21,23 @@ def analyze(
     dtype: Precision,
     merge_threshold: float | None,
 ) -> list[Analysis]:
-    """Analyze models and write the files; arguments are those of :func:`llm2comp.api.analyze`."""
-    found = []
-    drawn: Sample | None = None
-    for model, name in zip(models, summary.short_names(models), strict=True):
-        if model.endswith(".npy"):
-            found.append(analyze_embeddings(Path(model), name))
+    """Analyze models, write the JSON files and figures, and return the analyses.
+
+    The arguments and errors are those of `llm2comp.analyze`.
+    """
+    names = [str(model) for model in models]
+    analyses = []
+    sample: Sample | None = None
+    for name, short_name in zip(names, summary.short_names(names), strict=True):
+        if name.endswith(".npy"):
+            analyses.append(analyze_embeddings(Path(name), short_name))
             continue
-        drawn = drawn or draw(data, texts, seed)
-        found.append(analyze_model(load(model, dtype, merge_threshold), name, drawn, batch_size))
-    for model, one, stem in zip(models, found, summary.stems(found), strict=True):
-        dataclasses.replace(one, model=model).write(out / f"{stem}.json")
-    figures.spectrum(found, out / "spectrum")
-    if with_memory := [one for one in found if one.memory is not None]:
+        sample = sample or draw(data, texts, seed)
+        model = load(name, dtype, merge_threshold)
+        analyses.append(analyze_model(model, short_name, sample, batch_size))
+    for name, analysis, stem in zip(names, analyses, summary.stems(analyses), strict=True):
+        dataclasses.replace(analysis, model=name).write(out / f"{stem}.json")
+    figures.spectrum(analyses, out / "spectrum")
+    if with_memory := [analysis for analysis in analyses if analysis.memory is not None]:
         figures.memory(with_memory, out / "memory")
-    return found
+    return analyses

@@ -1,4 +1,4 @@
-"""Figures of analyses, in one style: colour-blind safe, readable in print, PNG and SVG."""
+"""Figures as PNG and SVG, in one style with colours for all kinds of colour vision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's, told apart with any colour vision; the darker ones first."""
+"""The palette of Okabe and Ito, dark colours first. It suits all kinds of colour vision."""
 DASHES = ("-", "--", "-.", ":")
 FLOOR = 1e-4
-"""Of the spectrum: smaller shares of the largest singular value are not drawn."""
+"""Singular values below this share of the largest one are not drawn."""
 MOST_NUMBERED = 10
-"""Memory tokens, beyond which a heat map has no room for its numbers."""
+"""Maximum number of memory tokens for which a heat map has room for numbers."""
 MIDDLE = 0.47
-"""Of cividis: black reads better above, white below."""
+"""Position in the colour map cividis from which on black text is easier to read than white."""
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -32,18 +32,24 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "grid.alpha": 0.3,
     "legend.frameon": False,
-    "savefig.dpi": 120,  # for the screen; the SVG prints
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "llm2comp",  # the same figure, the same file
+    "savefig.dpi": 120,  # enough for the screen; print the SVG
+    "svg.fonttype": "none",  # text stays text instead of outlines
+    "svg.hashsalt": "llm2comp",  # the same figure gives the same file
 }
 
-
 Points = Sequence[tuple[float, float, float]]
-"""Number, value and deviation; the deviation is NaN where there is none."""
+"""Points of a line: x, y and the standard deviation of y, which is NaN if there is none."""
 
 
 class Bar(NamedTuple):
-    """A bar; its deviation is NaN where there is none."""
+    """A bar.
+
+    Attributes:
+        name: name of the row.
+        group: group of the row, which has one colour.
+        value: length of the bar.
+        deviation: standard deviation of the value; NaN if there is none.
+    """
 
     name: str
     group: str
@@ -53,12 +59,12 @@ class Bar(NamedTuple):
 
 @contextmanager
 def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, list[Axes]]]":
-    """Yield a figure and its panels, two a row, in the style, drawn without a screen.
+    """Yield a figure and its panels, two per row. It needs no screen.
 
     Args:
-        count: of panels.
-        width: of one, in inches.
-        height: of one, in inches.
+        count: number of panels.
+        width: width of a panel in inches.
+        height: height of a panel in inches.
     """
     try:
         import matplotlib as mpl
@@ -66,9 +72,10 @@ def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("figures need matplotlib: pip install 'llm2comp[report]'") from error
-    # Neighbours differ in both, to be seen where one lies on the other; none comes twice.
-    turns = range(len(DASHES))
-    dashes = [DASHES[(turn + i) % len(DASHES)] for turn in turns for i in range(len(COLOURS))]
+    # Consecutive lines differ in colour and in dashes, so that both are visible where they overlap.
+    # No pair of colour and dashes occurs twice.
+    rounds = range(len(DASHES))
+    dashes = [DASHES[(turn + i) % len(DASHES)] for turn in rounds for i in range(len(COLOURS))]
     colours = COLOURS * len(DASHES)
     cycle = cycler(color=colours) + cycler(linestyle=dashes)
     columns = min(count, 2)
@@ -82,6 +89,7 @@ def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, 
 
 
 def _save(figure: "Figure", stem: Path) -> list[Path]:
+    """Write the PNG and the SVG, each completely or not at all."""
     files = [stem.parent / f"{stem.name}.{kind}" for kind in ("png", "svg")]
     for file in files:
         kind = file.suffix[1:]
@@ -92,11 +100,11 @@ def _save(figure: "Figure", stem: Path) -> list[Path]:
 
 
 def spectrum(analyses: Sequence[Analysis], stem: Path) -> list[Path]:
-    """Draw the singular values of encoders, each over its largest (paper, figure 4).
+    """Draw the singular values of encoders, divided by the largest one (paper, figure 4).
 
     Args:
-        analyses: a line each.
-        stem: path of the figure without ``.png`` and ``.svg``.
+        analyses: analyses of the encoders; each gets one line.
+        stem: path of the figure without `.png` and `.svg`.
 
     Returns:
         The two files.
@@ -106,24 +114,24 @@ def spectrum(analyses: Sequence[Analysis], stem: Path) -> list[Path]:
     """
     with _panels(1, 6.0, 3.8) as (figure, (axes,)):
         lowest = 1.0
-        for one in analyses:
-            values = np.array(one.spectrum.singular_values)
+        for analysis in analyses:
+            values = np.array(analysis.spectrum.singular_values)
             shares = values[values > 0] / values[0]
             lowest = min(lowest, shares[-1])
-            label = f"{one.model} (RankMe {one.spectrum.rankme:.0f})"
+            label = f"{analysis.model} (RankMe {analysis.spectrum.rankme:.0f})"
             axes.semilogy(np.arange(1, len(shares) + 1), shares, label=label)
-        axes.set(xlabel="singular value, by size", ylabel="over the largest")
+        axes.set(xlabel="rank of the singular value", ylabel="share of the largest")
         axes.set_ylim(max(FLOOR, 0.8 * lowest), 1.5)
         axes.legend(loc="upper right")
         return _save(figure, stem)
 
 
 def memory(analyses: Sequence[Analysis], stem: Path) -> list[Path]:
-    """Draw the cosines between memory tokens (paper, figure 6), a panel an encoder.
+    """Draw the mean cosines between memory tokens, one panel per encoder (paper, figure 6).
 
     Args:
-        analyses: of encoders with memory tokens.
-        stem: path of the figure without ``.png`` and ``.svg``.
+        analyses: analyses of encoders with memory tokens.
+        stem: path of the figure without `.png` and `.svg`.
 
     Returns:
         The two files.
@@ -131,16 +139,16 @@ def memory(analyses: Sequence[Analysis], stem: Path) -> list[Path]:
     Raises:
         UserError: if matplotlib is not installed.
     """
-    cosines = [(one.model, np.array(one.memory.cosines)) for one in analyses if one.memory]
+    cosines = [(a.model, np.array(a.memory.cosines)) for a in analyses if a.memory]
     lowest = min(0.0, *(values.min() for _, values in cosines))
     with _panels(len(cosines), 3.4, 3.4) as (figure, panels):
-        figure.set_layout_engine("compressed")  # of panels that are square
+        figure.set_layout_engine("compressed")  # for square panels
         for place, (axes, (name, values)) in enumerate(zip(panels, cosines, strict=True)):
             image = axes.imshow(values, cmap="cividis", vmin=lowest, vmax=1)
             tokens = range(len(values))
-            axes.set(title=name, xlabel="memory token")
+            axes.set(title=name, xlabel="number of the memory token")
             if place % 2 == 0:
-                axes.set_ylabel("memory token")
+                axes.set_ylabel("number of the memory token")
             axes.grid(visible=False)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
@@ -159,18 +167,18 @@ def memory(analyses: Sequence[Analysis], stem: Path) -> list[Path]:
                     color="black" if share > MIDDLE else "white",
                     size=7,
                 )
-        long = 10 * (len(panels) + 1)
-        figure.colorbar(image, ax=panels, aspect=long, label="mean cosine within a text")
+        aspect = 10 * (len(panels) + 1)
+        figure.colorbar(image, ax=panels, aspect=aspect, label="cosine, mean over texts")
         return _save(figure, stem)
 
 
 def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
-    """Draw a horizontal bar a row, coloured by its group (paper, figure 2).
+    """Draw one horizontal bar per row, coloured by group (paper, figure 2).
 
     Args:
-        panels: rows from the top, by the title of their panel; the same names in each.
-        stem: path of the figure without ``.png`` and ``.svg``.
-        x: what the values are.
+        panels: rows from top to bottom, by title of the panel. All panels have the same row names.
+        stem: path of the figure without `.png` and `.svg`.
+        x: label of the values.
 
     Returns:
         The two files.
@@ -178,9 +186,9 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
     Raises:
         UserError: if matplotlib is not installed.
     """
-    every = [row for rows in panels.values() for row in rows]
-    ends = [row.value + np.nan_to_num(row.deviation) for row in every]
-    height = 1.0 + 0.24 * len(every) / len(panels)
+    all_rows = [row for rows in panels.values() for row in rows]
+    ends = [row.value + np.nan_to_num(row.deviation) for row in all_rows]
+    height = 1.0 + 0.24 * len(all_rows) / len(panels)
     with _panels(len(panels), 4.2, height) as (figure, axes_of):
         for place, (axes, (title, rows)) in enumerate(zip(axes_of, panels.items(), strict=True)):
             for number, group in enumerate(dict.fromkeys(row.group for row in rows)):
@@ -189,7 +197,7 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
                     places,
                     [rows[i].value for i in places],
                     xerr=[rows[i].deviation for i in places],
-                    color=(COLOURS[number], 0.6),  # light enough for black numbers
+                    color=(COLOURS[number], 0.6),  # light enough to read black numbers on it
                     label=group,
                     capsize=2,
                 )
@@ -205,13 +213,13 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
 
 
 def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str) -> list[Path]:
-    """Draw values with deviations over a number, a line a name (paper, figures 3, 5 and 7).
+    """Draw lines with error bars over a logarithmic x axis (paper, figures 3, 5 and 7).
 
     Args:
-        panels: points by the name of their line, by the title of their panel.
-        stem: path of the figure without ``.png`` and ``.svg``.
-        x: what the number is.
-        y: what the values are.
+        panels: points by name of the line, by title of the panel.
+        stem: path of the figure without `.png` and `.svg`.
+        x: label of the x axis.
+        y: label of the y axis.
 
     Returns:
         The two files.
@@ -234,7 +242,7 @@ def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
-    """Put one legend above all panels, if there is something to tell apart."""
+    """Put one legend above all panels, if it has more than one entry."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

@@ -1,4 +1,4 @@
-"""All measures of one encoder, on a sample of texts, or on vectors that are there already."""
+"""All measures of one encoder on a sample of texts, or of the embeddings in a file."""
 
 import dataclasses
 import json
@@ -21,28 +21,30 @@ from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK = 8192
+"""Number of embeddings that are added to the sums at a time."""
 PAIRWISE = 5000
-"""Embeddings, at most, for the measures that compare all with all; more are sampled."""
+"""Maximum number of embeddings that are compared with each other. Of more, a sample is taken."""
 
 Embeddings = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found out about one encoder's vectors, scaled to unit length.
+    """The measures of one encoder, whose embeddings are scaled to unit length.
 
     Attributes:
-        model: what it is called.
-        data: what it read, in words.
-        n: number of vectors.
-        dimension: of a vector.
-        spectrum: see :class:`.spectrum.Spectrum`.
-        alignment: of positive pairs; None without pairs.
-        uniformity: see :func:`.neighbours.uniformity`.
-        hubness: see :func:`.neighbours.hubness`.
-        compared: number of vectors of the last two, drawn by a seed if fewer than ``n``.
-        memory: of the memory tokens before pooling; None if the model has none.
-        seconds: encoding and measuring.
+        model: name of the encoder.
+        data: description of the texts.
+        n: number of embeddings.
+        dimension: dimension of the embeddings.
+        spectrum: see `llm2comp.evaluation.metrics.spectrum.Spectrum`.
+        alignment: see `llm2comp.evaluation.metrics.neighbours.alignment`; `None` without pairs.
+        uniformity: see `llm2comp.evaluation.metrics.neighbours.uniformity`.
+        hubness: see `llm2comp.evaluation.metrics.neighbours.hubness`.
+        compared: number of embeddings that uniformity and hubness are computed from. If it is less
+            than `n`, they are a random sample with a fixed seed.
+        memory: measures of the memory tokens before pooling; `None` if the model has none.
+        seconds: time of encoding and measuring.
     """
 
     model: str
@@ -58,7 +60,7 @@ class Analysis:
     seconds: float
 
     def write(self, file: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write the analysis as JSON, completely or not at all."""
         with atomic_file(file) as partial:
             text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
@@ -66,45 +68,45 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample as an encoder sees it.
+    """The embeddings of a sample.
 
     Attributes:
-        vectors: of the texts, ``(texts, dimension)`` float32.
-        positives: of their positives; None if the sample has no pairs.
-        memory: of the memory tokens; None if the encoder has none.
+        embeddings: embeddings of the texts, `(texts, dimension)`.
+        positives: embeddings of their positives, `(texts, dimension)`; `None` without pairs.
+        memory: measures of the memory tokens; `None` if the encoder has none.
     """
 
-    vectors: Embeddings
+    embeddings: Embeddings
     positives: Embeddings | None
     memory: MemoryTokens | None
 
 
 def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32) -> Encoded:
-    """Encode a sample with a progress bar, and look at its memory tokens on the way.
+    """Encode a sample with a progress bar, and measure the memory tokens at the same time.
 
     Args:
         model: any sentence-transformers model.
-        name: of the progress bar.
-        sample: of :func:`.sample.draw`; anchors are encoded as queries, positives as documents.
-        batch_size: texts of 64 tokens at once; it changes speed, not vectors.
+        name: name on the progress bar.
+        sample: texts or pairs. Of pairs, anchors are encoded as queries and positives as documents.
+        batch_size: number of texts of 64 tokens per batch; it changes speed, not embeddings.
     """
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:
         bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
         with track_texts(model, progress, bar), memory_states(model, states):
-            asked = "query" if sample.positives else None
-            vectors = embed(model, sample.texts, batch_size, asked)
-            pairs = embed(model, sample.positives, batch_size, "document") if asked else None
-    return Encoded(vectors, pairs, memory_tokens.measure(states) if states else None)
+            prompt = "query" if sample.positives else None
+            embeddings = embed(model, sample.texts, batch_size, prompt)
+            positives = embed(model, sample.positives, batch_size, "document") if prompt else None
+    return Encoded(embeddings, positives, memory_tokens.measure(states) if states else None)
 
 
 def analyze_model(
     model: SentenceTransformer, name: str, sample: Sample, batch_size: int = 32
 ) -> Analysis:
-    """Encode a sample, as :func:`encode` does, and measure its vectors.
+    """Encode a sample, as `encode` does, and measure its embeddings.
 
     Raises:
-        UserError: if there are fewer than two texts, or a vector is not finite.
+        UserError: if there are fewer than two texts, or an embedding is not finite.
     """
     start = perf_counter()
     encoded = encode(model, name, sample, batch_size)
@@ -112,45 +114,45 @@ def analyze_model(
 
 
 def analyze_embeddings(file: Path, name: str) -> Analysis:
-    """Measure the rows of a ``.npy`` file, which is read piece by piece.
+    """Measure the rows of a `.npy` file, which is read chunk by chunk.
 
     Args:
-        file: of the array.
-        name: how the analysis calls it.
+        file: the file, with floats of shape `(rows, dimension)`.
+        name: name in the analysis.
 
     Raises:
-        UserError: if it is no array of at least two rows of numbers.
+        UserError: if it is not such an array, has fewer than two rows, or a row is not finite.
     """
     start = perf_counter()
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is no array of numpy: {error}") from error
+        raise UserError(f"{file} is not a NumPy array: {error}") from error
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
-    note = f"{len(rows):,} vectors of {file.name}"
+    note = f"{len(rows):,} embeddings of {file.name}"
     return measure(name, note, Encoded(rows, None, None), start)
 
 
 def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
-    """Measure vectors.
+    """Measure embeddings.
 
     Args:
-        name: how the analysis calls the encoder.
-        data: what it read, in words.
-        encoded: of :func:`encode`.
-        start: of the clock ``time.perf_counter``.
+        name: name of the encoder in the analysis.
+        data: description of the texts.
+        encoded: embeddings of the texts.
+        start: value of `time.perf_counter` when the encoding began.
 
     Raises:
-        UserError: if there are fewer than two vectors, or one is not finite.
+        UserError: if there are fewer than two embeddings, or one is not finite.
     """
-    vectors, positives = encoded.vectors, encoded.positives
-    n, dimension = vectors.shape
+    embeddings, positives = encoded.embeddings, encoded.positives
+    n, dimension = embeddings.shape
     if n < 2:
-        raise UserError(f"{name}: {n} vectors; a spectrum needs at least two")
-    sums = RowSums.of(_unit(vectors[i : i + CHUNK], name) for i in range(0, n, CHUNK))
-    chosen = np.sort(np.random.default_rng(0).permutation(n)[:PAIRWISE])
-    compared = _unit(vectors[chosen], name)
+        raise UserError(f"{name}: the number of embeddings is {n}; the measures need at least two")
+    sums = RowSums.of(_unit(embeddings[i : i + CHUNK], name) for i in range(0, n, CHUNK))
+    drawn = np.sort(np.random.default_rng(0).permutation(n)[:PAIRWISE])
+    compared = _unit(embeddings[drawn], name)
     return Analysis(
         model=name,
         data=data,
@@ -159,7 +161,7 @@ def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
         spectrum=spectrum(sums),
         alignment=None
         if positives is None
-        else neighbours.alignment(_unit(vectors, name), _unit(positives, name)),
+        else neighbours.alignment(_unit(embeddings, name), _unit(positives, name)),
         uniformity=neighbours.uniformity(compared),
         hubness=neighbours.hubness(compared),
         compared=len(compared),
@@ -169,8 +171,8 @@ def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
 
 
 def _unit(rows: Embeddings, name: str) -> Embeddings:
-    """Return rows of unit length; a row of zeros stays."""
+    """Return the rows scaled to unit length. A row of zeros stays zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
-        raise UserError(f"{name}: a vector is not finite; load the model in float32")
+        raise UserError(f"{name}: an embedding is not finite; load the model in float32")
     return np.asarray(rows / np.where(norms > 0, norms, 1))

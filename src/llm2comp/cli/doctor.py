@@ -1,4 +1,4 @@
-"""Look at the machine: what llm2comp runs on, what is wrong with it, and what to do about that."""
+"""Checks of this machine: versions, processor, memory, disk, network, and a remedy for each."""
 
 import importlib.metadata
 import os
@@ -28,14 +28,21 @@ PACKAGES = (
     "mteb",
 )
 HUB_SECONDS = 3.0
-"""How long the hub may take to answer."""
+"""Time that the hub has to answer."""
 MEMORY_GB, DISK_GB = 6, 3
-"""What the demonstration needs."""
+"""Free memory and disk space that `llm2comp demo` needs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``remedy`` says what to do unless the status is ``ok``."""
+    """One line of the report.
+
+    Attributes:
+        name: what was checked.
+        status: `ok`, `note` for something slow or missing that is optional, or `wrong`.
+        value: what was found.
+        remedy: what to do; empty if the status is `ok`.
+    """
 
     name: str
     status: Literal["ok", "note", "wrong"]
@@ -48,7 +55,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return all findings; takes at most about three seconds beside the imports."""
+    """Return all findings. This takes at most about three seconds, without the imports."""
     return [*_versions(), _cores(), _bf16(), _gpu(), _memory(), *_cache(), _fetchers(), _hub()]
 
 
@@ -79,21 +86,21 @@ def _cores() -> Finding:
 def _bf16() -> Finding:
     if native_bfloat16():
         return Finding("bfloat16", "ok", "native; training uses it")
-    remedy = "training falls back to float32 (backbone.dtype: auto) and takes about twice as long"
+    remedy = "training uses float32 (backbone.dtype: auto), which takes about twice as long"
     return Finding("bfloat16", "note", "not native on this processor", remedy)
 
 
 def _gpu() -> Finding:
     if torch.cuda.is_available():
         return Finding("gpu", "ok", torch.cuda.get_device_name())
-    return Finding("gpu", "ok", "none; SmolLM2 trains on the processor, 7B backbones need one")
+    return Finding("gpu", "ok", "none; SmolLM2 trains on the CPU, 7B backbones need a GPU")
 
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
     value = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
     if memory.available < MEMORY_GB * 1e9:
-        remedy = f"the demonstration needs {MEMORY_GB} GB: close programs, or halve mini_batch_size"
+        remedy = f"the demo needs {MEMORY_GB} GB: close programs, or halve mini_batch_size"
         return Finding("memory", "note", value, remedy)
     return Finding("memory", "ok", value)
 
@@ -101,22 +108,22 @@ def _memory() -> Finding:
 def _cache() -> list[Finding]:
     folder = cache_dir()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    held = Finding("cache", "ok", f"{folder} ({size / 1e6:.0f} MB)")
+    cache = Finding("cache", "ok", f"{folder} ({size / 1e6:.0f} MB)")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(existing, os.W_OK):
         remedy = "set LLM2COMP_CACHE to a folder that you can write to"
-        held = Finding("cache", "wrong", f"{folder} cannot be written", remedy)
+        cache = Finding("cache", "wrong", f"{folder} cannot be written", remedy)
     free = shutil.disk_usage(existing).free
     if free < DISK_GB * 1e9:
-        remedy = f"make room ({DISK_GB} GB), or set LLM2COMP_CACHE to a folder on another disk"
-        return [held, Finding("disk", "wrong", f"{free / 1e9:.1f} GB free", remedy)]
-    return [held, Finding("disk", "ok", f"{free / 1e9:.0f} GB free")]
+        remedy = f"free {DISK_GB} GB, or set LLM2COMP_CACHE to a folder on another disk"
+        return [cache, Finding("disk", "wrong", f"{free / 1e9:.1f} GB free", remedy)]
+    return [cache, Finding("disk", "ok", f"{free / 1e9:.0f} GB free")]
 
 
 def _fetchers() -> Finding:
     if shutil.which("npm"):
         return Finding("npm", "ok", "found")
-    remedy = "install Node.js to fetch nlp-corpus-sentences; everything else works without"
+    remedy = "install Node.js to download nlp-corpus-sentences; nothing else needs it"
     return Finding("npm", "note", "not found", remedy)
 
 
@@ -126,12 +133,12 @@ def _hub() -> Finding:
         return Finding("hub", "note", "switched off by HF_HUB_OFFLINE", remedy)
     if _answers(hub.ENDPOINT):
         return Finding("hub", "ok", "reachable")
-    remedy = "names of `llm2comp data list` and local folders work; hub ids need a network"
+    remedy = "names from `llm2comp data list` and local folders work; hub ids need a network"
     return Finding("hub", "note", f"no answer within {HUB_SECONDS:.0f} s", remedy)
 
 
 def _answers(address: str) -> bool:
-    """Whether anything answers; in a thread, because looking up a name obeys no timeout."""
+    """Whether anything answers. It asks in a thread, because a DNS lookup ignores the timeout."""
     answered = threading.Event()
 
     def ask() -> None:

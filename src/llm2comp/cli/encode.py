@@ -1,4 +1,4 @@
-"""Commands that use an encoder: embeddings of a file, nearest texts of a file."""
+"""Commands that use an encoder: embed the texts of a file, or search in them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +14,23 @@ def encode(
     model: ModelName,
     file: TextFile,
     out: Annotated[
-        Path, typer.Option(help="File to write: .npy, or .parquet with texts and embeddings.")
+        Path, typer.Option(help="File to write: .npy, or .parquet with columns text and embedding.")
     ],
     batch_size: BatchSize = 32,
     prompt: Annotated[
-        Prompt | None, typer.Option(help="Encode as queries or as documents; default: neither.")
+        Prompt | None,
+        typer.Option(help="Use the encoder's prompt for queries or documents; default: no prompt."),
     ] = None,
     dtype: Dtype = "auto",
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that share the threads; for long files.")
+        int,
+        typer.Option(
+            min=1, help="Number of processes; they share the threads. Use it for long files."
+        ),
     ] = 1,
     merge: Merge = None,
 ) -> None:
-    """Write the embeddings of a file's texts, in order.
+    """Write the embeddings of a file's texts, in the order of the file.
 
     \b
     Examples:
@@ -39,7 +43,7 @@ def encode(
     from llm2comp.inference.embedding_files import require_writable
 
     require_writable(out)
-    require_texts(file)  # a mistake is reported at once, not after seconds of imports
+    require_texts(file)  # before the imports, which take seconds
     preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
     rows = api.encode_file(
         model,
@@ -57,7 +61,7 @@ def encode(
 def search(
     model: ModelName,
     file: TextFile,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
     top_k: Annotated[int, typer.Option(min=1, help="Number of texts to show.")] = 5,
     dtype: Dtype = "auto",
     merge: Merge = None,

@@ -1,4 +1,4 @@
-"""Commands that score encoders, and show what was scored."""
+"""Commands that score encoders and show stored scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,29 +17,36 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Encoder folders, released names, or hub ids."),
     ] = None,
     baseline: Annotated[
-        list[str] | None, typer.Option(help="Training-free encoder of --backbone; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Training-free encoder made of --backbone; may be repeated."),
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="Causal language model of the baselines.")
     ] = DEFAULT_BACKBONE,
     suite: Annotated[
         Suite,
-        typer.Option(help="offline needs no hub; paper is the paper's 14 tasks, from the hub."),
+        typer.Option(help="offline needs no hub; paper has the paper's 14 tasks, from the hub."),
     ] = "offline",
     tasks: Annotated[
-        str | None, typer.Option(help="Names of tasks, separated by commas, instead of a suite.")
+        str | None, typer.Option(help="Task names separated by commas, instead of a suite.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Use fixed subsamples; compare these with each other.")
+        bool,
+        typer.Option(
+            "--quick", help="Use fixed subsamples. Compare such scores only with each other."
+        ),
     ] = False,
     instructions: Annotated[
-        bool, typer.Option("--instructions", help="Put the paper's instruction before queries.")
+        bool,
+        typer.Option(
+            "--instructions", help="Put the paper's instruction for the task before queries."
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of results; default: the one in the cache.")
+        Path | None, typer.Option(help="Folder of stored results; default: in the cache.")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Score even what was scored before.")
+        bool, typer.Option("--again", help="Compute scores again even if they are stored.")
     ] = False,
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
@@ -47,7 +54,8 @@ def evaluate(
 ) -> None:
     """Score models on mteb tasks.
 
-    Scores are kept. A model is not scored twice on a task, and a stopped call goes on.
+    Scores are stored, and a stored score is not computed again. So a command that was stopped
+    continues when it is repeated.
 
     \b
     Examples:
@@ -80,25 +88,29 @@ def evaluate(
 
 def results(
     folder: Annotated[
-        Path | None, typer.Argument(help="The --out of evaluate; default: the one in the cache.")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Folder that evaluate wrote; default: in the cache."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Show scores of quick versions.")] = False,
-    sort: Annotated[str, typer.Option(help="Column that orders the rows.")] = "mean",
-    against: Annotated[
-        str | None, typer.Option(help="Model from which to show the others' differences.")
-    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Show the scores of quick versions.")
+    ] = False,
+    sort: Annotated[str, typer.Option(help="Column to sort by.")] = "mean",
+    against: Annotated[str | None, typer.Option(help="Model to compare the others with.")] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="With --against: 95 % intervals, by bootstrap.")
+        bool,
+        typer.Option(
+            "--intervals", help="With --against: 95 % bootstrap intervals of the differences."
+        ),
     ] = False,
     by_type: Annotated[
-        bool, typer.Option("--by-type", help="Show the mean for each type of task.")
+        bool, typer.Option("--by-type", help="Show the mean per type of task.")
     ] = False,
     with_paper: Annotated[
-        bool, typer.Option("--with-paper", help="Add the paper's rows (Llama-2).")
+        bool, typer.Option("--with-paper", help="Add the paper's scores (Llama-2).")
     ] = False,
     to: Annotated[TableFormat, typer.Option(help="Format of the table.")] = "terminal",
 ) -> None:
-    """Show what was scored.
+    """Show the stored scores as a table.
 
     \b
     Examples:
@@ -108,14 +120,14 @@ def results(
       llm2comp results runs/scores --by-type --sort retrieval --to latex
     """
     if intervals and (against is None or by_type):
-        raise UserError("--intervals needs --against, and does not go with --by-type")
+        raise UserError("--intervals needs --against and cannot be used with --by-type")
 
     from llm2comp.evaluation.results import Leaderboard
     from llm2comp.evaluation.store import ResultStore
     from llm2comp.utils import tables
 
-    found = [one for one in ResultStore(folder).all() if one.score.quick == quick]
-    board = Leaderboard.of(found, with_paper=with_paper)
+    stored = [result for result in ResultStore(folder).all() if result.score.quick == quick]
+    board = Leaderboard.of(stored, with_paper=with_paper)
     if intervals and against is not None:
         cells = board.interval_cells(against)
     else:

@@ -1,4 +1,4 @@
-"""The command that compiles an encoder."""
+"""The command that compiles an encoder for another runtime."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +14,12 @@ def export(
     model: ModelName,
     to: Annotated[Backend, typer.Option(help="Runtime to compile for.")],
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
-    int8: Annotated[
-        bool, typer.Option("--int8", help="ResultStore the weights in 8 bits.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
 ) -> None:
     """Compile an encoder for ONNX Runtime or OpenVINO.
 
-    The export's embeddings and its score on STSBenchmark are compared with the original's.
-    An export that differs too much is not written.
+    The command compares the embeddings and the STSBenchmark score of the export with those of the
+    encoder. It does not write an export that differs too much.
 
     \b
     Examples:
@@ -30,4 +28,7 @@ def export(
     """
     preload("llm2comp.evaluation.checked_export")
     typer.echo(api.export(model, to, out, int8=int8))
-    typer.echo(f"SentenceTransformer({str(out)!r}, backend={to!r}) loads it where optimum is.")
+    typer.echo(
+        f"Load it with llm2comp.load({str(out)!r}), or with SentenceTransformer({str(out)!r}, "
+        f"backend={to!r}) in an environment with optimum."
+    )

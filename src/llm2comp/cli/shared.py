@@ -1,4 +1,4 @@
-"""What several commands share: options, and fast imports."""
+"""Options that several commands have, and fast imports."""
 
 import gc
 import warnings
@@ -22,26 +22,32 @@ TextFile = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(min=1, help="Texts of 64 tokens per batch; changes speed, not results.")
+    int,
+    typer.Option(
+        min=1, help="Number of texts of 64 tokens per batch; it changes speed, not results."
+    ),
 ]
 Dtype = Annotated[
     Precision,
     typer.Option(
-        help="Precision; auto is bfloat16 where the processor has it and embeddings stay the same."
+        help="Precision; auto takes bfloat16 if it is fast here and keeps the embeddings the same."
     ),
 ]
 Merge = Annotated[
     float | None,
-    typer.Option(help="Merge memory tokens whose average cosine is at least this (0 to 1)."),
+    typer.Option(
+        help="Merge memory tokens whose average cosine is at least this (above 0, up to 1)."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw of texts.")]
 
 
 def preload(*modules: str) -> None:
-    """Import what a command needs without the garbage collector, and silence libraries.
+    """Import what a command needs with the garbage collector off, and silence libraries.
 
-    Importing creates half a million objects that stay. Looking for garbage among them while they
-    come, and once more when the process ends, would take two seconds (docs/performance.md).
+    The imports create half a million objects that live until the process ends. The garbage
+    collector would examine them during the imports and again at the end, which takes two seconds
+    (docs/performance.md). So it is off during the imports, and `gc.freeze` exempts the objects.
     """
     gc.disable()
     try:
@@ -55,13 +61,13 @@ def preload(*modules: str) -> None:
 
 
 def quiet() -> None:
-    """Silence what libraries print about their own workings; downloads keep their bars."""
+    """Silence progress bars and warnings of libraries, except the progress bars of downloads."""
     import datasets
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    datasets.disable_progress_bars()  # casting and mapping a small table shows a bar each
-    # PEFT (once per adapter), mteb (once per task) and torch's export still use old names of
-    # transformers, sentence-transformers and torch.
+    datasets.disable_progress_bars()  # each cast or map of a small table would show one
+    # PEFT (once per adapter), mteb (once per task) and torch.export use deprecated names, and the
+    # user can do nothing about these warnings.
     for renamed in (".*gradient_checkpointing", ".*get_sentence_embedding_dimension", ".*LeafSpec"):
         warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)

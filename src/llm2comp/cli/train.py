@@ -1,4 +1,4 @@
-"""Commands that train: one run, a study of many, the demonstration."""
+"""Commands that train: one run, a study of several runs, the demo."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,23 +12,26 @@ from llm2comp.utils.choices import OnBadRow
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Recipe file, or name of a shipped recipe.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
     ] = None,
     *,
     out: Annotated[
-        Path, typer.Option(help="Folder of the run. A stopped run goes on when it is given again.")
+        Path,
+        typer.Option(help="Folder of the run. Give it again to continue a run that was stopped."),
     ],
     on_bad_row: Annotated[
         OnBadRow | None,
-        typer.Option(help="What to do with a bad row of data; default: as the recipe says."),
+        typer.Option(help="What to do with a bad row of data; default: what the recipe says."),
     ] = None,
 ) -> None:
     """Train an encoder from a recipe.
 
-    The run's folder gets one encoder folder per stage (1-pretext, ...). The last one is
-    copied to the folder "model".
+    The folder of the run gets one encoder folder per stage (1-pretext, ...). The last of them is
+    copied to "model".
 
     \b
     Examples:
@@ -50,28 +53,33 @@ def train(
         from llm2comp.training.run_folder import costs, read_scores
 
         show(read_scores(out), costs(loaded, out))
-    typer.echo(f"SentenceTransformer({str(model)!r}) loads it.")
+    typer.echo(f"Load it with SentenceTransformer({str(model)!r})")
 
 
 def study(
-    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="Study file, or name of a shipped study.")
+    ],
     *,
     out: Annotated[
         Path,
-        typer.Option(help="Folder of the study. A stopped study goes on when it is given again."),
+        typer.Option(help="Folder of the study. Give it again to continue a stopped study."),
     ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run for minutes, to see that the study works.")
+        bool,
+        typer.Option(
+            "--quick", help="Run a small version that takes minutes, to check that the study works."
+        ),
     ] = False,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a study whose trained stages may be copied; may be repeated."),
+        typer.Option(help="Folder of a study whose trained stages are copied; may be repeated."),
     ] = None,
 ) -> None:
     """Compare settings of a recipe over seeds, at an equal budget.
 
-    Each setting and seed is a trial with a run folder of its own. A trial that fails does not
-    stop the others.
+    Each pair of a setting and a seed is a trial with its own run folder. If a trial fails, the
+    others still run, and the exit status is 1.
 
     \b
     Examples:
@@ -87,28 +95,28 @@ def study(
     preload("llm2comp.training.study.run")
     from llm2comp.utils import tables
 
-    found = api.study(study, out, quick=quick, reuse=reuse or [])
+    results = api.study(study, out, quick=quick, reuse=reuse or [])
     if loaded.tuning:
-        tables.show_cells(found.tuning_table())
+        tables.show_cells(results.tuning_table())
         typer.echo()
-    tables.show_cells(found.score_table())
-    typer.echo(f"{out / 'results.json'} holds the scores of every trial.")
-    if find_spec("matplotlib") and any(trial.scores for trial in found.cells.values()):
+    tables.show_cells(results.score_table())
+    typer.echo(f"The scores of every trial are in {out / 'results.json'}")
+    if find_spec("matplotlib") and any(trial.scores for trial in results.cells.values()):
         from llm2comp.analysis import study_figure
 
-        drawn, _ = study_figure.draw(found, out / "scores")
-        typer.echo(f"{drawn} shows them.")
-    for name, error in found.failed.items():
+        drawn, _ = study_figure.draw(results, out / "scores")
+        typer.echo(f"The figure is {drawn}")
+    for name, error in results.failed.items():
         typer.echo(f"llm2comp: {name} failed: {error}", err=True)
-    raise typer.Exit(1 if found.failed else 0)
+    raise typer.Exit(1 if results.failed else 0)
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
 ) -> None:
-    """Train, score and search in 15 minutes.
+    """Train a small encoder, score it and search with it, in 15 minutes.
 
-    Every stage runs briefly, on real text. Two processor cores are enough.
+    Each stage is a short training on real text. Two CPU cores are enough.
 
     \b
     Example:

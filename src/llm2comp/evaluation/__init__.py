@@ -1,1 +1,1 @@
-"""Scores of encoders: tasks, suites, kept results, training-free baselines."""
+"""Scores of encoders: tasks, suites, stored results and training-free baselines."""

@@ -1,7 +1,7 @@
-"""Training-free encoders of a causal language model, as sentence-transformers modules.
+"""Training-free encoders made of a causal language model, as sentence-transformers modules.
 
-They show what a backbone gives without training. A baseline is one entry of
-:data:`BASELINES`.
+They show how good the embeddings of a backbone are without training. Each baseline is one entry of
+`BASELINES`.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,18 @@ from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
 MAX_TOKENS = 512
-"""Tokens of a text and what is put around it; the text beyond is cut."""
+"""Maximum number of tokens of a text with its prompt. The text is truncated, the prompt is not."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands around a text; with ``again``, the text follows a second time behind it."""
+    """The words around a text.
+
+    Attributes:
+        before: words before the text.
+        after: words after the text.
+        again: if not empty, these words and the text once more follow the text.
+    """
 
     before: str = ""
     after: str = ""
@@ -41,12 +47,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How a text is put to the model, and which outputs become its vector.
+    """How the model reads a text, and which of its outputs become the embedding.
 
-    Of several prompts the vectors are averaged; of a text put twice the second
-    copy alone is pooled. The first token is always BOS, without which a causal
-    model's first output is out of the ordinary, and an empty text would have
-    no output.
+    With several prompts, the embedding is the mean of the embeddings that they give. If a prompt
+    repeats the text, only the second copy is pooled. The first token is always BOS, because a
+    causal model computes unusual states for the first token, and because an empty text would
+    otherwise have no token.
+
+    Attributes:
+        pooling: pooling mode of sentence-transformers.
+        prompts: the prompts that the model reads a text with.
     """
 
     pooling: Literal["lasttoken", "mean", "weightedmean"]
@@ -62,14 +72,9 @@ def _task(instruction: str, use: str) -> Prompt:
 BASELINES = {
     "last-token": Baseline("lasttoken"),
     "mean": Baseline("mean"),
-    # SGPT (Muennighoff, 2022): position i of n weighs i.
     "weighted-mean": Baseline("weightedmean"),
-    # Echo embeddings (Springer et al., 2024): a second copy sees the whole text.
     "echo": Baseline("mean", (Prompt("Rewrite the sentence: ", again=", rewritten sentence: "),)),
-    # PromptEOL (Jiang et al., 2023).
     "prompteol": Baseline("lasttoken", (Prompt('This sentence : "', '" means in one word:"'),)),
-    # MetaEOL (Lei et al., 2024), with its published prompts: two each for text classification,
-    # sentiment analysis, paraphrase identification and information extraction.
     "metaeol": Baseline(
         "lasttoken",
         (
@@ -123,13 +128,25 @@ BASELINES = {
         ),
     ),
 }
+"""The training-free encoders, by name.
+
+- `last-token`: the last layer's state of the last token
+- `mean`: the mean over all tokens
+- `weighted-mean`: the mean over all tokens, weighted by position (SGPT, Muennighoff, 2022)
+- `echo`: the text is read twice; the mean over the second copy (Springer et al., 2024)
+- `prompteol`: the last token of `This sentence : "…" means in one word:"` (Jiang et al., 2023)
+- `metaeol`: the mean over the eight published prompts of that kind, two each for classification,
+  sentiment, paraphrases and information extraction; eight times the cost (Lei et al., 2024)
+"""
 
 
 class SecondCopy(UnsavableModule):
-    """Lets the pooling see the second copy of a text alone; of an empty one, the last token.
+    """Hides all tokens but the second copy of a text from the pooling.
+
+    If the text is empty, the last token stays visible.
 
     Args:
-        around: number of tokens that are of neither copy.
+        around: number of tokens of the prompt, which belong to neither copy.
     """
 
     def __init__(self, around: int) -> None:
@@ -137,7 +154,7 @@ class SecondCopy(UnsavableModule):
         self.around = around
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Narrow ``attention_mask`` ``(batch, length)``."""
+        """Return the features with `attention_mask` `(batch, length)` 1 on the second copy only."""
         mask = features["attention_mask"]
         tokens = mask.sum(1, keepdim=True)
         copy = ((tokens - self.around) // 2).clamp(min=1)
@@ -145,23 +162,23 @@ class SecondCopy(UnsavableModule):
 
 
 class Prompted(Transformer):
-    """A transformer that reads ``n`` texts with each of ``p`` prompts, as ``p x n`` rows.
+    """A transformer that reads `n` texts with each of `p` prompts, as `p x n` rows.
 
-    A tokenizer's own template could put the text twice, but would also do so
-    with every pair of pieces that truncation cuts off: quadratic in the text.
+    The template of a tokenizer could also repeat the text. But then the tokenizer would apply it to
+    every pair of the pieces that truncation cuts off, which is quadratic in the length of the text.
 
     Attributes:
-        prompts: token ids before, again and after, a prompt; set after loading.
+        prompts: token ids (before, again, after) per prompt; set after loading.
     """
 
     prompts: Sequence[tuple[list[int], list[int], list[int]]]
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the configuration, the prompts with it: what vectors depend on."""
+        """Return the configuration and the prompts, because the embeddings depend on both."""
         return {**super().get_config_dict(), "prompts": self.prompts}
 
     def preprocess(self, inputs: Sequence[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Tokenize texts and put each prompt around them, the rows of a prompt together."""
+        """Tokenize texts and put each prompt around them. The rows of one prompt are adjacent."""
         bare = super().preprocess(inputs, *args, **kwargs)
         texts = [
             ids[mask.bool()].tolist()
@@ -171,8 +188,8 @@ class Prompted(Transformer):
         for before, again, after in self.prompts:
             copies = 2 if again else 1
             room = (MAX_TOKENS - len(before) - len(again) - len(after)) // copies
-            for whole in texts:
-                text = whole[:room]
+            for full_text in texts:
+                text = full_text[:room]
                 rows.append([*before, *text, *([*again, *text] if again else []), *after])
         assert self.tokenizer is not None
         padded = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
@@ -180,46 +197,50 @@ class Prompted(Transformer):
 
 
 class MeanOverPrompts(UnsavableModule):
-    """Averages the vectors that a text has from ``prompts`` prompts."""
+    """Averages the embeddings that a text has with each prompt.
+
+    Args:
+        prompts: number of prompts.
+    """
 
     def __init__(self, prompts: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.prompts = prompts
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Turn ``sentence_embedding`` of ``(p x n, hidden)`` into ``(n, hidden)``."""
-        vectors = features["sentence_embedding"]
-        mean = vectors.unflatten(0, (self.prompts, -1)).mean(0)
+        """Turn `sentence_embedding` of shape `(p x n, hidden)` into `(n, hidden)`."""
+        embeddings = features["sentence_embedding"]
+        mean = embeddings.unflatten(0, (self.prompts, -1)).mean(0)
         return features | {"sentence_embedding": mean}
 
 
 def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-    """Make a training-free encoder.
+    """Build a training-free encoder.
 
     Args:
-        name: a key of :data:`BASELINES`.
+        name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
-        dtype: of the weights in memory.
+        dtype: dtype of the weights in memory.
 
     Returns:
-        A model of unit vectors, as wide as the backbone's hidden states.
+        A model whose embeddings have unit length and the dimension of the backbone's hidden states.
 
     Raises:
-        UserError: if there is no such baseline or folder, or its tokenizer is not a fast one.
+        UserError: if there is no such baseline or folder, or the tokenizer has no fast version.
     """
     if name not in BASELINES:
-        raise UserError(f"unknown baseline {name!r}; there are {', '.join(BASELINES)}")
+        raise UserError(f"unknown baseline {name!r}; the baselines are {', '.join(BASELINES)}")
     if not (backbone_dir / "config.json").is_file():
         raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
     baseline = BASELINES[name]
-    several = len(baseline.prompts) > 1 or baseline.prompts[0].again
-    kind = Prompted if several else Transformer
-    transformer = kind(
+    several_parts = len(baseline.prompts) > 1 or baseline.prompts[0].again
+    transformer_class = Prompted if several_parts else Transformer
+    transformer = transformer_class(
         str(backbone_dir),
         max_seq_length=MAX_TOKENS,
         model_kwargs={"dtype": dtype},
         unpad_inputs=False,
-        # Otherwise a tokenizer with a chat template wraps every text in it.
+        # Without this, the chat template of a tokenizer would be put around every text.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
@@ -234,37 +255,40 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def load_baseline(name: str, backbone: str, dtype: Precision = "auto") -> SentenceTransformer:
-    """Load a training-free encoder in the precision asked for.
+    """Load a training-free encoder in a precision.
 
     Args:
-        name: a key of :data:`BASELINES`.
-        backbone: name of a causal language model, as a recipe has it.
-        dtype: see :func:`llm2comp.inference.precision.load_checked`.
+        name: key of `BASELINES`.
+        backbone: causal language model, as a recipe names it.
+        dtype: as in `llm2comp.load`.
 
     Raises:
-        UserError: as :func:`build`, or if the backbone cannot be had.
+        UserError: if `build` raises it, or the backbone is not available.
     """
     folder = backbone_folder(backbone)
     return load_checked(row_name(name, backbone), dtype, partial(build, name, folder), str(folder))
 
 
 def row_name(name: str, backbone: str) -> str:
-    """Return how tables call a baseline: with its backbone, unless that is the default."""
+    """Return the name of a baseline in tables, with the backbone unless it is the default one."""
     return name if backbone == Backbone().name else f"{name} of {Path(backbone).name}"
 
 
 def _put_prompts(
     transformer: Transformer, tokenizer: PreTrainedTokenizerBase, baseline: Baseline
 ) -> list[torch.nn.Module]:
-    """Make a transformer read texts with a baseline's prompts; return what pools its output."""
+    """Make a transformer read texts with the prompts, and return the modules that pool its output.
+
+    Prompts are tokenized apart from the text, so that the tokens of a text do not depend on them.
+    """
     first = tokenizer.bos_token_id
     if first is None:
-        first = tokenizer.eos_token_id  # separates documents where there is no BOS
+        first = tokenizer.eos_token_id  # separates documents in models without BOS
     ids = [
         ([first, *before], again, after)
         for before, again, after in (
-            tokenizer([one.before, one.again, one.after], add_special_tokens=False)["input_ids"]
-            for one in baseline.prompts
+            tokenizer([part.before, part.again, part.after], add_special_tokens=False)["input_ids"]
+            for part in baseline.prompts
         )
     ]
     before, again, after = ids[0]

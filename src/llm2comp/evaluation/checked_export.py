@@ -1,8 +1,8 @@
-"""Compile an encoder for ONNX Runtime or OpenVINO, and refuse what does not compute the same.
+"""Compile an encoder for ONNX Runtime or OpenVINO, and check that it computes the same.
 
-Exporters trace a model. A trace can lose what depends on the input or on the
-configuration, silently: padding, the attention of a bidirectional encoder, a batch
-of one. So every export is loaded and compared before its folder appears.
+Exporters trace a model. A trace may silently ignore something that depends on the input or on the
+configuration: the padding, the attention of a bidirectional encoder, or a batch of one text. So
+every export is loaded and compared with its encoder before its folder appears.
 """
 
 from dataclasses import asdict, dataclass
@@ -30,23 +30,23 @@ from llm2comp.utils.files import atomic_folder
 
 BATCH = 32
 TEXTS = 2 * BATCH + 1
-"""Batches with padding, and the last text alone: an exporter may take either for the rule."""
+"""Two batches with padding and one text alone, because a trace may work for only one of them."""
 DIFFERENCE, DIFFERENCE_INT8 = 1e-3, 1e-2
-"""Largest cosine distance allowed: several times that of bfloat16, which OpenVINO prefers, and of
-8-bit weights on smollm2-135m-llm2comp (1.3e-4 and 2.8e-3)."""
+"""Largest cosine distance that is allowed. smollm2-135m-llm2comp has 1.3e-4 in bfloat16, which
+OpenVINO prefers, and 2.8e-3 with 8-bit weights."""
 LOSS = 1.0
-"""Points of STSBenchmark that an export may lose."""
+"""Number of STSBenchmark points that an export may lose."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an export differs from its encoder in PyTorch and float32.
+    """How much an export differs from its encoder in PyTorch and float32.
 
     Attributes:
-        difference: largest cosine distance between the two vectors of a text.
-        allowed: the largest that is taken for rounding.
-        before: the encoder's STSBenchmark.
-        after: the export's.
+        difference: largest cosine distance between the two embeddings of a text.
+        allowed: largest cosine distance that counts as rounding.
+        before: STSBenchmark score of the encoder, in percent.
+        after: STSBenchmark score of the export, in percent.
     """
 
     difference: float
@@ -63,34 +63,36 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether both are within bounds; NaN is not."""
+        """Whether both differences are allowed; NaN is not."""
         return self.difference <= self.allowed and self.before - self.after <= LOSS
 
 
 def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
-    """Write an encoder folder whose body is compiled, without its PyTorch weights.
+    """Write an encoder folder with a compiled body and without PyTorch weights.
 
     Args:
-        name: encoder, as :func:`llm2comp.inference.load.load` takes it.
-        to: back end; ``SentenceTransformer(out, backend=to)`` is to load the folder.
-        out: folder; it appears only if the export passes its check.
-        int8: keep the weights in 8 bits.
+        name: encoder, as `llm2comp.load` takes it.
+        to: runtime to compile for. `SentenceTransformer(out, backend=to)` loads the folder.
+        out: folder to write. It appears only if the export passes the check.
+        int8: store the weights in 8 bits.
+
+    Returns:
+        The differences that the check found.
 
     Raises:
-        UserError: if the encoder cannot be loaded, the back end is not installed, ``out``
-            holds something else, or the export differs too much.
+        UserError: if the encoder cannot be loaded, the runtime is not installed, `out` holds
+            something else, or the export differs too much.
     """
     compiled.require(to)
     if compiled.backend_of(Path(name)):
-        raise UserError(f"{name} is compiled; name the encoder that it was made of")
+        raise UserError(f"{name} is compiled already; name the encoder that it was made from")
     if out.exists() and not compiled.backend_of(out):
-        raise UserError(f"{out} exists and is no export; name another --out")
+        raise UserError(f"{out} exists and is not an export; choose another --out")
     encoder = load(name, "float32").to("cpu")
     if not isinstance(encoder[0], Transformer):
-        raise UserError(f"{name} does not begin with a transformer; it cannot be compiled")
+        raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")
     texts = _texts()
-    vectors, before = embed(encoder, texts, BATCH), _score(encoder, name, ResultStore())
-    width = vectors.shape[1]
+    expected, before = embed(encoder, texts, BATCH), _score(encoder, name, ResultStore())
     use_sdpa(encoder_body(encoder))
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
@@ -99,34 +101,36 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(
-            difference=_largest_difference(vectors, np.concatenate(parts)),
+            difference=_largest_distance(expected, np.concatenate(parts)),
             allowed=DIFFERENCE_INT8 if int8 else DIFFERENCE,
             before=before,
             after=_score(loaded, str(out)),
         )
         if not check.passed:
             raise UserError(
-                f"{out} is not written, it would not encode as {name} does: {check}; "
-                f"try {'without --int8, or ' if int8 else ''}the other back end"
+                f"{out} is not written, because it does not encode like {name}: {check}; "
+                f"try {'without --int8, or ' if int8 else ''}the other runtime"
             )
         lineage = released.lineage_of(name)
         if lineage is not None:
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
             lineage = lineage.model_copy(update={"compiled": compiled_as})
             lineage.write(partial)
-            (partial / "README.md").write_text(model_card(lineage, width), encoding="utf-8")
+            card = model_card(lineage, expected.shape[1])
+            (partial / "README.md").write_text(card, encoding="utf-8")
     return check
 
 
 def _texts() -> list[str]:
-    """Return real passages, the first a word or two, each longer than the one before."""
+    """Return passages of rising length, from 20 characters on."""
     passages = sample.draw("boolq-passages", TEXTS, seed=0).texts
     return [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
 
 
-def _largest_difference(one: Embeddings, other: Embeddings) -> float:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float(np.max(1 - (one * other).sum(axis=1) / lengths))
+def _largest_distance(expected: Embeddings, actual: Embeddings) -> float:
+    """Return the largest cosine distance between rows of the same place."""
+    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+    return float(np.max(1 - (expected * actual).sum(axis=1) / lengths))
 
 
 def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:

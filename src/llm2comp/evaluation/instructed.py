@@ -1,4 +1,4 @@
-"""An encoder that is given an instruction with its task, as the paper's stage 3 trains it."""
+"""An encoder that reads an instruction with each query, as stage 3 of the paper trains it."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from llm2comp.data.pairs import add_instruction
 
 
 class InstructedEncoder(SentenceTransformerEncoderWrapper):
-    """mteb's wrapper of a sentence-transformers model, with one instruction for all but passages.
+    """mteb's wrapper of a sentence-transformers model that puts an instruction before each query.
 
-    The instruction stands in the place of the model's own prompts, and ends in
-    a line break behind the text, which a prompt of sentence-transformers cannot.
+    Every text counts as a query unless it is a passage of a retrieval task. The instruction
+    replaces the model's own prompts. It is not a prompt of sentence-transformers, because the
+    paper's form `instruction:text` also has a line break after the text.
 
     Args:
         model: any sentence-transformers model.
@@ -25,7 +26,7 @@ class InstructedEncoder(SentenceTransformerEncoderWrapper):
         self.instruction = instruction
 
     def encode(self, inputs: Any, *, prompt_type: PromptType | None = None, **kwargs: Any) -> Any:
-        """Embed the texts of mteb's batches."""
+        """Return the embeddings `(texts, dimension)` of the texts in mteb's batches."""
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type is not PromptType.document:
             texts = [add_instruction(self.instruction, text) for text in texts]

@@ -1,4 +1,4 @@
-"""How sure is a difference of two models? Bootstrap over what the task's score is taken over."""
+"""Confidence intervals of the difference of two models, by a bootstrap over the items of a task."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score
 from llm2comp.errors import UserError
 
 RESAMPLES = 1000
+"""Number of bootstrap resamples."""
 CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]
@@ -43,18 +44,19 @@ STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
     "average_precision": _average_precision,
     "mean": _mean,
 }
+"""The score of a task from the `predicted` and `gold` numbers of its items, as a fraction."""
 
 
 def items(task: AbsTask, folder: Path) -> dict[str, Any]:
-    """Return what the score of a task is taken over, one number an item.
+    """Return the items that the score of a task is computed from: pairs, texts or questions.
 
     Args:
-        task: as it was evaluated; of one subset and one split.
-        folder: mteb's ``prediction_folder``.
+        task: the task after its evaluation.
+        folder: mteb's `prediction_folder`.
 
     Returns:
-        ``statistic`` (a key of :data:`STATISTICS`), ``predicted`` and ``gold``, whose statistic
-        is the main score; empty if the task's metric is not one over items, or has several splits.
+        `statistic` (key of `STATISTICS`), and the lists `predicted` and `gold` with one number per
+        item. The statistic of the lists is the main score. Empty if `supports` is false.
     """
     if not supports(task):
         return {}
@@ -64,53 +66,55 @@ def items(task: AbsTask, folder: Path) -> dict[str, Any]:
     ((subset, splits),) = content.items()
     ((split, predictions),) = splits.items()
     assert task.dataset is not None
-    data: Any = task.dataset.get(subset, task.dataset)  # one subset may stand without its name
+    data: Any = task.dataset.get(subset, task.dataset)  # a single subset may have no name
     if isinstance(task, AbsTaskSTS):
         return _items("spearman", predictions["cosine_scores"], data[split]["score"])
     if isinstance(task, AbsTaskPairClassification):
         return _best_distance(predictions, data[split]["labels"])
     if isinstance(task, AbsTaskClassification):
         gold = np.array(data[split]["label"])
-        right = [np.array(experiment) == gold for experiment in predictions]
-        return _items("mean", np.mean(right, axis=0), gold)
+        correct = [np.array(experiment) == gold for experiment in predictions]
+        return _items("mean", np.mean(correct, axis=0), gold)
     relevant = data[split]["relevant_docs"]
     judge = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"})
     judged = judge.evaluate(predictions)
-    gains = [judged[query]["ndcg_cut_10"] for query in sorted(judged)]  # paired between models
+    # Sorted, so that the items of two models are in the same order.
+    gains = [judged[query]["ndcg_cut_10"] for query in sorted(judged)]
     return _items("mean", gains, np.zeros(len(gains)))
 
 
 def supports(task: AbsTask) -> bool:
-    """Whether two models' scores on a task can be compared item by item."""
+    """Tell whether the score of a task is computed from items, in one subset and one split."""
     if len(task.metadata.eval_splits) > 1 or len(task.hf_subsets) > 1:
         return False
-    about = task.metadata.main_score
-    kinds = (AbsTaskSTS, AbsTaskPairClassification, AbsTaskClassification)
-    return isinstance(task, kinds) or (isinstance(task, AbsTaskRetrieval) and about == "ndcg_at_10")
+    if isinstance(task, AbsTaskRetrieval):
+        return bool(task.metadata.main_score == "ndcg_at_10")
+    return isinstance(task, AbsTaskSTS | AbsTaskPairClassification | AbsTaskClassification)
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the 95 % interval of ``one`` minus ``other`` in percent, by a paired bootstrap.
+def difference(model: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the 95 % interval of the score of `model` minus that of `reference`, in percent.
 
-    Percentiles of 1,000 resamplings of the items (Efron and Tibshirani, 1993), seed 0.
+    It is the percentile interval of a paired bootstrap with 1,000 resamples of the items and seed 0
+    (Efron and Tibshirani, 1993).
 
     Args:
-        one: of :func:`items`.
-        other: the same task's, of another model.
+        model: the result of `items` for one model.
+        reference: the result of `items` for another model on the same task.
 
     Raises:
-        UserError: if the two were not scored over the same items.
+        UserError: if the two were scored on different items.
     """
-    if one["gold"] != other["gold"]:
+    if model["gold"] != reference["gold"]:
         raise UserError("two results of one task are over different items; score both again")
-    statistic = STATISTICS[one["statistic"]]
+    statistic = STATISTICS[model["statistic"]]
 
     def gap(a: Floats, b: Floats, gold: Floats) -> float:
         return 100 * (statistic(a, gold) - statistic(b, gold))
 
-    data = [np.array(part) for part in (one["predicted"], other["predicted"], one["gold"])]
-    found = bootstrap(
-        data,
+    samples = (model["predicted"], reference["predicted"], model["gold"])
+    result = bootstrap(
+        [np.array(sample) for sample in samples],
         gap,
         paired=True,
         vectorized=False,
@@ -119,7 +123,7 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float,
         method="percentile",
         rng=0,
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _items(statistic: str, predicted: Any, gold: Any) -> dict[str, Any]:
@@ -131,10 +135,10 @@ def _items(statistic: str, predicted: Any, gold: Any) -> dict[str, Any]:
 
 
 def _best_distance(predictions: Mapping[str, Any], labels: Any) -> dict[str, Any]:
-    """Take the measure whose average precision is highest, as mteb's ``max_ap`` does."""
-    found = []
+    """Return the items of the measure with the highest average precision, as mteb's `max_ap`."""
+    candidates = []
     for name, values in predictions.items():
         signed = np.array(values) * (-1 if name.endswith("distances") else 1)
-        found.append(_items("average_precision", signed, labels))
+        candidates.append(_items("average_precision", signed, labels))
     gold = np.array(labels, dtype=float)
-    return max(found, key=lambda one: _average_precision(np.array(one["predicted"]), gold))
+    return max(candidates, key=lambda items: _average_precision(np.array(items["predicted"]), gold))

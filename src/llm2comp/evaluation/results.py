@@ -1,4 +1,4 @@
-"""What was scored, as tables: sorted, against a row, by type of task, beside the paper's rows."""
+"""Tables of scores: sorted, compared with one model, by type of task, with the paper's scores."""
 
 import functools
 import statistics
@@ -16,65 +16,70 @@ from llm2comp.evaluation.store import Score, TaskResult
 from llm2comp.evaluation.tasks.registry import TASKS
 from llm2comp.utils.tables import MISSING, Cells, show_cells
 
+Rows = Mapping[str, Sequence[Score]]
+"""Scores by name of the model, in the order of the rows."""
+Extra = Mapping[str, Mapping[str, str]]
+"""More columns: the cells by name of the model, by heading."""
+
 MEAN = "mean"
 PAPER = "{} (paper)"
 
 
 @dataclass
 class Leaderboard:
-    """Scores of models by column.
+    """A table with one row per model and one column per task or type of task.
 
     Attributes:
-        types: a column, a task as a rule: its type, in the order of the table.
-        points: scores by model and column.
-        found: the results behind them, by model and task.
+        types: type of the tasks by column, in the order of the columns.
+        points: scores in percent by model and column.
+        results: the results behind the scores, by model and task.
     """
 
     types: dict[str, str]
     points: dict[str, dict[str, float]]
-    found: dict[tuple[str, str], TaskResult]
+    results: dict[tuple[str, str], TaskResult]
 
     @classmethod
-    def of(cls, found: Sequence[TaskResult], *, with_paper: bool = False) -> "Leaderboard":
-        """Return a board with a column a task.
+    def of(cls, results: Sequence[TaskResult], *, with_paper: bool = False) -> "Leaderboard":
+        """Return a leaderboard with one column per task.
 
         Args:
-            found: results, all quick or all whole.
-            with_paper: add the paper's rows, on the tasks that are its own.
+            results: results of whole tasks only, or of quick versions only.
+            with_paper: add the paper's scores, for the tasks that it has too.
 
         Raises:
-            UserError: if nothing was found.
+            UserError: if there are no results.
         """
-        if not found:
+        if not results:
             raise UserError("no results here yet; `llm2comp evaluate MODEL` makes some")
-        types = {one.score.task: one.type for one in found}
+        types = {result.score.task: result.type for result in results}
         known = [*TASKS, *suites.paper_tasks()]
         order = [*(name for name in known if name in types), *sorted(types.keys() - known)]
         points: dict[str, dict[str, float]] = {}
-        for one in found:
-            points.setdefault(one.model, {})[one.score.task] = one.score.main_score
+        for result in results:
+            points.setdefault(result.model, {})[result.score.task] = result.score.main_score
         return cls(
             {name: types[name] for name in order},
             points | (paper_points() if with_paper else {}),
-            {(one.model, one.score.task): one for one in found},
+            {(result.model, result.score.task): result for result in results},
         )
 
     def by_type(self) -> "Leaderboard":
-        """Return a board with a column a type of task: the mean over its tasks."""
-        found = set(self.types.values())
+        """Return a leaderboard with one column per type of task: the mean over its tasks."""
+        present = set(self.types.values())
         types = [
-            *(name for name in suites.TYPES if name in found),
-            *sorted(found - {*suites.TYPES}),
+            *(name for name in suites.TYPES if name in present),
+            *sorted(present - {*suites.TYPES}),
         ]
         means = {model: self._means(points) for model, points in self.points.items()}
         return Leaderboard({name: name for name in types}, means, {})
 
     def cells(self, *, sort: str = MEAN, against: str | None = None) -> Cells:
-        """Return a row a model, a column a task, then their mean; best first.
+        """Return one row per model, the best first, with one cell per column and their mean.
 
         Args:
-            sort: the column that orders the rows.
-            against: a model; the others' cells also say how far they are from it.
+            sort: the column to sort by.
+            against: a model. The cells of the others also show the difference to it.
 
         Raises:
             UserError: if there is no such column or model.
@@ -98,14 +103,18 @@ class Leaderboard:
         return [["model", *columns], *body]
 
     def interval_cells(self, against: str) -> Cells:
-        """Return how far each model is from one, with the 95 % interval of :mod:`.intervals`.
+        """Return the differences to one model with their 95 % intervals, one row per model.
 
-        Tasks whose metric is not one over items have no interval.
+        There is no interval for a task whose score is not computed from items, see
+        `llm2comp.evaluation.intervals.supports`.
+
+        Args:
+            against: the model to compare with.
 
         Raises:
             UserError: if there is no such model, or two results are over different items.
         """
-        models = list(dict.fromkeys(model for model, _ in self.found))
+        models = list(dict.fromkeys(model for model, _ in self.results))
         _require(against, models, "model")
         body = []
         for model in models:
@@ -115,24 +124,24 @@ class Leaderboard:
         return [["difference", *self.types], *body]
 
     def _difference(self, model: str, against: str, task: str) -> str:
-        one, other = self.found.get((model, task)), self.found.get((against, task))
-        if one is None or other is None:
+        result, reference = self.results.get((model, task)), self.results.get((against, task))
+        if result is None or reference is None:
             return MISSING
-        gap = f"{one.score.main_score - other.score.main_score:+.1f}"
-        if not (one.items and other.items):
+        gap = f"{result.score.main_score - reference.score.main_score:+.1f}"
+        if not (result.items and reference.items):
             return gap
-        low, high = intervals.difference(one.items, other.items)
+        low, high = intervals.difference(result.items, reference.items)
         return f"{gap} [{low:+.1f}, {high:+.1f}]"
 
     def _row(self, points: dict[str, float]) -> dict[str, float]:
-        """Return the scores of the board's tasks, and their mean if none is missing."""
+        """Return the scores by column, and their mean if none is missing."""
         row = {task: points[task] for task in self.types if task in points}
         if len(row) == len(self.types):
             row[MEAN] = statistics.mean(row.values())
         return row
 
     def _means(self, points: dict[str, float]) -> dict[str, float]:
-        """Return the mean of each type of which no task is missing."""
+        """Return the mean over the tasks of each type, except of types with a missing task."""
         means = {}
         for name in set(self.types.values()):
             tasks = [task for task, kind in self.types.items() if kind == name]
@@ -143,7 +152,7 @@ class Leaderboard:
 
 @functools.cache
 def paper_points() -> dict[str, dict[str, float]]:
-    """Return the paper's published scores by row and task (Llama-2-7b-chat)."""
+    """Return the scores of Llama-2-7b-chat in the paper, in percent, by row and task."""
     text = resources.files(__package__).joinpath("paper_scores.yaml").read_text(encoding="utf-8")
     rows = TypeAdapter(dict[str, list[float]]).validate_python(yaml.safe_load(text))
     tasks = suites.paper_tasks()
@@ -155,25 +164,13 @@ def _require(name: str, known: Sequence[str] | dict[str, dict[str, float]], what
         raise UserError(f"no {what} {name!r} in the results; there are {', '.join(known)}")
 
 
-Rows = Mapping[str, Sequence[Score]]
-
-
-"""Scores by the model's name, in the order of the rows."""
-
-
-Extra = Mapping[str, Mapping[str, str]]
-
-
-"""Further columns: their heading, then the cell by the model's name."""
-
-
 def show(rows: Rows, extra: Extra | None = None, console: Console | None = None) -> None:
-    """Print the table: a row a model, a column a task, their mean, then further columns."""
+    """Print the table of `score_cells`."""
     show_cells(score_cells(rows, extra), console)
 
 
 def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:
-    """Return a row a model, a column a task, their mean, then further columns."""
+    """Return one row per model: a cell per task, their mean, then the extra columns."""
     tasks = list(dict.fromkeys(score.task for scores in rows.values() for score in scores))
     extra = extra or {}
     table = [["model", *tasks, "mean", *extra]]
@@ -183,7 +180,7 @@ def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:
             [
                 name,
                 *(f"{points[task]:.1f}" if task in points else MISSING for task in tasks),
-                # A mean over fewer tasks would not compare with its neighbours.
+                # No mean over fewer tasks, because it does not compare with the other rows.
                 f"{sum(points.values()) / len(tasks):.1f}"
                 if len(points) == len(tasks)
                 else MISSING,

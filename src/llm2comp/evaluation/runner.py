@@ -1,4 +1,4 @@
-"""Run a model over tasks with ``mteb.evaluate``, and keep the results."""
+"""Score a model on tasks with `mteb.evaluate`, and store the results."""
 
 import logging
 import tempfile
@@ -20,14 +20,12 @@ from llm2comp.evaluation.store import ResultStore, Score, TaskResult
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.progress import text_progress, track_texts
 
-__all__ = ["Score", "evaluate"]
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Plan:
-    """One task of a run: what it needs, and its result if that is known."""
+    """One task of a call: its instruction, its key, and its score once there is one."""
 
     task: AbsTask
     instruction: str
@@ -52,22 +50,23 @@ def evaluate(
 ) -> list[Score]:
     """Score a model on tasks, with a progress bar over their texts.
 
-    Retrieval uses the model's ``query`` and ``document`` prompts, if it has
-    them and the task has no instruction; the result file says which.
+    Retrieval tasks without an instruction use the `query` and `document` prompts of the model, if
+    it has them. The stored result contains the instruction and the prompts.
 
     Args:
         model: any sentence-transformers model.
-        name: how results call it.
-        tasks: new ones, of :mod:`.suites`: mteb's draw their documents as they go.
-        results: where results are kept, and taken from if the model, the task and its
-            instruction are the same; nothing is kept when not given.
-        batch_size: texts of 64 tokens at once; it changes speed, not scores.
-        again: score even what ``results`` has.
-        instructions: by task, what is put before queries in the place of the model's prompts.
-        lineage: of the encoder, to be kept with its results.
+        name: name of the model in the results.
+        tasks: tasks from `llm2comp.evaluation.suites`. They must be new, because tasks of mteb
+            change while they run.
+        results: where results are stored. A stored result is used if the model, the task and the
+            instruction are the same. `None` stores nothing.
+        batch_size: number of texts of 64 tokens per batch; it changes speed, not scores.
+        again: compute scores again even if they are stored.
+        instructions: by task, the instruction before queries. It replaces the model's prompts.
+        lineage: lineage of the encoder, which is stored with its results.
 
     Returns:
-        A score a task, in their order.
+        One score per task, in the order of the tasks.
 
     Raises:
         UserError: if the data of a task cannot be loaded.
@@ -75,23 +74,23 @@ def evaluate(
     plans = [_Plan(task, (instructions or {}).get(task.metadata.name, "")) for task in tasks]
     _warn_of_missing_instructions(model, name, plans, lineage)
     if results is not None:
-        _take_known(model, name, plans, results, again=again)
+        _use_stored(model, name, plans, results, again=again)
     missing = [plan for plan in plans if plan.score is None]
     for plan in missing:
         suites.load(plan.task)
     with text_progress() as progress:
         for plan in plans:
             if plan.score is not None:
-                _say(progress, name, plan.score, "scored before")
-        for plan, stored in _scored(model, name, missing, batch_size, progress, lineage):
-            plan.score = stored.score
+                _print(progress, name, plan.score, "scored before")
+        for plan, result in _run_all(model, name, missing, batch_size, progress, lineage):
+            plan.score = result.score
             if results is not None:
-                results.save(stored)
-            _say(progress, name, plan.score)
+                results.save(result)
+            _print(progress, name, plan.score)
     return [plan.score for plan in plans if plan.score is not None]
 
 
-def _scored(
+def _run_all(
     model: SentenceTransformer,
     name: str,
     plans: Sequence[_Plan],
@@ -99,7 +98,7 @@ def _scored(
     progress: Progress,
     lineage: Lineage | None,
 ) -> Iterator[tuple[_Plan, TaskResult]]:
-    """Run tasks one after the other under one bar."""
+    """Run tasks one after the other, with one progress bar for all of them."""
     sizes = [getattr(plan.task, "texts", 0) for plan in plans]
     bar = progress.add_task(name, total=sum(sizes) if all(sizes) else None, visible=bool(plans))
     expected = 0
@@ -110,13 +109,13 @@ def _scored(
             before = progress.tasks[bar].completed
             result, items, seconds = _run(model, plan, batch_size)
             texts = int(progress.tasks[bar].completed - before)
-            yield plan, _stored(model, name, plan, result, items, seconds, texts, lineage)
+            yield plan, _task_result(model, name, plan, result, items, seconds, texts, lineage)
             expected += size
-            if size:
-                progress.update(bar, completed=expected)  # mteb may have drawn fewer texts
+            if size:  # an upper bound, because mteb may draw fewer texts
+                progress.update(bar, completed=expected)
 
 
-def _take_known(
+def _use_stored(
     model: SentenceTransformer,
     name: str,
     plans: Sequence[_Plan],
@@ -124,6 +123,7 @@ def _take_known(
     *,
     again: bool,
 ) -> None:
+    """Set the key of each task, and the score of those that are stored with the same key."""
     fingerprint = store.fingerprint(model)
     for plan in plans:
         plan.key = store.key(fingerprint, plan.task, plan.instruction, quick=plan.quick)
@@ -148,8 +148,8 @@ def _warn_of_missing_instructions(
     ]
     if without:
         logger.warning(
-            "%s was trained with instructions and is judged without them on %s; --instructions "
-            "puts the paper's before queries",
+            "%s was trained with instructions but is scored without them on %s; --instructions "
+            "puts the paper's instructions before queries",
             name,
             ", ".join(without),
         )
@@ -158,11 +158,11 @@ def _warn_of_missing_instructions(
 def _run(
     model: SentenceTransformer, plan: _Plan, batch_size: int
 ) -> tuple[MtebResult, dict[str, Any], float]:
-    """Return mteb's result, the items of :mod:`.intervals` and the seconds it took."""
+    """Return mteb's result, the items for intervals, and the seconds that the task took."""
     encoder = InstructedEncoder(model, plan.instruction) if plan.instruction else model
     with tempfile.TemporaryDirectory() as predictions:
         start = perf_counter()
-        found = mteb.evaluate(
+        results = mteb.evaluate(
             encoder,
             plan.task,
             cache=None,
@@ -172,10 +172,10 @@ def _run(
             prediction_folder=predictions if intervals.supports(plan.task) else None,
         )
         seconds = perf_counter() - start
-        return found.task_results[0], intervals.items(plan.task, Path(predictions)), seconds
+        return results.task_results[0], intervals.items(plan.task, Path(predictions)), seconds
 
 
-def _stored(
+def _task_result(
     model: SentenceTransformer,
     name: str,
     plan: _Plan,
@@ -210,7 +210,7 @@ def _stored(
     )
 
 
-def _say(progress: Progress, name: str, score: Score, note: str = "") -> None:
+def _print(progress: Progress, name: str, score: Score, note: str = "") -> None:
     cost = f"in {score.seconds:.0f} s ({score.texts:,} texts, {score.texts_per_second:,.0f}/s)"
     progress.console.print(
         f"{name}: {score.task} {score.main_score:.1f} {note or cost}", highlight=False, markup=False

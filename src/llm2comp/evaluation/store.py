@@ -1,4 +1,4 @@
-"""Results on disk: one JSON a model and task, which is also the cache of what has been scored."""
+"""Results on disk: one JSON file per model and task. A stored result is not computed again."""
 
 import hashlib
 import json
@@ -24,37 +24,45 @@ PACKAGES = ("llm2comp", "mteb", "sentence-transformers", "transformers", "torch"
 
 @dataclass(frozen=True)
 class Score:
-    """What one model got on one task."""
+    """The score of one model on one task.
+
+    Attributes:
+        task: name of the task.
+        metric: name of its main metric.
+        main_score: the metric in percent.
+        seconds: time of encoding and scoring, without loading.
+        texts: number of texts that were encoded.
+        texts_per_second: `texts` per `seconds`.
+        samples: number of pairs, questions or documents that are scored; 0 if unknown.
+        quick: whether it is the quick version of the task.
+    """
 
     task: str
     metric: str
     main_score: float
-    """The metric in percent."""
     seconds: float
-    """Encoding and scoring, not loading."""
     texts: int
     texts_per_second: float
     samples: int
-    """What the score is taken over: pairs, questions; 0 if the task does not say."""
     quick: bool
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A score with all that explains it.
+    """A score with everything that explains it. The fields are those of the JSON file.
 
     Attributes:
-        model: its name as given.
+        model: name of the model, as it was given.
         score: the score.
-        type: the paper's group of tasks, or mteb's type in lower case.
-        instruction: what stood before queries; empty if nothing did.
-        prompts: those that the model brings along.
-        key: of :func:`key`; the same key needs no other run.
-        versions: of the packages that computed it.
-        lineage: ``llm2comp.json`` of the encoder, if it is one of ours.
-        items: by which two models can be compared, see :mod:`.intervals`; empty if the metric
-            does not allow it.
-        mteb: mteb's own result, with all of its metrics.
+        type: type of the task: the paper's group, or mteb's type in lower case.
+        instruction: the instruction before queries; empty if there was none.
+        prompts: the prompts of the model.
+        key: hash of what the score depends on. The same key means the same score.
+        versions: versions of the packages that computed it.
+        lineage: content of the encoder's `llm2comp.json`, if it has one.
+        items: items to compare two models by, see `llm2comp.evaluation.intervals.items`; empty if
+            the score is not computed from items.
+        mteb: mteb's own result, with all metrics.
     """
 
     model: str
@@ -70,33 +78,36 @@ class TaskResult:
 
 
 class ResultStore:
-    """A folder of results, ``<model>/<task>[-quick].json``.
+    """A folder of results, `<model>/<task>[-quick].json`.
 
     Args:
-        folder: made when the first result comes; the user's cache, when not given.
+        folder: created with the first result. `None` is the folder in the user's cache.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_dir() / "results"
 
-    def get(self, model: str, task: str, quick: bool, wanted: str) -> TaskResult | None:
-        """Return the result of a model on a task if its key is the wanted one."""
+    def get(self, model: str, task: str, quick: bool, expected_key: str) -> TaskResult | None:
+        """Return the stored result of a model on a task, or `None` if its key is another one.
+
+        Raises:
+            UserError: if the file is broken.
+        """
         file = self._file(model, task, quick)
         if not file.exists():
             return None
-        stored = _read(file)
-        return stored if stored.key == wanted else None
+        result = _read(file)
+        return result if result.key == expected_key else None
 
-    def save(self, stored: TaskResult) -> None:
-        """Write a result, whole or not at all."""
-        with atomic_file(
-            self._file(stored.model, stored.score.task, stored.score.quick)
-        ) as partial:
-            content = TypeAdapter(TaskResult).dump_json(stored, indent=1, fallback=str)
+    def save(self, result: TaskResult) -> None:
+        """Write a result completely or not at all."""
+        file = self._file(result.model, result.score.task, result.score.quick)
+        with atomic_file(file) as partial:
+            content = TypeAdapter(TaskResult).dump_json(result, indent=1, fallback=str)
             partial.write_bytes(content + b"\n")
 
     def all(self) -> list[TaskResult]:
-        """Return every result, the models in alphabetical order.
+        """Return all results, sorted by model and task.
 
         Raises:
             UserError: if a file is broken.
@@ -109,7 +120,10 @@ class ResultStore:
 
 
 def key(fingerprint: str, task: AbsTask, instruction: str, *, quick: bool) -> str:
-    """Return what a score depends on, hashed: model, task and its data, instruction, mteb."""
+    """Return a hash of what a score depends on: model, task and its data, instruction, mteb.
+
+    Do not change what is hashed, nor its order: results that are stored would be computed again.
+    """
     about = task.metadata
     parts = [fingerprint, about.name, about.dataset, about.description, task.hf_subsets, quick]
     parts += [instruction, metadata.version("mteb")]
@@ -117,28 +131,29 @@ def key(fingerprint: str, task: AbsTask, instruction: str, *, quick: bool) -> st
 
 
 def fingerprint(model: SentenceTransformer) -> str:
-    """Return a hash of all that a model's vectors depend on: weights, tokenizer, modules, prompts.
+    """Return a hash of what a model's embeddings depend on: weights, modules, prompts, tokenizer.
 
-    A second per gigabyte of weights, on a processor of 2025.
+    It takes about a second per gigabyte of weights on a CPU of 2025. Do not change what is hashed:
+    results that are stored would be computed again.
     """
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     for module in model.children():
-        whole.update(type(module).__name__.encode())
-        whole.update(json.dumps(cast(Module, module).get_config_dict(), default=str).encode())
-    whole.update(json.dumps([model.prompts, model.max_seq_length], default=str).encode())
+        digest.update(type(module).__name__.encode())
+        digest.update(json.dumps(cast(Module, module).get_config_dict(), default=str).encode())
+    digest.update(json.dumps([model.prompts, model.max_seq_length], default=str).encode())
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Truncation and padding are as the last call left them.
+        # Every call changes truncation and padding, so they are left out.
         state = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-        whole.update(json.dumps(state).encode())
-    return whole.hexdigest()
+        digest.update(json.dumps(state).encode())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes a score."""
+    """Return the versions of Python and of the packages that a score depends on."""
     return {"python": platform.python_version()} | {
         package: metadata.version(package) for package in PACKAGES
     }
@@ -148,4 +163,4 @@ def _read(file: Path) -> TaskResult:
     try:
         return TypeAdapter(TaskResult).validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file} cannot be read; remove it to score the model anew") from error
+        raise UserError(f"{file} cannot be read; remove it to score the model again") from error

@@ -1,4 +1,4 @@
-"""Which tasks there are: this package's own, the paper's fourteen, and any other of mteb's."""
+"""The tasks: those of this package, the 14 of the paper, and all others of mteb."""
 
 import difflib
 import functools
@@ -19,24 +19,28 @@ from llm2comp.evaluation.tasks.registry import DEVELOPMENT, TASKS
 from llm2comp.utils.choices import Suite
 
 TYPES = ("clustering", "retrieval", "sts", "classification", "reranking")
-"""The paper's groups of tasks, in its order."""
+"""The paper's groups of tasks, in the paper's order."""
 
 
 class PaperTask(BaseModel):
-    """One of the paper's tasks."""
+    """One of the paper's tasks.
+
+    Attributes:
+        type: the paper's group of tasks.
+        instruction: the paper's instruction for queries.
+        subset: the English part, if the data is in several languages.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str
-    """The paper's group."""
     instruction: str
     subset: str | None = None
-    """Of a set in several languages."""
 
 
 @functools.cache
 def paper_tasks() -> dict[str, PaperTask]:
-    """Return the paper's tasks by mteb's name, in the paper's order."""
+    """Return the paper's tasks by their names in mteb, in the paper's order."""
     text = resources.files(__package__).joinpath("paper.yaml").read_text(encoding="utf-8")
     return TypeAdapter(dict[str, PaperTask]).validate_python(yaml.safe_load(text))
 
@@ -44,12 +48,13 @@ def paper_tasks() -> dict[str, PaperTask]:
 def choose(
     suite: Suite, names: Sequence[str] | None = None, *, quick: bool = False
 ) -> list[AbsTask]:
-    """Return the tasks of a suite, or those that are named.
+    """Return the tasks of a suite, or the named tasks.
 
     Args:
-        suite: ``offline``, or ``paper``, whose tasks are mteb's own, from the hub.
-        names: of single tasks, as :func:`tasks` takes them.
-        quick: take smaller versions; the paper's tasks have none.
+        suite: `offline` for the tasks of this package, or `paper` for those of the paper, which are
+            mteb's and load their data from the hub.
+        names: task names instead of the suite, as `tasks` takes them.
+        quick: take the smaller versions; the paper's tasks have none.
 
     Raises:
         UserError: if a name is unknown, or a task has no quick version.
@@ -59,30 +64,34 @@ def choose(
     if suite == "offline":
         return tasks(list(TASKS), quick=quick)
     if quick:
-        raise UserError("the paper's tasks have no quick version; leave --quick out")
+        raise UserError("the paper's tasks have no quick version; leave out --quick")
     return [
-        mteb.get_task(task, hf_subsets=[about.subset] if about.subset else None)
-        for task, about in paper_tasks().items()
+        mteb.get_task(name, hf_subsets=[task.subset] if task.subset else None)
+        for name, task in paper_tasks().items()
     ]
 
 
 def tasks(names: Sequence[str], *, quick: bool = False) -> list[AbsTask]:
-    """Return tasks by name: this package's, else mteb's.
+    """Return tasks by name. A task of this package takes precedence over one of mteb.
+
+    Args:
+        names: names of tasks.
+        quick: take the smaller versions; mteb's own tasks have none.
 
     Raises:
-        UserError: if a name is unknown, or none is given.
+        UserError: if a name is unknown, none is given, or a task has no quick version.
     """
     own = TASKS | DEVELOPMENT
     if not names:
-        raise UserError(f"no task named; the tasks are {', '.join(own)}, and any of mteb's")
+        raise UserError(f"no task is named; the tasks are {', '.join(own)}, and all tasks of mteb")
     return [own[name](quick=quick) if name in own else _of_mteb(name, quick) for name in names]
 
 
 def load(task: AbsTask) -> None:
-    """Load a task's data; from the hub, if the task is mteb's own.
+    """Load the data of a task. The data of mteb's own tasks comes from the hub.
 
     Raises:
-        UserError: if the hub cannot be reached, or does not give the data.
+        UserError: if the data is not available.
     """
     if isinstance(task, OfflineTask):
         task.load_data()
@@ -92,10 +101,10 @@ def load(task: AbsTask) -> None:
         if not Path(path).exists() and not hub_constants.HF_HUB_OFFLINE:
             hub.require_dataset(path)
         task.load_data()
-    except Exception as error:  # datasets and the libraries below it have their own
+    except Exception as error:  # datasets and its dependencies raise many types of exceptions
         raise UserError(
-            f"task {task.metadata.name} needs {path} of the hub ({one_line(error)}); "
-            "--suite offline needs no network once its sets are fetched"
+            f"task {task.metadata.name} needs {path} from the hub ({one_line(error)}); "
+            "--suite offline needs no network once its data is downloaded"
         ) from error
 
 
@@ -106,10 +115,10 @@ def _of_mteb(name: str, quick: bool) -> AbsTask:
         near = difflib.get_close_matches(name, [*TASKS, *_mteb_names()], n=1, cutoff=0)[0]
         raise UserError(
             f"unknown task {name!r}; did you mean {near!r}? The tasks are {', '.join(TASKS)}, "
-            "and any of mteb's by its name there"
+            "and all tasks of mteb by their names"
         ) from error
     if quick:
-        raise UserError(f"{name} is mteb's own task and has no quick version; leave --quick out")
+        raise UserError(f"{name} is a task of mteb and has no quick version; leave out --quick")
     return task
 
 

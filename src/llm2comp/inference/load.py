@@ -55,7 +55,7 @@ def load(
     return load_checked(label, dtype, build, source)
 
 
-def load_in(name: str, dtype: torch.dtype) -> SentenceTransformer:
+def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Load an encoder with weights of one dtype, without the check of :func:`load`.
 
     Args:

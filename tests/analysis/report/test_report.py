@@ -49,6 +49,7 @@ def test_the_page_is_one_file_with_everything_in_it(page: Path, run: Path) -> No
     assert not re.findall(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', own)
     for wanted in ("after stage 1", "after UCL", "after SCL", "texts.txt", "40.0", "+30.5"):
         assert wanted in own
+    assert "Training stages" in own
     assert len(re.findall('class="plotly-graph-div"', own)) == 3 * 2 + 1 + 3 + 1
     assert "all 40 texts of texts" in own
     written = re.search(r"<pre>(.*?)</pre>", own, re.DOTALL)
@@ -69,8 +70,8 @@ def test_encoders_side_by_side(run: Path, sentences: list[str], tmp_path: Path) 
     sample = Sample("s", sentences * 4, [], 32)
     write.write(gather.gather(models, sample, ["whales"]), tmp_path / "r.html")
     own = (tmp_path / "r.html").read_text().replace(plots.script(), "")
-    assert "Nothing was scored yet" in own
-    assert "What was trained" not in own
+    assert "There are no scores yet" in own
+    assert "Training stages" not in own
     assert own.count("Lineage of") == 2
     with pytest.raises(UserError, match="is a run; report it alone"):
         gather.gather([str(run), models[0]], sample, ["whales"])
@@ -83,6 +84,35 @@ def test_a_stage_that_has_not_begun_has_no_plots(run: Path) -> None:
     begun = [event for event in events if event["stage"] == "pretext"]
     assert plots.curves(begun, "supervised") is None
     assert plots.watch(begun, "supervised") is None
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_few_texts_are_enough(
+    count: int, run: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    """There are fewer texts than colours on the map, and than neighbours per query."""
+    sample = Sample("s", sentences[:count], [], count)
+    write.write(gather.gather([str(run / "model")], sample, ["whales"]), tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert f"all {count} texts of s" in page
+    assert page.count("<blockquote>") == min(count, gather.NEAREST)
+
+
+def test_one_text_is_an_error(run: Path, sentences: list[str]) -> None:
+    with pytest.raises(UserError, match="need at least two"):
+        gather.gather([str(run / "model")], Sample("s", sentences[:1], [], 1), ["whales"])
+
+
+def test_the_log_of_0_1_gives_the_same_plot() -> None:
+    def log(matched: str, mismatched: str) -> list[dict[str, Any]]:
+        values = {matched: 3.0, mismatched: 3.5, "last_tokens": 3.2}
+        return [{"stage": "pretext", "step": 10, "held_out": values}]
+
+    def points(events: list[dict[str, Any]]) -> list[str]:
+        return re.findall(r'"name":"held out, [^"]+"', plots.curves(events, "pretext") or "")
+
+    assert len(points(log("own", "other"))) == 3
+    assert points(log("own", "other")) == points(log("matched", "mismatched"))
 
 
 def test_a_damaged_run_is_named(run: Path, tmp_path: Path) -> None:
@@ -132,12 +162,12 @@ def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
         browser.close()
 
 
-def test_quick_scores_are_named_where_others_are_of_whole_tasks() -> None:
+def test_the_page_names_the_rows_with_quick_scores() -> None:
     def row(quick: bool) -> list[Score]:
         return [Score("STS17", "cosine_spearman", 80.0, 1.0, 500, 500.0, 250, quick)]
 
     def said(**rows: list[Score]) -> str:
-        return write._against(SimpleNamespace(rows=rows, note="")).split(" Small")[0]
+        return write._scores_note(SimpleNamespace(rows=rows, note="")).split(" Small")[0]
 
     assert said(one=row(True), other=row(True)) == "Quick versions of the tasks."
     assert said(one=row(False), other=row(False)) == "Whole tasks."

@@ -13,7 +13,7 @@ def rows() -> np.ndarray:
     return unit(np.random.default_rng(0).standard_normal((1500, 16)))
 
 
-def test_alignment_is_between_equal_and_opposite(rows: np.ndarray) -> None:
+def test_alignment_is_0_for_equal_and_4_for_opposite_embeddings(rows: np.ndarray) -> None:
     assert neighbours.alignment(rows, rows) == 0
     assert neighbours.alignment(rows, -rows) == pytest.approx(4)
     assert neighbours.alignment(rows[:-1], rows[1:]) == pytest.approx(2, abs=0.05)
@@ -43,7 +43,7 @@ def test_hubness_equals_a_literal_reference(rows: np.ndarray) -> None:
     assert neighbours.hubness(some) == pytest.approx(skewness, rel=1e-6)
 
 
-def test_a_hub_is_seen(rows: np.ndarray) -> None:
+def test_hubs_raise_the_hubness(rows: np.ndarray) -> None:
     """Points on a circle are neighbours alike; points near the middle of many others are hubs."""
     angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)

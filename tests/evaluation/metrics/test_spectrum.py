@@ -32,7 +32,7 @@ def test_isotropic_vectors_use_every_dimension(gaussian: Rows) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_equal_vectors_use_one(dtype: type[np.floating]) -> None:
+def test_equal_vectors_use_one_direction(dtype: type[np.floating]) -> None:
     row = unit(np.random.default_rng(0).standard_normal((1, D)))
     found = measured(np.repeat(row, 500, 0).astype(dtype))
     assert found.rankme == pytest.approx(1, abs=1e-3)

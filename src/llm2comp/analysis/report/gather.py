@@ -1,4 +1,4 @@
-"""What a report shows, collected from run folders, encoders and the sample they read."""
+"""Collect the content of a report from a run folder or encoders, and from a sample of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from llm2comp.training.run_folder import Run
 from llm2comp.utils.choices import Precision
 
 NEAREST = 3
-"""Neighbours shown a query and encoder."""
+"""Number of texts that are shown per query and encoder."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,32 @@ class Encoder:
     """One encoder of a report.
 
     Attributes:
-        name: of its row.
+        name: name of its row.
         analysis: its measures.
-        vectors: ``(texts, dimension)`` of the sample's texts.
-        neighbours: for each query, the texts found and their cosines, best first.
-        lineage: of an encoder of ours.
+        embeddings: embeddings of the texts of the sample, `(texts, dimension)`.
+        neighbours: for each query, the cosines and texts that were found, best first.
+        lineage: content of its `llm2comp.json`; `None` if it has none.
     """
 
     name: str
     analysis: Analysis
-    vectors: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32]
     neighbours: list[list[tuple[float, str]]]
     lineage: Lineage | None
 
 
 @dataclass(frozen=True)
 class Content:
-    """All that a report shows.
+    """Everything that a report shows.
 
     Attributes:
-        title: of the page.
-        sample: texts that every encoder read.
-        queries: what was searched for in them.
-        encoders: in the order of the table.
-        rows: scores by row, encoders and baselines.
-        run: the run, if it is one.
-        note: what is to be said of the rows.
+        title: title of the page.
+        sample: texts that every encoder encoded.
+        queries: queries that were searched for in these texts.
+        encoders: the encoders, in the order of the table.
+        rows: scores by name of the encoder or baseline.
+        run: the run; `None` if the report is about encoders.
+        note: a remark about the scores.
     """
 
     title: str
@@ -75,14 +75,14 @@ def gather(
     batch_size: int = 32,
     dtype: Precision = "auto",
 ) -> Content:
-    """Load and read everything that a report shows.
+    """Load encoders and scores, and encode the sample with each encoder.
 
     Args:
-        names: one run folder; or encoders, as :func:`llm2comp.inference.load.load` takes them.
-        sample: texts to analyse, to map and to search in.
-        queries: to search for.
-        batch_size: texts of 64 tokens at once; it changes speed, not the report.
-        dtype: as :func:`llm2comp.inference.load.load` takes it.
+        names: one run folder, or encoders as `llm2comp.load` takes them.
+        sample: texts for the measures, the map and the searches.
+        queries: queries to search for.
+        batch_size: number of texts of 64 tokens per batch; it changes speed, not the report.
+        dtype: as in `llm2comp.load`.
 
     Raises:
         UserError: if a run is mixed with other names, or an encoder cannot be loaded.
@@ -91,20 +91,19 @@ def gather(
     if runs and len(names) > 1:
         raise UserError(f"{runs[0]} is a run; report it alone, or name encoder folders within it")
     run = Run.read(Path(runs[0])) if runs else None
-    named = {label: str(folder) for label, folder in run.encoders.items()} if run else {}
-    named = named or {name: name for name in names}
+    sources = {label: str(folder) for label, folder in run.encoders.items()} if run else {}
+    sources = sources or {name: name for name in names}
     encoders = []
-    for label, source in named.items():
+    for label, source in sources.items():
         model = load(source, dtype)
-        encoders.append(
-            _read(model, label, sample, queries, released.lineage_of(source), batch_size)
-        )
-    rows = run.scores if run else _stored(names)
+        lineage = released.lineage_of(source)
+        encoders.append(_encoder(model, label, sample, queries, lineage, batch_size))
+    rows = run.scores if run else _stored_scores(names)
     title = str(run.folder) if run else ", ".join(names)
     return Content(title, sample, queries, encoders, rows, run)
 
 
-def _read(
+def _encoder(
     model: SentenceTransformer,
     name: str,
     sample: Sample,
@@ -115,21 +114,21 @@ def _read(
     start = perf_counter()
     encoded = measure.encode(model, name, sample, batch_size)
     analysis = measure.measure(name, sample.note, encoded, start)
-    vectors = np.asarray(encoded.vectors, dtype=np.float32)
-    cosines = embed(model, list(queries), batch_size, "query") @ vectors.T
+    embeddings = np.asarray(encoded.embeddings, dtype=np.float32)
+    cosines = embed(model, list(queries), batch_size, "query") @ embeddings.T
     nearest = np.argsort(-cosines, axis=1)[:, :NEAREST]
-    found = [
-        [(float(row[place]), sample.texts[place]) for place in places]
-        for row, places in zip(cosines, nearest, strict=True)
+    neighbours = [
+        [(float(row[index]), sample.texts[index]) for index in indices]
+        for row, indices in zip(cosines, nearest, strict=True)
     ]
-    return Encoder(name, analysis, vectors, found, lineage)
+    return Encoder(name, analysis, embeddings, neighbours, lineage)
 
 
-def _stored(names: Sequence[str]) -> run_folder.Scores:
-    """Return the kept scores of encoders, whole sets before quick ones."""
+def _stored_scores(names: Sequence[str]) -> run_folder.Scores:
+    """Return the stored scores of encoders. A quick score is used only if there is no other."""
     rows: run_folder.Scores = {}
-    for one in sorted(ResultStore().all(), key=lambda stored: stored.score.quick):
-        known = {score.task for score in rows.get(one.model, [])}
-        if one.model in names and one.score.task not in known:
-            rows.setdefault(one.model, []).append(one.score)
+    for result in sorted(ResultStore().all(), key=lambda result: result.score.quick):
+        known = {score.task for score in rows.get(result.model, [])}
+        if result.model in names and result.score.task not in known:
+            rows.setdefault(result.model, []).append(result.score)
     return rows

@@ -1,4 +1,4 @@
-"""The interactive plots of a report, as pieces of HTML that share one script."""
+"""The interactive plots of a report, as parts of HTML that share one script."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLOURS = tuple(colour.replace("#000000", "#888888") for colour in figures.COLOURS)
-"""Those of the figures, seen on white and on black."""
-GROUPS = 7
-"""Colours of the map: clusters of the last encoder's vectors."""
+"""The colours of the figures, with grey for black, which is invisible in the dark scheme."""
+CLUSTERS = 7
+"""Maximum number of clusters, which are the colours of the map."""
 HOVER_CHARACTERS = 160
+"""Number of characters of a text that the map shows."""
 HELD_OUT = {
-    "own": "own memory",
-    "other": "another text's memory",
-    "last_tokens": "the last k tokens instead",
+    "matched": "memory of the text",
+    "mismatched": "memory of another text",
+    "last_tokens": "last k tokens instead of memory",
     "loss": "loss",
 }
-"""Held-out losses that are drawn, by their names in run.jsonl."""
+"""Labels of the held-out losses, by their keys in run.jsonl."""
+KEYS_OF_0_1 = {"own": "matched", "other": "mismatched"}
+"""Keys that version 0.1 wrote into run.jsonl, and what they are called now."""
 
 
 def script() -> str:
-    """Return plotly's script, to be embedded once.
+    """Return the JavaScript of plotly, which a page contains once.
 
     Raises:
         UserError: if plotly is not installed.
@@ -43,34 +46,46 @@ def script() -> str:
 
 
 def curves(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
-    """Draw a stage's training loss, and its held-out losses, over steps; None before its first."""
-    figure = _figure("step", "loss, nats a token" if stage == "pretext" else "loss")
+    """Draw the training loss and the held-out losses of a stage over its steps.
+
+    Args:
+        events: lines of `run.jsonl`.
+        stage: name of the stage.
+
+    Returns:
+        The plot, or `None` if the stage has not begun.
+    """
+    figure = _figure("step", "loss, nats per token" if stage == "pretext" else "loss")
     of_stage = [event for event in events if event.get("stage") == stage and "step" in event]
     if not of_stage:
         return None
-    trained = [(event["step"], event["loss"]) for event in of_stage if "loss" in event]
-    _line(figure, trained, "training", dash="dot")
-    held = [(event["step"], event["held_out"]) for event in of_stage if "held_out" in event]
+    training = [(event["step"], event["loss"]) for event in of_stage if "loss" in event]
+    _line(figure, training, "training", dash="dot")
+    held_out = _held_out(events, stage)
     for key, label in HELD_OUT.items():
-        points = [(step, measured[key]) for step, measured in held if key in measured]
+        points = [(step, values[key]) for step, values in held_out if key in values]
         if points:
             _line(figure, points, f"held out, {label}")
     return _html(figure)
 
 
 def watch(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
-    """Draw how a stage's held-out cosines and effective dimension move; None if not watched."""
+    """Draw the held-out cosines and the effective dimension of a stage over its steps.
+
+    Args:
+        events: lines of `run.jsonl`.
+        stage: name of the stage.
+
+    Returns:
+        The plot, or `None` if there are no such measurements.
+    """
     figure = _figure("step", "mean cosine")
-    held = [
-        (event["step"], event["held_out"])
-        for event in events
-        if event.get("stage") == stage and "held_out" in event
-    ]
-    if not any("text_cosine" in measured for _, measured in held):
+    held_out = _held_out(events, stage)
+    if not any("text_cosine" in values for _, values in held_out):
         return None
     for key, label in (("text_cosine", "between texts"), ("token_cosine", "between memory tokens")):
-        _line(figure, [(step, one[key]) for step, one in held if key in one], label)
-    points = [(step, one["rankme"]) for step, one in held if "rankme" in one]
+        _line(figure, [(step, values[key]) for step, values in held_out if key in values], label)
+    points = [(step, values["rankme"]) for step, values in held_out if "rankme" in values]
     _line(figure, points, "effective dimension (right)", yaxis="y2", dash="dash")
     figure.update_layout(
         yaxis2={
@@ -85,24 +100,35 @@ def watch(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
     return _html(figure)
 
 
+def _held_out(
+    events: Sequence[Mapping[str, Any]], stage: str
+) -> list[tuple[int, dict[str, float]]]:
+    """Return the steps and held-out measurements of a stage, with the keys of today."""
+    return [
+        (event["step"], {KEYS_OF_0_1.get(k, k): value for k, value in event["held_out"].items()})
+        for event in events
+        if event.get("stage") == stage and "held_out" in event
+    ]
+
+
 def spectrum(encoders: Sequence[Encoder]) -> str:
-    """Draw the singular values of all encoders, each over its largest."""
-    figure = _figure("singular value", "over the largest")
-    for one in encoders:
-        values = np.array(one.analysis.spectrum.singular_values)
+    """Draw the singular values of all encoders, divided by the largest one."""
+    figure = _figure("rank of the singular value", "share of the largest")
+    for encoder in encoders:
+        values = np.array(encoder.analysis.spectrum.singular_values)
         shares = values[values > 0] / values[0]
-        _line(figure, list(enumerate(np.round(shares, 6).tolist(), 1)), one.name)
+        _line(figure, list(enumerate(np.round(shares, 6).tolist(), 1)), encoder.name)
     figure.update_yaxes(type="log", range=[-4, 0.1], dtick=1, exponentformat="power")
     return _html(figure)
 
 
 def memory(encoder: Encoder) -> str:
-    """Draw the cosines between an encoder's memory tokens."""
+    """Draw the mean cosines between the memory tokens of an encoder."""
     from plotly.graph_objects import Heatmap
 
     assert encoder.analysis.memory is not None
     cosines = np.round(encoder.analysis.memory.cosines, 3)
-    figure = _figure("memory token", "memory token")
+    figure = _figure("number of the memory token", "number of the memory token")
     figure.add_trace(
         Heatmap(
             z=cosines,
@@ -118,33 +144,41 @@ def memory(encoder: Encoder) -> str:
 
 
 def text_map(encoders: Sequence[Encoder], texts: Sequence[str]) -> str:
-    """Draw the texts in two dimensions (PCA, then t-SNE), an encoder at a time, with hover text."""
+    """Draw the texts in two dimensions, by PCA and then t-SNE.
+
+    A menu switches between the encoders. The colours are clusters of the last encoder's embeddings.
+
+    Args:
+        encoders: encoders with embeddings of the texts.
+        texts: at least two texts; the map shows the beginning of the one under the pointer.
+    """
     from plotly.graph_objects import Scatter
 
-    groups = KMeans(GROUPS, n_init=4, random_state=0).fit_predict(encoders[-1].vectors)
-    short = [_wrapped(text) for text in texts]
+    kmeans = KMeans(min(CLUSTERS, len(texts)), n_init=4, random_state=0)
+    clusters = kmeans.fit_predict(encoders[-1].embeddings)
+    hover_texts = [_hover_text(text) for text in texts]
     figure = _figure("", "")
-    for place, one in enumerate(encoders):
-        points = np.round(_plane(one.vectors), 2)
+    for index, encoder in enumerate(encoders):
+        points = np.round(_two_dimensions(encoder.embeddings), 2)
         figure.add_trace(
             Scatter(
                 x=points[:, 0],
                 y=points[:, 1],
                 mode="markers",
-                marker={"size": 7, "color": [COLOURS[group] for group in groups]},
-                text=short,
+                marker={"size": 7, "color": [COLOURS[cluster] for cluster in clusters]},
+                text=hover_texts,
                 hovertemplate="%{text}<extra></extra>",
-                visible=place == len(encoders) - 1,
-                name=one.name,
+                visible=index == len(encoders) - 1,
+                name=encoder.name,
             )
         )
     buttons = [
         {
-            "label": one.name,
+            "label": shown.name,
             "method": "update",
-            "args": [{"visible": [other is one for other in encoders]}],
+            "args": [{"visible": [encoder is shown for encoder in encoders]}],
         }
-        for one in encoders
+        for shown in encoders
     ]
     menu = {"buttons": buttons, "active": len(encoders) - 1, "x": 0, "y": 1.12, "xanchor": "left"}
     figure.update_layout(
@@ -155,14 +189,14 @@ def text_map(encoders: Sequence[Encoder], texts: Sequence[str]) -> str:
     return _html(figure, height=520)
 
 
-def _plane(vectors: Any) -> Any:
-    wide = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors)
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(wide)
+def _two_dimensions(embeddings: Any) -> Any:
+    components = PCA(min(50, *embeddings.shape), random_state=0).fit_transform(embeddings)
+    perplexity = min(30.0, (len(embeddings) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
-def _wrapped(text: str) -> str:
-    """Return the beginning of a text for a hover box, its mark-up shown and not obeyed."""
+def _hover_text(text: str) -> str:
+    """Return the beginning of a text in lines, with its markup escaped."""
     words = text.replace("&", "&amp;").replace("<", "&lt;").split()
     lines, line = [], ""
     for word in words:

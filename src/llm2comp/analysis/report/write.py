@@ -1,4 +1,4 @@
-"""Write a report: one HTML file that needs no network."""
+"""Write a report as one HTML file that needs no network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +24,12 @@ QUERIES = (
     "the calm middle of a hurricane",
     "illness from too little vitamin B1",
 )
-"""Default searches. Each is answered by a BoolQ passage, in other words."""
+"""Default queries. A passage of BoolQ answers each of them in other words."""
 TITLES = {"pretext": "Stage 1", "unsupervised": "UCL", "supervised": "SCL"}
 
 
 def report(
-    names: Sequence[str],
+    models: Sequence[str | Path],
     out: Path,
     data: str,
     texts: int,
@@ -38,17 +38,21 @@ def report(
     batch_size: int,
     dtype: Precision,
 ) -> Path:
-    """Write a report; arguments, result and errors are those of :func:`llm2comp.api.report`."""
-    drawn = draw(data, texts, seed)
-    write(gather(names, drawn, queries or QUERIES, batch_size, dtype), out)
+    """Write a report and return `out`.
+
+    The arguments and errors are those of `llm2comp.report`.
+    """
+    names = [str(model) for model in models]
+    sample = draw(data, texts, seed)
+    write(gather(names, sample, queries or QUERIES, batch_size, dtype), out)
     return out
 
 
 def write(content: Content, out: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, completely or not at all.
 
     Args:
-        content: of :func:`.gather.gather`.
+        content: the content of the page.
         out: path of the HTML file.
 
     Raises:
@@ -65,14 +69,14 @@ def write(content: Content, out: Path) -> None:
         facts=_facts(content),
         stages=_stages(run) if run else None,
         scores=_scores(content) if content.rows else None,
-        against=_against(content),
-        curves=[(t, Markup(p)) for t, p in _curves(run)] if run else [],
-        measures=summary.cells([one.analysis for one in content.encoders]),
+        scores_note=_scores_note(content),
+        curves=[(title, Markup(plot)) for title, plot in _curves(run)] if run else [],
+        measures=summary.cells([encoder.analysis for encoder in content.encoders]),
         spectrum=Markup(plots.spectrum(content.encoders)),
         memories=[
-            (one.name, Markup(plots.memory(one)))
-            for one in content.encoders
-            if one.analysis.memory is not None
+            (encoder.name, Markup(plots.memory(encoder)))
+            for encoder in content.encoders
+            if encoder.analysis.memory is not None
         ],
         map=Markup(plots.text_map(content.encoders, content.sample.texts)),
         recipe=run.reproduce if run else None,
@@ -91,7 +95,7 @@ def _table(cells: Cells) -> Markup:
 
 
 def _scores(content: Content) -> Markup:
-    """Return the table of scores, each with how far it is from the first row."""
+    """Return the table of scores. All rows but the first show the difference to the first."""
     heading, base, *body = score_cells(content.rows)
     return _table([heading, base, *([row[0], *map(_delta, row[1:], base[1:])] for row in body)])
 
@@ -109,25 +113,26 @@ def _subtitle(content: Content) -> str:
         return "Encoders side by side"
     recipe = content.run.recipe
     objective = next((s.objective for s in recipe.stages if isinstance(s, Pretext)), "")
-    return f"{recipe.backbone.name} becomes a text encoder: recipe {recipe.name}, {objective}"
+    about = f"A text encoder made of {recipe.backbone.name} by the recipe {recipe.name}"
+    return f"{about}, stage 1 with the objective {objective}" if objective else about
 
 
 def _facts(content: Content) -> list[tuple[str, str]]:
-    """Return the numbers that are seen first, each with what it is."""
+    """Return the numbers at the top of the page, each with its label."""
     last = content.encoders[-1]
-    found = [(str(last.analysis.dimension), "dimensions")]
+    facts = [(str(last.analysis.dimension), "dimensions")]
     if content.run is not None:
         recipe = content.run.recipe
         seconds = sum(event.get("seconds", 0) for event in content.run.events if event.get("done"))
         samples = sum(stage.steps * stage.batch_size for stage in recipe.stages)
-        found += [
+        facts += [
             (str(recipe.memory.tokens), "memory tokens"),
             (f"{samples:,}", "training samples"),
             (f"{seconds / 60:.0f} min", "training"),
             (str(recipe.seed), "seed"),
         ]
-    found.append((f"{last.analysis.spectrum.rankme:.0f}", "effective dimension (RankMe)"))
-    return found
+    facts.append((f"{last.analysis.spectrum.rankme:.0f}", "effective dimension (RankMe)"))
+    return facts
 
 
 def _stages(run: Run) -> Cells:
@@ -144,24 +149,26 @@ def _stages(run: Run) -> Cells:
                 costs["samples"][label],
                 f"{stage.learning_rate:g}",
                 str(stage.lora.r),
-                costs["time"].get(label, "-"),
+                costs["time"].get(label, MISSING),
             ]
         )
     return rows
 
 
 def _curves(run: Run) -> Sequence[tuple[str, str]]:
-    found = []
+    """Return the plots of the stages that have begun, each with its title."""
+    drawn = []
     for stage in run.recipe.stages:
         title = TITLES[stage.stage]
-        found.append((f"{title}: loss", plots.curves(run.events, stage.stage)))
-        found.append((f"{title}: held-out embeddings", plots.watch(run.events, stage.stage)))
-    return [(title, plot) for title, plot in found if plot is not None]
+        drawn.append((f"{title}: loss", plots.curves(run.events, stage.stage)))
+        drawn.append((f"{title}: held-out embeddings", plots.watch(run.events, stage.stage)))
+    return [(title, plot) for title, plot in drawn if plot is not None]
 
 
-def _against(content: Content) -> str:
+def _scores_note(content: Content) -> str:
+    """Say which versions of the tasks were scored, and what the small numbers are."""
     quick = [name for name, row in content.rows.items() if any(score.quick for score in row)]
     size = "Quick versions of the tasks." if quick else "Whole tasks."
     if quick and len(quick) < len(content.rows):
         size = f"Whole tasks, but quick versions for {', '.join(quick)}."
-    return f"{size} Small numbers: how far a row is from the first. {content.note}"
+    return f"{size} Small numbers are differences to the first row. {content.note}"

@@ -1,1 +1,1 @@
-"""Measures of embeddings that need no labels."""
+"""Metrics of embeddings that need no labels."""

@@ -1,4 +1,4 @@
-"""The k memory tokens of an encoder before they are pooled: do they say k different things?"""
+"""How different the k memory tokens of a text are before they are pooled."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """Memory tokens over texts.
+    """Measures of memory tokens, averaged over texts.
 
     Attributes:
-        cosines: mean cosine of token i and token j of one text ``(k, k)`` (paper, figure 6).
-        redundancy: its mean off the diagonal; 1 where all tokens are alike.
-        pooling_loss: the share of the tokens' energy that their mean loses: 1 minus the squared
-            norm of the mean of a text's unit tokens; 0 where they are alike, ``1 - 1/k`` where
-            they are orthogonal.
+        cosines: `(k, k)`, the mean cosine between token i and token j of a text (paper, figure 6).
+        redundancy: mean of `cosines` without the diagonal; 1 if all tokens are equal.
+        pooling_loss: share of the energy that pooling loses: 1 minus the squared norm of the mean
+            of a text's tokens, which are scaled to unit length. It is 0 if the tokens are equal
+            and `1 - 1/k` if they are orthogonal.
     """
 
     cosines: list[list[float]]
@@ -27,18 +27,22 @@ class MemoryTokens:
 
 
 def measure(batches: Iterable[npt.NDArray[np.floating]]) -> MemoryTokens:
-    """Measure memory tokens, given as batches ``(texts, k, hidden)``, float64 inside."""
+    """Measure memory tokens in float64.
+
+    Args:
+        batches: states of memory tokens, each of shape `(texts, k, hidden)`.
+    """
     total: Floats | float = 0.0
-    kept = 0.0
+    pooled_energy = 0.0
     texts = 0
     for batch in batches:
         states = batch.astype(np.float64)
         norms = np.linalg.norm(states, axis=-1, keepdims=True)
         unit = states / np.where(norms > 0, norms, 1)
         total = total + np.einsum("nih,njh->ij", unit, unit)
-        kept += float(np.square(unit.mean(1)).sum())
+        pooled_energy += float(np.square(unit.mean(1)).sum())
         texts += len(states)
     cosines = np.asarray(total) / texts
     k = len(cosines)
-    off = (cosines.sum() - np.trace(cosines)) / (k * (k - 1)) if k > 1 else 1.0
-    return MemoryTokens(cosines.tolist(), float(off), 1 - kept / texts)
+    redundancy = (cosines.sum() - np.trace(cosines)) / (k * (k - 1)) if k > 1 else 1.0
+    return MemoryTokens(cosines.tolist(), float(redundancy), 1 - pooled_energy / texts)

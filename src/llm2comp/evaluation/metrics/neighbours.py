@@ -1,4 +1,4 @@
-"""Alignment and uniformity of pairs and vectors, and hubs among neighbours."""
+"""Alignment, uniformity and hubness of embeddings."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,22 +7,31 @@ from scipy.stats import skew
 Rows = npt.NDArray[np.floating]
 
 NEIGHBOURS = 10
+"""Number of nearest neighbours that count for hubness."""
 CHUNK = 1024
+"""Number of rows that are compared with all others at a time."""
 
 
 def alignment(anchors: Rows, positives: Rows) -> float:
-    """Return the mean squared distance of positive pairs of unit vectors (Wang and Isola, 2020).
+    """Return the mean squared distance of positive pairs (Wang and Isola, 2020).
 
-    From 0, where a pair's vectors are equal, to 4.
+    It is between 0, if the embeddings of each pair are equal, and 4.
+
+    Args:
+        anchors: unit vectors `(pairs, dimension)`.
+        positives: unit vectors `(pairs, dimension)`.
     """
     return float(np.square(anchors.astype(np.float64) - positives).sum(1).mean())
 
 
 def uniformity(rows: Rows) -> float:
-    """Return ``log mean exp(-2 |u - v|^2)`` over different unit vectors (Wang and Isola, 2020).
+    """Return `log mean exp(-2 |u - v|^2)` over different rows (Wang and Isola, 2020).
 
-    From 0, where all vectors are equal, downwards: the lower, the more evenly
-    they lie on the sphere. Costs n^2 products: give a sample.
+    It is 0 if all rows are equal, and lower if they are spread more evenly over the sphere. The
+    cost grows with the square of the number of rows, so pass a sample.
+
+    Args:
+        rows: unit vectors `(rows, dimension)`.
     """
     n = len(rows)
     total = 0.0
@@ -33,18 +42,23 @@ def uniformity(rows: Rows) -> float:
 
 
 def hubness(rows: Rows, k: int = NEIGHBOURS) -> float:
-    """Return the skewness of k-occurrence (Radovanovic et al., 2010).
+    """Return the skewness of the k-occurrence (Radovanovic et al., 2010).
 
-    The k-occurrence of a vector is of how many others it is among the k
-    nearest. 0 where all are neighbours alike; above 1, a few hubs are near to
-    everything. Costs n^2 products: give a sample.
+    The k-occurrence of a row is the number of other rows that have it among their k nearest
+    neighbours. A skewness of 0 means that all rows occur equally often. Above 1, a few rows, the
+    hubs, are near to everything. The cost grows with the square of the number of rows, so pass a
+    sample.
+
+    Args:
+        rows: unit vectors `(rows, dimension)`.
+        k: number of nearest neighbours.
     """
     k = min(k, len(rows) - 1)
     counts = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows), CHUNK):
         cosines = rows[start : start + CHUNK] @ rows.T
-        here = np.arange(len(cosines))
-        cosines[here, start + here] = -np.inf
+        local = np.arange(len(cosines))
+        cosines[local, start + local] = -np.inf  # a row is not its own neighbour
         nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         counts += np.bincount(nearest.ravel(), minlength=len(rows))
     return float(skew(counts)) if counts.std() > 0 else 0.0

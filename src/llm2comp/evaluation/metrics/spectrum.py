@@ -1,7 +1,7 @@
-"""Singular values of embeddings and what follows from them, from sums alone.
+"""Singular values of embeddings and measures that follow from them.
 
-No data matrix is decomposed: rows are added up chunk by chunk, so that memory
-is that of a ``(dimension, dimension)`` matrix however many rows there are.
+They are computed from sums over the rows, which are added up chunk by chunk. So memory is that of a
+`(dimension, dimension)` matrix, whatever the number of rows.
 """
 
 from collections.abc import Iterable
@@ -14,19 +14,19 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]
 
 SHARES = (0.90, 0.99)
-"""Of the variance, whose number of components is counted."""
+"""Shares of the variance; the principal components that hold each share are counted."""
 ROGUE = 3
-"""Dimensions whose share of the mean cosine is listed."""
+"""Number of dimensions that are listed with their share of the mean cosine."""
 
 
 @dataclass(frozen=True)
 class RowSums:
-    """Sums over ``n`` rows, unit vectors as a rule.
+    """Sums over rows.
 
     Attributes:
         n: number of rows.
-        total: sum of the rows ``(dimension,)``.
-        products: sum of their outer products ``(dimension, dimension)``.
+        total: sum of the rows, `(dimension,)`.
+        products: sum of the outer products of the rows, `(dimension, dimension)`.
     """
 
     n: int
@@ -35,7 +35,10 @@ class RowSums:
 
     @classmethod
     def of(cls, chunks: Iterable[Rows]) -> "RowSums":
-        """Add up chunks of rows ``(n, dimension)``, in float64: float32 would add directions."""
+        """Add up chunks of rows, each `(n, dimension)`.
+
+        The sums are in float64, because rounding in float32 would look like more directions.
+        """
         n = 0
         total: Floats | float = 0.0
         products: Floats | float = 0.0
@@ -49,21 +52,22 @@ class RowSums:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How many directions the vectors use.
+    """How many directions the embeddings use.
 
     Attributes:
-        singular_values: of the matrix of embeddings, not centred, falling.
-        rankme: exp of the entropy of the singular values over their sum (RankMe, Garrido et al.,
-            2023, formula 1).
-        participation_ratio: of the eigenvalues l of the covariance, (sum l)^2 / sum l^2 (Gao
+        singular_values: singular values of the matrix of embeddings, which is not centred, in
+            descending order.
+        rankme: exp of the entropy of the singular values divided by their sum (RankMe, Garrido
+            et al., 2023, formula 1).
+        participation_ratio: `(sum l)^2 / sum l^2` over the eigenvalues l of the covariance (Gao
             et al., 2017).
-        components_90: principal components that hold 90 % of the variance.
-        components_99: the same for 99 %.
-        mean_cosine: between two different rows (average similarity of Ethayarajh, 2019).
-        top_share: of the squared singular values, what the first one holds: near 1 where all
-            vectors point one way.
-        rogue: dimensions with the largest share of the mean cosine, and their shares (Timkey and
-            van Schijndel, 2021); empty if the mean cosine is zero.
+        components_90: number of principal components that hold 90 % of the variance.
+        components_99: number of principal components that hold 99 % of the variance.
+        mean_cosine: mean cosine between two different rows (Ethayarajh, 2019).
+        top_share: share of the first singular value, squared, in the sum of all, squared. It is
+            near 1 if all embeddings point in one direction.
+        rogue: the dimensions with the largest shares of the mean cosine, with these shares (Timkey
+            and van Schijndel, 2021); empty if the mean cosine is zero.
     """
 
     singular_values: list[float]
@@ -77,7 +81,11 @@ class Spectrum:
 
 
 def spectrum(sums: RowSums) -> Spectrum:
-    """Measure the rows behind sums; of unit vectors, for the cosines to be ones."""
+    """Return the spectrum of rows.
+
+    Args:
+        sums: sums over the rows. `mean_cosine` and `rogue` are right for unit vectors only.
+    """
     squares = _eigenvalues(sums.products, np.trace(sums.products), sums.n)
     singular = np.sqrt(squares)
     mean = sums.total / sums.n
@@ -98,29 +106,30 @@ def spectrum(sums: RowSums) -> Spectrum:
 
 
 def entropy(values: Floats) -> float:
-    """Return the entropy, in nats, of non-negative values over their sum."""
+    """Return the entropy, in nats, of non-negative values divided by their sum."""
     shares = values[values > 0] / values.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def participation_ratio(eigenvalues: Floats) -> float:
-    """Return ``(sum l)^2 / sum l^2``; 0 where there is no variance."""
+    """Return `(sum l)^2 / sum l^2`, or 0 if there is no variance."""
     total = eigenvalues.sum()
     return float(total**2 / np.square(eigenvalues).sum()) if total > 0 else 0.0
 
 
 def _eigenvalues(matrix: Floats, scale: float, n: int) -> Floats:
-    """Return the eigenvalues of a positive semidefinite matrix, falling.
+    """Return the eigenvalues of a positive semidefinite matrix in descending order.
 
-    Those below the rounding of sums over ``n`` rows, of matrices of trace
-    ``scale``, are zero: their roots would count as directions.
+    Eigenvalues below the rounding error are set to zero, because their roots would otherwise count
+    as directions. The error is estimated for sums over `n` rows in matrices of trace `scale`.
     """
-    found = np.asarray(np.linalg.eigvalsh(matrix)[::-1], dtype=np.float64)
-    rounding = max(n, len(found)) * np.finfo(np.float64).eps * scale
-    return np.where(found > rounding, found, 0.0)
+    eigenvalues = np.asarray(np.linalg.eigvalsh(matrix)[::-1], dtype=np.float64)
+    rounding = max(n, len(eigenvalues)) * np.finfo(np.float64).eps * scale
+    return np.where(eigenvalues > rounding, eigenvalues, 0.0)
 
 
 def _components(variances: Floats, share: float) -> int:
+    """Return the number of components that hold a share of the variance."""
     total = variances.sum()
     if total == 0:
         return 0
@@ -129,15 +138,16 @@ def _components(variances: Floats, share: float) -> int:
 
 
 def _contributions(sums: RowSums) -> Floats:
-    """Return each dimension's part of the mean cosine between different unit vectors."""
+    """Return the part of each dimension in the mean cosine between different unit vectors."""
     if sums.n < 2:
         return np.zeros(len(sums.total))
     return (np.square(sums.total) - np.diagonal(sums.products)) / (sums.n * (sums.n - 1))
 
 
 def _rogue(contributions: Floats) -> dict[int, float]:
-    whole = contributions.sum()
-    if abs(whole) < 1e-6:
+    """Return the dimensions with the largest shares of the mean cosine, and these shares."""
+    mean_cosine = contributions.sum()
+    if abs(mean_cosine) < 1e-6:
         return {}
-    order = np.argsort(-np.abs(contributions))[:ROGUE]
-    return {int(place): float(contributions[place] / whole) for place in order}
+    largest = np.argsort(-np.abs(contributions))[:ROGUE]
+    return {int(i): float(contributions[i] / mean_cosine) for i in largest}

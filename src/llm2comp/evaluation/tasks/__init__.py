@@ -1,1 +1,1 @@
-"""Tasks of mteb whose data come from packages. One file per task, one line in the registry."""
+"""mteb tasks whose data comes from packages: one file per task, one line in the registry."""

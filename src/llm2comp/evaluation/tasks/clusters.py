@@ -1,4 +1,4 @@
-"""What the clustering tasks have in common."""
+"""The base class of the clustering tasks."""
 
 from typing import ClassVar
 
@@ -14,15 +14,18 @@ QUICK_DOCUMENTS = 512
 
 
 class ClusteringTask(OfflineTask, AbsTaskClustering):
-    """Labelled texts of a packaged source; mteb draws those that are embedded.
+    """Clusters the labelled texts of a packaged source.
 
-    mteb's protocol: ten times, draw 16,384 of the embedded documents with
-    repetition and put them in as many k-means clusters as there are labels.
+    mteb's protocol: encode a random sample of the documents. Then, ten times, draw 16,384 of them
+    with replacement and cluster them by k-means, with as many clusters as there are labels.
+
+    Attributes:
+        source: name of the packaged source.
+        characters: texts are truncated to this many characters; `None` keeps them whole.
     """
 
     source: ClassVar[str]
     characters: ClassVar[int | None] = None
-    """Where texts are cut; None leaves them whole."""
     max_fraction_of_documents_to_embed: float | None = None
 
     def __init__(self, quick: bool = False) -> None:
@@ -31,7 +34,7 @@ class ClusteringTask(OfflineTask, AbsTaskClustering):
         self.max_document_to_embed = self.documents
 
     def read(self) -> None:
-        """Take every document; mteb's own seed draws the embedded ones."""
+        """Take all documents. mteb draws the sample with its own seed."""
         rows = list(catalog.rows(self.source))
         texts = [row["text"] for row in rows]
         if self.characters is not None:

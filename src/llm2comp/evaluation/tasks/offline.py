@@ -1,4 +1,4 @@
-"""What every task of this package adds to its mteb task."""
+"""The base class of the tasks, and their metadata."""
 
 from abc import abstractmethod
 from typing import Any
@@ -10,43 +10,48 @@ from llm2comp.data import catalog
 
 
 class OfflineTask(AbsTask):
-    """An mteb task that loads its data from the catalogue.
+    """An mteb task that loads its data from a packaged source.
 
-    A subclass names its mteb task type beside this class and implements
-    :meth:`read`, which sets ``dataset``, ``texts`` and ``samples``.
+    A subclass also inherits from the mteb class of its type, and implements `read`, which sets
+    `dataset`, `texts` and `samples`.
 
     Args:
-        quick: take the task's smaller version; its metadata say what that is.
+        quick: take the smaller version of the task, which its metadata describes.
+
+    Attributes:
+        texts: number of texts that are encoded, known after loading. It is an upper bound if mteb
+            draws the texts.
+        samples: number of pairs, questions or documents that are scored.
     """
 
     texts: int = 0
-    """Texts that will be encoded, known once the data are loaded; at most, where mteb draws."""
     samples: int = 0
-    """What the score is taken over: pairs, questions, documents."""
 
     def __init__(self, quick: bool = False) -> None:
         super().__init__()
         self.quick = quick
 
     def load_data(self, *_: Any, **__: Any) -> None:
-        """Load the data once, without touching the hub."""
+        """Load the data once, from its package and not from the hub."""
         if not self.data_loaded:
             self.read()
             self.data_loaded = True
 
     @abstractmethod
     def read(self) -> None:
-        """Set ``dataset``, ``texts`` and ``samples``."""
+        """Set `dataset`, `texts` and `samples`."""
 
 
 def metadata(name: str, source: str, description: str, **fields: Any) -> TaskMetadata:
-    """Return a task's metadata, completed with what the catalogue says of its source.
+    """Return the metadata of a task, with the package and version of its source.
 
     Args:
-        name: of the task.
+        name: name of the task.
         source: name of the packaged source.
-        description: whole and quick version, with their sizes.
-        fields: what else mteb asks for: type, main_score, date, domains, task_subtypes, reference.
+        description: description of the whole and of the quick version, with their sizes. Stored
+            results are found by a hash that contains it, so do not change it.
+        fields: other fields that mteb requires: type, main_score, date, domains, task_subtypes,
+            reference.
     """
     entry = catalog.entry(source)
     return TaskMetadata(

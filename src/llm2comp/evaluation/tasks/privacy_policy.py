@@ -1,4 +1,4 @@
-"""PrivacyPolicy: does a clause of a privacy policy answer a question?"""
+"""PrivacyPolicy: find out whether a clause of a privacy policy answers a question."""
 
 import random
 
@@ -15,10 +15,10 @@ SEED = 42
 
 
 class PrivacyPolicy(OfflineTask, AbsTaskPairClassification):
-    """Questions about apps and clauses of their policies, yes or no; average precision.
+    """Pairs of a question about an app and a clause of its privacy policy; average precision.
 
-    2,048 of 10,923 pairs (quick: 512), drawn by a fixed seed. Source: Ravichander
-    et al., 2019 (PrivacyQA), as in LegalBench.
+    It takes 2,048 of 10,923 pairs (quick: 512), drawn with a fixed seed. Source: PrivacyQA
+    (Ravichander et al., 2019), as in LegalBench.
     """
 
     metadata = metadata(
@@ -35,7 +35,7 @@ class PrivacyPolicy(OfflineTask, AbsTaskPairClassification):
     )
 
     def read(self) -> None:
-        """Draw the pairs; a pair is positive where the clause answers the question."""
+        """Draw the pairs. A pair is positive if the clause answers the question."""
         rows = list(catalog.rows(SOURCE))
         count = min(QUICK_PAIRS if self.quick else PAIRS, len(rows))
         rows = random.Random(SEED).sample(rows, count)

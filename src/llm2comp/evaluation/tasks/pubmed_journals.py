@@ -1,14 +1,14 @@
-"""PubMedJournals: do the titles of one journal's articles lie together?"""
+"""PubMedJournals: cluster titles of articles by their journal."""
 
 from llm2comp.evaluation.tasks.clusters import DOCUMENTS, QUICK_DOCUMENTS, ClusteringTask
 from llm2comp.evaluation.tasks.offline import metadata
 
 
 class PubMedJournals(ClusteringTask):
-    """Titles of PubMed's articles in the file's 20 commonest journals; V-measure.
+    """Titles of PubMed articles in the 20 most common journals of the file; V-measure.
 
-    Stands in for the paper's Biorxiv and Medrxiv clustering of titles. The
-    catalogue's passages and pairs of PubMed have none of these journals.
+    It stands in for the paper's clustering of Biorxiv and Medrxiv titles. The packaged passages and
+    pairs from PubMed have no article of these journals.
     """
 
     source = "pubmed-journals"

@@ -1,4 +1,4 @@
-"""R8: what is a Reuters news item about?"""
+"""R8: classify Reuters news by topic."""
 
 from datasets import DatasetDict
 from mteb.abstasks import AbsTaskClassification
@@ -15,12 +15,11 @@ SEED = 42
 
 
 class R8(OfflineTask, AbsTaskClassification):
-    """Reuters-21578, its 8 commonest topics, 5,485 train and 2,189 test items; accuracy.
+    """Reuters-21578, the 8 most common topics, 5,485 train and 2,189 test items; accuracy.
 
-    mteb's protocol: ten logistic regressions, each on 8 items a topic. The
-    quick version tests on 500 items, stratified and drawn by a fixed seed, and
-    cuts items behind the last word that ends within their first 160
-    characters. Source: Lewis, 1997; subset of Cachopo, 2007.
+    mteb's protocol: ten logistic regressions, each on 8 items per topic. The quick version has 500
+    test items, a stratified sample with a fixed seed, and truncates each item after the last word
+    within its first 160 characters. Source: Lewis, 1997; subset by Cachopo, 2007.
     """
 
     metadata = metadata(
@@ -37,7 +36,7 @@ class R8(OfflineTask, AbsTaskClassification):
     )
 
     def read(self) -> None:
-        """Take the official split, or the quick version's draw of it."""
+        """Take the official split, or the sample of the quick version."""
         rows = list(catalog.rows(SOURCE))
         if self.quick:
             rows = [row | {"text": cut(row["text"], QUICK_CHARACTERS)} for row in rows]

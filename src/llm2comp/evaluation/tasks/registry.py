@@ -1,7 +1,7 @@
-"""The tasks, as mteb tasks whose data come from the catalogue and not from the hub.
+"""The tasks of this package by name.
 
-A task is one file that subclasses an mteb task and :class:`~.offline.OfflineTask`,
-and one line here.
+To add a task, write one file with a subclass of an mteb task and of `OfflineTask`, and add one line
+here.
 """
 
 from llm2comp.evaluation.tasks.offline import OfflineTask
@@ -25,9 +25,7 @@ TASKS: dict[str, type[OfflineTask]] = {
     "SQuADRetrieval": SQuADRetrieval,
     "PrivacyPolicy": PrivacyPolicy,
 }
-"""Every task by its name, in the order in which tables show them."""
+"""All tasks by name, in the order of tables."""
 
 DEVELOPMENT: dict[str, type[OfflineTask]] = {"STSBenchmarkDev": STSBenchmarkDev}
-"""Tasks to choose settings by; no test set is among them."""
-
-__all__ = ["DEVELOPMENT", "TASKS", "OfflineTask"]
+"""Tasks for choosing settings. None of them is a test set."""

@@ -1,4 +1,4 @@
-"""SQuADRetrieval: find the Wikipedia paragraph that a question was written about."""
+"""SQuADRetrieval: find the Wikipedia paragraph that a question is about."""
 
 import random
 
@@ -12,19 +12,19 @@ SOURCE = "squad-dev"
 QUICK_QUESTIONS = 300
 QUICK_PARAGRAPHS = 500
 QUICK_CHARACTERS = 320
-"""About 64 tokens; whole paragraphs would cost a 135M model three more minutes on two cores."""
+"""About 64 tokens. Whole paragraphs would take a 135M model three more minutes on two cores."""
 SEED = 0
 
 
 class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
     """SQuAD v1.1 dev: 10,565 questions over 2,067 paragraphs; nDCG@10.
 
-    The quick version has 300 questions and 500 paragraphs, all theirs and
-    others, drawn by a fixed seed, each paragraph cut behind the last word that
-    ends within its first 320 characters. An answer may lie behind the cut, and
-    there are fewer paragraphs to confuse: quick scores compare only with each other.
+    The quick version has 300 questions, their paragraphs, and others up to 500 paragraphs, drawn
+    with a fixed seed. Each paragraph is truncated after the last word within its first 320
+    characters. Quick scores compare only with each other, because an answer may be cut off and
+    there are fewer wrong paragraphs.
 
-    Source: Rajpurkar et al., 2016. The set must stay out of training.
+    Source: Rajpurkar et al., 2016. Do not train on this set.
     """
 
     metadata = metadata(
@@ -43,11 +43,11 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
         reference="https://rajpurkar.github.io/SQuAD-explorer/",
     )
     k_values = (1, 3, 5, 10, 20, 100)
-    """mteb keeps as many hits of each question as the largest: a thousand would be half of all."""
+    """mteb keeps as many hits per question as the largest; its default, 1,000, is half of all."""
 
     def read(self) -> None:
-        """Take all of it, or the quick version's draw."""
-        paragraphs: dict[str, int] = {}  # in the file's order
+        """Take the whole set, or the sample of the quick version."""
+        paragraphs: dict[str, int] = {}  # by number, in the order of the file
         questions = [
             (row["question"], paragraphs.setdefault(row["context"], len(paragraphs)))
             for row in catalog.rows(SOURCE)
@@ -80,7 +80,7 @@ class SQuADRetrieval(OfflineTask, AbsTaskRetrieval):
 
 
 def cut(text: str, characters: int) -> str:
-    """Cut a text behind the last word that ends within its first ``characters`` characters."""
+    """Truncate a text after the last word that ends within its first `characters` characters."""
     if len(text) <= characters:
         return text
     whole_words, _, _ = text[: characters + 1].rpartition(" ")

@@ -1,4 +1,4 @@
-"""STS17 en-en: how well cosine similarity orders sentence pairs by meaning."""
+"""STS17, English: rank sentence pairs by similarity."""
 
 from datasets import DatasetDict
 from mteb.abstasks import AbsTaskSTS
@@ -10,11 +10,11 @@ from llm2comp.evaluation.tasks.sts_benchmark import scored_pairs
 
 
 class STS17(OfflineTask, AbsTaskSTS):
-    """English pairs of track 5, 250 pairs; Spearman of cosine and human score.
+    """The English pairs of track 5, 250 pairs; Spearman of cosine and human score.
 
-    The pairs lie spread over STS-B's dev and test files, so this set must never
-    be tuned on. The quick version is the whole set. all-MiniLM-L6-v2 has 87.59,
-    as published. Source: Cer et al., SemEval-2017 Task 1.
+    The pairs are spread over the development and test files of STS-B. Do not tune on them. The
+    quick version is the whole set. all-MiniLM-L6-v2 scores 87.59, as published. Source: Cer et al.,
+    SemEval-2017 Task 1.
     """
 
     metadata = STS17Crosslingual.metadata.model_copy(
@@ -26,7 +26,7 @@ class STS17(OfflineTask, AbsTaskSTS):
     )
 
     def read(self) -> None:
-        """Take the rows that come from track 5; the split of STS-B does not matter."""
+        """Take the rows of track 5 from all splits of STS-B."""
         rows = (row for row in catalog.rows("stsb") if row["file"].startswith("track5"))
         pairs = scored_pairs(rows)
         self.dataset = {"en-en": DatasetDict(test=pairs)}

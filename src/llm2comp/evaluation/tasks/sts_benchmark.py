@@ -1,4 +1,4 @@
-"""STSBenchmark: how well cosine similarity orders sentence pairs by meaning."""
+"""STSBenchmark: rank sentence pairs by similarity."""
 
 from collections.abc import Iterable
 
@@ -13,8 +13,8 @@ from llm2comp.evaluation.tasks.offline import OfflineTask
 class STSBenchmark(OfflineTask, AbsTaskSTS):
     """The official test set, 1,379 pairs; Spearman of cosine and human score.
 
-    The quick version is the whole set. all-MiniLM-L6-v2 has 82.03, as published.
-    Source: Cer et al., SemEval-2017 Task 1.
+    The quick version is the whole set. all-MiniLM-L6-v2 scores 82.03, as published. Source: Cer et
+    al., SemEval-2017 Task 1.
     """
 
     metadata = STSBenchmarkSTS.metadata.model_copy(

@@ -1,4 +1,4 @@
-"""STSBenchmarkDev: the development set of STSBenchmark, to choose settings by."""
+"""STSBenchmarkDev: the development set of STSBenchmark, for choosing settings."""
 
 from datasets import DatasetDict
 from mteb.abstasks import AbsTaskSTS
@@ -10,11 +10,10 @@ from llm2comp.evaluation.tasks.sts_benchmark import scored_pairs
 
 
 class STSBenchmarkDev(OfflineTask, AbsTaskSTS):
-    """The official development set without STS17's pairs, 1,375 pairs; Spearman of cosine.
+    """The official development set without the pairs of STS17, 1,375 pairs; Spearman of cosine.
 
-    125 pairs of the official set are also STS17's, a test set, and are left
-    out. The quick version has every third pair. Source: Cer et al.,
-    SemEval-2017 Task 1.
+    125 pairs of the official set are left out, because they are also in STS17, which is a test set.
+    The quick version has every third pair. Source: Cer et al., SemEval-2017 Task 1.
     """
 
     metadata = STSBenchmarkSTS.metadata.model_copy(

@@ -1,4 +1,4 @@
-"""TREC: what kind of answer does a question ask for?"""
+"""TREC: classify questions by the type of their answer."""
 
 from datasets import DatasetDict
 from mteb.abstasks import AbsTaskClassification
@@ -13,12 +13,11 @@ SEED = 42
 
 
 class TREC(OfflineTask, AbsTaskClassification):
-    """5,381 unique questions, 6 coarse types; accuracy.
+    """5,381 unique questions of 6 coarse types; accuracy.
 
-    The file names no split: 500 questions, stratified by type and drawn by a
-    fixed seed, are the test, as many as in the official one. mteb's protocol:
-    ten logistic regressions, each on 8 questions a type. The quick version is
-    the whole set. Source: Li and Roth, 2002.
+    The file has no split, so the test set is a stratified sample of 500 questions with a fixed
+    seed. The official test set has as many. mteb's protocol: ten logistic regressions, each on 8
+    questions per type. The quick version is the whole set. Source: Li and Roth, 2002.
     """
 
     metadata = metadata(
@@ -34,7 +33,7 @@ class TREC(OfflineTask, AbsTaskClassification):
     )
 
     def read(self) -> None:
-        """Draw the test questions; the others are for training."""
+        """Draw the test questions. The others are for training."""
         rows = list(catalog.rows(SOURCE))
         questions = labelled(rows, sorted({row["label"] for row in rows}))
         self.dataset = questions.train_test_split(TEST, stratify_by_column="label", seed=SEED)

@@ -1,4 +1,4 @@
-"""TwentyNewsgroups: do posts of one group lie together?"""
+"""TwentyNewsgroups: cluster posts by their group."""
 
 from llm2comp.evaluation.tasks.clusters import DOCUMENTS, QUICK_DOCUMENTS, ClusteringTask
 from llm2comp.evaluation.tasks.offline import metadata
@@ -9,10 +9,10 @@ CHARACTERS = 128
 class TwentyNewsgroups(ClusteringTask):
     """20 Newsgroups, test split: the beginning of each post, 20 groups; V-measure.
 
-    mteb's set has the subject lines alone; a post here, lower-cased and letters
-    only, begins with its subject too, and is cut behind the last word that ends
-    within its first 128 characters. Scores do not compare with mteb's. Source:
-    Lang, 1995; split and clean-up of Cachopo, 2007.
+    Scores do not compare with those on mteb's set, which has the subject lines only. A post here
+    also begins with its subject. It is in lower case and letters only, and is truncated after the
+    last word within its first 128 characters. Source: Lang, 1995; split and cleaned by Cachopo,
+    2007.
     """
 
     source = "20newsgroups"
