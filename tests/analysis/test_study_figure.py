@@ -14,14 +14,14 @@ def score(points: float) -> list[Score]:
 
 
 def study(settings: dict[str, list[float]], *stages: str) -> Results:
-    cells = {
+    trials = {
         f"{setting}-{seed}": TrialResult(
             setting, seed, scores={stage: score(points) for stage in stages}
         )
         for setting, seeds in settings.items()
         for seed, points in enumerate(seeds)
     }
-    return Results("s", cells, {"prompteol": score(40.0)})
+    return Results("s", trials, {"prompteol": score(40.0)})
 
 
 def texts(file: Path) -> str:
@@ -57,8 +57,8 @@ def test_settings_of_a_number_are_lines_over_it(tmp_path: Path) -> None:
         assert wanted in shown
     assert "prompteol" not in shown
     assert "passages" not in shown
-    for cell in found.cells.values():
-        cell.passages = 1000 if "1,000" in cell.setting else 496
+    for trial in found.trials.values():
+        trial.passages = 1000 if "1,000" in trial.setting else 496
     _, svg = study_figure.draw(found, tmp_path / "scores")
     assert "passages" in texts(svg)  # what the numbers are of, for that many were seen
     rows = [row for row in found.rows() if row.stage]

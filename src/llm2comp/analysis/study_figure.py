@@ -41,7 +41,7 @@ def draw(found: Results, stem: Path) -> list[Path]:
 
 def _what(found: Results) -> str:
     """Return what the settings' numbers are of: as they say, or passages if that many were seen."""
-    scored = [(_read(one.setting), one.passages) for one in found.cells.values() if one.scores]
+    scored = [(_read(one.setting), one.passages) for one in found.trials.values() if one.scores]
     if all(matched["what"] is None and _number(matched) == seen for matched, seen in scored):
         return "passages"
     return scored[0][0]["what"] or ""

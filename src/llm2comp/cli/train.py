@@ -93,7 +93,7 @@ def study(
         typer.echo()
     tables.show_cells(found.score_table())
     typer.echo(f"{out / 'results.json'} holds the scores of every trial.")
-    if find_spec("matplotlib") and any(trial.scores for trial in found.cells.values()):
+    if find_spec("matplotlib") and any(trial.scores for trial in found.trials.values()):
         from llm2comp.analysis import study_figure
 
         drawn, _ = study_figure.draw(found, out / "scores")
