@@ -96,7 +96,7 @@ def study(
     if find_spec("matplotlib") and any(trial.scores for trial in found.trials.values()):
         from llm2comp.analysis import study_figure
 
-        drawn, _ = study_figure.draw(found, out / "scores")
+        drawn, _ = study_figure.draw(found, loaded, out / "scores")
         typer.echo(f"{drawn} shows them.")
     for name, error in found.failed.items():
         typer.echo(f"llm2comp: {name} failed: {error}", err=True)

@@ -15,10 +15,11 @@ from llm2comp.evaluation.store import Score
 from llm2comp.recipe import study_path
 from llm2comp.training import pipeline
 from llm2comp.training.study import results
-from llm2comp.training.study.plan import load_study, trial
+from llm2comp.training.study.plan import load_study, recipe_value, trial
 from llm2comp.training.study.run import StudyRun
 
 REPOSITORY = Path(__file__).parents[3]
+RECORDED = sorted(path.parent for path in REPOSITORY.glob("results/*/results.json"))
 SHIPPED = sorted((REPOSITORY / "recipes" / "study").glob("*.yaml"))
 KEYS = ("backbone", "memory", "stages")
 
@@ -320,9 +321,7 @@ def test_the_file_calls_the_trials_cells_as_0_1_did(tmp_path: Path) -> None:
     assert results.read(tmp_path, "x") == known
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(path.parent for path in REPOSITORY.glob("results/*/results.json")), ids=str
-)
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_results_of_0_1_are_read_and_written_back_the_same(folder: Path, tmp_path: Path) -> None:
     results.read(folder, folder.name).write(tmp_path)
     before, after = (
@@ -330,3 +329,52 @@ def test_results_of_0_1_are_read_and_written_back_the_same(folder: Path, tmp_pat
     )
     assert after == before
     assert (tmp_path / "results.md").read_text() == (folder / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ({"x": "pretext.stepps"}, "plot: setting 'CTKD': .* no key 'pretext.stepps'"),
+        ({"x": "supervised.steps"}, "no key 'supervised.steps'"),
+        ({"x": "pretext.steps.more"}, "no key 'pretext.steps.more'"),
+        ({"x": "pretext.steps", "line": "objective"}, "no key 'objective'"),
+        ({"x": "pretext.objective"}, "is 'distillation', and a plot needs a number"),
+        ({"x": "seed"}, "seed is 0, and a plot needs a number above 0"),
+        ({"x": "pretext.steps", "lines": "seed"}, "did you mean 'line'"),
+    ],
+)
+def test_a_plot_s_wrong_key_is_found_before_anything_runs(
+    study_file: Path, plot: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_study(edit(study_file, plot=plot))
+
+
+def test_a_key_is_read_as_an_override_writes_it(study_file: Path) -> None:
+    study = load_study(edit(study_file, plot={"x": "pretext.data.0.weight", "line": "memory.init"}))
+    recipe = trial(study, "CTKD", 1).recipe
+    assert recipe_value(recipe, "seed") == 1
+    assert recipe_value(recipe, "pretext.steps") == recipe.stages[0].steps
+    assert study.plot is not None
+    assert study.plot.point(recipe) == ("random", 1.0)
+
+
+def test_a_study_with_another_plot_or_none_is_the_same_study(
+    study_file: Path, tmp_path: Path
+) -> None:
+    StudyRun(load_study(study_file), tmp_path / "0.1")
+    assert "plot" not in yaml.safe_load((tmp_path / "0.1" / "study.yaml").read_text())
+    plotted = load_study(edit(study_file, plot={"x": "memory.tokens"}))
+    StudyRun(plotted, tmp_path / "0.1")
+    StudyRun(plotted, tmp_path / "new")
+    assert load_study(tmp_path / "new" / "study.yaml") == plotted
+    StudyRun(load_study(edit(study_file, plot={"x": "pretext.steps"})), tmp_path / "new")
+    StudyRun(load_study(edit(study_file, plot=None)), tmp_path / "new")
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_a_shipped_study_is_the_one_whose_results_are_recorded(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "study")
+    StudyRun(load_study(study_path(folder.name)), tmp_path / "study")

@@ -36,6 +36,37 @@ class Quick(Strict):
     """Settings that replace those of the study; `null` keeps them."""
 
 
+class Plot(Strict):
+    """How to draw the scores as lines over a number of the recipe.
+
+    Keys are written as in an override: `memory.tokens`. Their values are looked up in the recipe
+    of each setting, so settings may have any names.
+    """
+
+    x: str
+    """Key of the number on the x axis."""
+    times: str | None = None
+    """A second key whose number `x` is multiplied by: steps times batch size are samples."""
+    label: str | None = None
+    """Label of the x axis; `null` takes the key."""
+    line: str | None = None
+    """Key whose value names the line of a setting; `null` draws one line."""
+    names: dict[str, str] = Field(default={})
+    """What the legend calls a value of `line`, if not by the value."""
+
+    def point(self, recipe: Recipe) -> tuple[str, float]:
+        """Return the name of a recipe's line, which may be empty, and its place on the x axis.
+
+        Raises:
+            UserError: if a key is not in the recipe, or `x` is not a number above 0.
+        """
+        x = _positive(recipe, self.x)
+        if self.times is not None:
+            x *= _positive(recipe, self.times)
+        line = "" if self.line is None else str(recipe_value(recipe, self.line))
+        return self.names.get(line, line), x
+
+
 class Study(Strict):
     """A whole study."""
 
@@ -47,6 +78,8 @@ class Study(Strict):
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning | None = None
     quick: Quick = Quick()
+    plot: Plot | None = None
+    """How to draw the figure; bars if there is no plot."""
 
     @property
     def size(self) -> int:
@@ -87,7 +120,7 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
 
     Raises:
         UserError: if the file is missing, is not YAML, or has an unknown key, also within the
-            recipe or an override. The message names the file and the key.
+            recipe, an override or the plot. The message names the file and the key.
     """
     try:
         study = Study.model_validate(read_yaml(path, "study"))
@@ -105,7 +138,13 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
         )
     for setting in study.settings:
         # Building a trial finds a wrong override now, and not after hours of training.
-        trial(study, setting, study.seeds[0], study.tuning.values[0] if study.tuning else None)
+        value = study.tuning.values[0] if study.tuning else None
+        recipe = trial(study, setting, study.seeds[0], value).recipe
+        if study.plot:
+            try:
+                study.plot.point(recipe)
+            except UserError as error:
+                raise UserError(f"study {path}: plot: setting {setting!r}: {error}") from error
     return study
 
 
@@ -138,6 +177,35 @@ def trial(study: Study, setting: str, seed: int, value: Any = None) -> Trial:
     where = f"study {study.name}, setting {setting!r}"
     recipe = parse({"name": study.name} | study.recipe, overrides, where)
     return Trial(setting, seed, value, recipe)
+
+
+def recipe_value(recipe: Recipe, key: str) -> Any:
+    """Return the value of a recipe's key.
+
+    Args:
+        recipe: the recipe.
+        key: written as in an override, with dots and with stages by their names: `pretext.steps`.
+
+    Raises:
+        UserError: if the recipe has no such key.
+    """
+    node: Any = recipe.model_dump()
+    node |= {stage["stage"]: stage for stage in node["stages"]}
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            raise UserError(f"the recipe has no key {key!r}")
+    return node
+
+
+def _positive(recipe: Recipe, key: str) -> float:
+    value = recipe_value(recipe, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{key} is {value!r}, and a plot needs a number above 0")
+    return value
 
 
 def _as_file(name: str) -> str:

@@ -242,16 +242,23 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _claim(study: Study, out: Path) -> None:
-    """Write `study.yaml`, or check that the folder's study is the same one."""
+    """Write `study.yaml`, or check that the folder's study is the same one.
+
+    `plot` is not compared, because it changes only the figure, and version 0.1 did not have it.
+    """
     path = out / STUDY
-    settings = study.model_dump()
+    settings = study.model_dump(exclude={"plot"})
     if path.exists():
-        if read_yaml(path, "study") != settings:
+        known = read_yaml(path, "study")
+        known.pop("plot", None)
+        if known != settings:
             raise UserError(
                 f"{out} holds another study (see {path}); "
                 "give another --out, or remove that folder to start again"
             )
         return
+    if study.plot:
+        settings["plot"] = study.plot.model_dump()
     with atomic_file(path) as partial:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         partial.write_text(text, encoding="utf-8")
