@@ -21,8 +21,8 @@ GROUPS = 7
 """Colours of the map: clusters of the last encoder's vectors."""
 HOVER_CHARACTERS = 160
 HELD_OUT = {
-    "own": "own memory",
-    "other": "another text's memory",
+    "matched": "own memory",
+    "mismatched": "another text's memory",
     "last_tokens": "the last k tokens instead",
     "loss": "loss",
 }

@@ -1,6 +1,5 @@
 """Run a study, one trial after another; continue a stopped study; report trials that fail."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -158,7 +157,7 @@ class StudyRun:
         self._reuse_stages(planned.recipe, folder)
         pipeline.train(planned.recipe, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
-        events = [json.loads(line) for line in (folder / run_folder.LOG).open(encoding="utf-8")]
+        events = run_folder.read_events(folder)
         result.seconds = sum(event.get("seconds", 0.0) for event in events)
         dtype = compute_dtype(planned.recipe.backbone.dtype)
         result.dtype = str(dtype).removeprefix("torch.")
@@ -230,7 +229,7 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
     A stage that the target already has is left as it is.
     """
     stages = {folder: stage for stage, folder in STAGE_FOLDERS.items()}
-    events = [json.loads(line) for line in (source / run_folder.LOG).open(encoding="utf-8")]
+    events = run_folder.read_events(source)
     log = RunLog(target / run_folder.LOG, Console())
     for name in names:
         if not (target / name).exists():
