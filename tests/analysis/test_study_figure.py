@@ -6,22 +6,48 @@ import pytest
 
 from llm2comp.analysis import study_figure
 from llm2comp.evaluation.store import Score
+from llm2comp.recipe import study_path
+from llm2comp.training.study import results
+from llm2comp.training.study.plan import Plot, Study, load_study, trial
 from llm2comp.training.study.results import Results, TrialResult
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def score(points: float) -> list[Score]:
     return [Score(task, "m", points + i, 1.0, 1, 1.0, 1, quick=True) for i, task in enumerate("ab")]
 
 
-def study(settings: dict[str, list[float]], *stages: str) -> Results:
-    cells = {
+def scored(settings: dict[str, list[float]], *stages: str) -> Results:
+    trials = {
         f"{setting}-{seed}": TrialResult(
             setting, seed, scores={stage: score(points) for stage in stages}
         )
         for setting, seeds in settings.items()
         for seed, points in enumerate(seeds)
     }
-    return Results("s", cells, {"prompteol": score(40.0)})
+    return Results("s", trials, {"prompteol": score(40.0)})
+
+
+def study(settings: dict[str, list[str]], **plot: object) -> Study:
+    stage = {
+        "stage": "pretext",
+        "data": [{"source": "x"}],
+        "steps": 1,
+        "batch_size": 8,
+        "learning_rate": 1.0,
+    }
+    return Study(
+        name="s",
+        recipe={"stages": [stage]},
+        settings=settings,
+        plot=Plot.model_validate(plot) if plot else None,
+    )
+
+
+def points(of: Study) -> dict[str, tuple[str, float]]:
+    assert of.plot is not None
+    return {setting: of.plot.point(trial(of, setting, 0).recipe) for setting in of.settings}
 
 
 def texts(file: Path) -> str:
@@ -29,13 +55,14 @@ def texts(file: Path) -> str:
 
 
 def test_settings_are_bars_beside_the_baselines(tmp_path: Path) -> None:
-    found = study({"CTKD": [60.0, 62.0], "EBAE+EBAR": [50.0]}, "after stage 1")
-    png, svg = study_figure.draw(found, tmp_path / "scores")
+    found = scored({"CTKD": [60.0, 62.0], "EBAE+EBAR": [50.0]}, "after stage 1")
+    bar_study = study({"CTKD": [], "EBAE+EBAR": []})
+    png, svg = study_figure.draw(found, bar_study, tmp_path / "scores")
     assert png.stat().st_size > 5000
     shown = texts(svg)
     for wanted in ("prompteol", "40.5", "CTKD", "61.5", "EBAE+EBAR", "50.5", "score x 100"):
         assert wanted in shown
-    for panel in ("mean of 2 tasks", "61.0", "62.0"):  # a panel a task, after their mean's
+    for panel in ("mean of 2 tasks", "61.0", "62.0"):  # one panel per task, after their mean's
         assert panel in shown
     for group in ("training-free", "after stage 1"):
         assert group in shown
@@ -46,34 +73,65 @@ def test_settings_are_bars_beside_the_baselines(tmp_path: Path) -> None:
         ("EBAE+EBAR", 51.0),
     ]
     assert bars[1].deviation == pytest.approx(2**0.5)
-    assert math.isnan(bars[2].deviation)  # of one run there is none
+    assert math.isnan(bars[2].deviation)  # a single run has no deviation
 
 
-def test_settings_of_a_number_are_lines_over_it(tmp_path: Path) -> None:
-    found = study({"CTKD, 1,000": [60.0, 62.0], "CTKD, 496": [50.0], "NLL, 496": [45.0]}, "x")
-    _, svg = study_figure.draw(found, tmp_path / "scores")
+def test_with_a_plot_settings_of_any_name_are_points_of_lines(tmp_path: Path) -> None:
+    found = scored({"long": [60.0, 62.0], "short": [50.0], "short, alone": [45.0]}, "x")
+    settings = {
+        "long": ["pretext.steps=125"],
+        "short": ["pretext.steps=62"],
+        "short, alone": ["pretext.steps=62", "pretext.objective=continuation"],
+    }
+    plot = {
+        "x": "pretext.steps",
+        "times": "pretext.batch_size",
+        "line": "pretext.objective",
+        "names": {"distillation": "CTKD", "continuation": "NLL"},
+    }
+    line_study = study(settings, **plot)
+    _, svg = study_figure.draw(found, line_study, tmp_path / "scores")
     shown = texts(svg)
-    for wanted in ("CTKD", "NLL", "1,000", "496", "mean of 2 tasks"):
+    for wanted in ("CTKD", "NLL", "1,000", "496", "mean of 2 tasks", "pretext.steps"):
         assert wanted in shown
-    assert "prompteol" not in shown
-    assert "passages" not in shown
-    for cell in found.cells.values():
-        cell.passages = 1000 if "1,000" in cell.setting else 496
-    _, svg = study_figure.draw(found, tmp_path / "scores")
-    assert "passages" in texts(svg)  # what the numbers are of, for that many were seen
+    for unwanted in ("prompteol", "passages", "short", "distillation"):
+        assert unwanted not in shown
+    line_study = study(settings, **plot, label="passages")
+    _, svg = study_figure.draw(found, line_study, tmp_path / "scores")
+    assert "passages" in texts(svg)
     rows = [row for row in found.rows() if row.stage]
-    line = study_figure._lines(rows, ["a", "b"])["CTKD"]
+    line = study_figure._lines(rows, points(line_study), ["a", "b"])["CTKD"]
     assert [point[:2] for point in line] == [(496, 50.5), (1000, 61.5)]
     assert line[1][2] == pytest.approx(2**0.5)
 
 
 def test_stages_are_lines_of_their_own(tmp_path: Path) -> None:
-    found = study({"SCL steps = 1": [50.0], "SCL steps = 8": [60.0]}, "after UCL", "after SCL")
+    found = scored({"one": [50.0], "eight": [60.0]}, "after UCL", "after SCL")
+    settings = {"one": ["pretext.steps=1"], "eight": ["pretext.steps=8"]}
+    line_study = study(settings, x="pretext.steps", label="SCL steps")
     rows = [row for row in found.rows() if row.stage]
-    lines = study_figure._lines(rows, ["a"])
+    lines = study_figure._lines(rows, points(line_study), ["a"])
     assert {name: [x for x, *_ in line] for name, line in lines.items()} == {
         "after UCL": [1, 8],
         "after SCL": [1, 8],
     }
-    _, svg = study_figure.draw(found, tmp_path / "scores")
+    _, svg = study_figure.draw(found, line_study, tmp_path / "scores")
     assert "SCL steps" in texts(svg)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("memory_tokens", ["k", "1", "2", "4", "8", "16"]),
+        ("samples", ["passages", "496", "1,000", "2,000", "4,000", "CTKD", "NLL"]),
+        ("scl_steps", ["SCL steps", "5", "10", "20", "40", "after UCL", "after SCL"]),
+        ("pretext", ["training-free", "CTKD", "EBAE+EBAR", "prompteol"]),
+    ],
+)
+def test_shipped_studies_draw_what_their_figures_show(
+    name: str, wanted: list[str], tmp_path: Path
+) -> None:
+    found = results.read(RESULTS / name, name)
+    _, svg = study_figure.draw(found, load_study(study_path(name)), tmp_path / name)
+    shown = [" ".join(text.split()) for text in ET.parse(svg).getroot().itertext()]
+    assert set(wanted) <= set(shown)

@@ -57,9 +57,9 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     compressor.load_adapter(released.adapter_of(f"{NAME}/1-pretext"))
     trained_memory = measure()
     assert trained_memory.gap > 0.8
-    assert trained_memory.own < trained_memory.last_tokens
-    assert trained_memory.own < untrained.own / 2
-    assert trained_memory.zeroed > trained_memory.own + 0.5
+    assert trained_memory.matched < trained_memory.last_tokens
+    assert trained_memory.matched < untrained.matched / 2
+    assert trained_memory.zeroed > trained_memory.matched + 0.5
     targets = torch.ones_like(ids, dtype=torch.bool)
     assert torch.equal(compressor.logits(compressor.teacher_states(ids, targets)), original)
 

@@ -12,13 +12,14 @@ from llm2comp import recipe
 from llm2comp.training import pipeline
 from llm2comp.training.contrastive import LengthSorted, train_contrastive
 from llm2comp.training.run_log import RunLog
+from llm2comp.training.stage_context import StageContext
 
 
 def test_training_on_scores_turns_the_order_of_pairs_round(
     tiny_recipe: Path, sentences: list[str], tmp_path: Path
 ) -> None:
-    run = recipe.load_recipe(tiny_recipe)
-    pipeline.train(run.model_copy(update={"stages": run.stages[:1]}), tmp_path / "run")
+    settings = recipe.load_recipe(tiny_recipe)
+    pipeline.train(settings.model_copy(update={"stages": settings.stages[:1]}), tmp_path / "run")
     source, folder = tmp_path / "run" / "model", tmp_path / "scored"
     anchors, positives = [sentences[0]] * 7, sentences[1:]
 
@@ -29,15 +30,12 @@ def test_training_on_scores_turns_the_order_of_pairs_round(
 
     scores = [-similarity for similarity in similarities(source)]
     pairs = {"anchor": anchors, "positive": positives, "score": scores}
+    stage = settings.stages[2].model_copy(update={"steps": 40, "batch_size": 7})
+    log = RunLog(tmp_path / "run.jsonl", Console())
     train_contrastive(
-        run,
-        run.stages[2].model_copy(update={"steps": 40, "batch_size": 7}),
+        StageContext(settings, stage, source, folder, tmp_path / "work", log),
         DatasetDict({"scored": Dataset.from_dict(pairs)}),
         [],
-        source,
-        folder,
-        tmp_path / "work",
-        RunLog(tmp_path / "run.jsonl", Console()),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
     )
     assert spearmanr(similarities(folder), scores).statistic > 0.9

@@ -105,7 +105,7 @@ def test_layout_and_log(uninterrupted: Path) -> None:
         assert all(h["token_cosine"] <= 1 for _, h in watched[stage])
     held = [measured for _, measured in watched["pretext"]]
     assert all(1 <= h["rankme"] <= 8 for h in held)  # of eight held-out passages
-    assert all(h["gap"] == pytest.approx(h["other"] - h["own"], abs=2e-4) for h in held)
+    assert all(h["gap"] == pytest.approx(h["mismatched"] - h["matched"], abs=2e-4) for h in held)
     assert [event["stage"] for event in events if event.get("done")] == list(STAGE_FOLDERS)
     assert all(event["tokens_per_second"] > 0 for event in events if "loss" in event)
     lineage = json.loads((uninterrupted / "model" / "llm2comp.json").read_text())

@@ -134,7 +134,11 @@ def test_start_from_goes_on_where_the_other_ended(tiny_recipe: Path, tmp_path: P
     again = recipe.load_recipe(tiny_recipe, [f"pretext.start_from={trained}"])
     pipeline.train(again.model_copy(update={"stages": again.stages[:1]}), tmp_path / "second")
     losses = [
-        [event["held_out"]["own"] for event in map(json.loads, log.open()) if "held_out" in event]
+        [
+            event["held_out"]["matched"]
+            for event in map(json.loads, log.open())
+            if "held_out" in event
+        ]
         for log in (tmp_path / "first" / "run.jsonl", tmp_path / "second" / "run.jsonl")
     ]
     assert losses[1][0] == pytest.approx(losses[0][-1], abs=1e-3)

@@ -12,7 +12,7 @@ from llm2comp.training.run_log import RunLog
 EVENTS = [
     {"stage": "pretext", "passages": 100},
     {"stage": "pretext", "step": 10, "loss": 1.5, "learning_rate": 1e-3},
-    {"stage": "pretext", "step": 20, "held_out": {"own": 1.25, "gap": 0.5}},
+    {"stage": "pretext", "step": 20, "held_out": {"matched": 1.25, "gap": 0.5}},
 ]
 
 
@@ -33,7 +33,7 @@ def test_events_go_to_the_file_and_their_numbers_to_tensorboard(tmp_path: Path) 
     assert found == {
         "pretext/loss": [(10, 1.5)],
         "pretext/learning_rate": [(10, pytest.approx(1e-3))],
-        "pretext/held_out_own": [(20, 1.25)],
+        "pretext/held_out_matched": [(20, 1.25)],
         "pretext/held_out_gap": [(20, 0.5)],
     }
 

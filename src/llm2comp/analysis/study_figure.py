@@ -1,71 +1,70 @@
-"""The figure of a study: scores with error bars over seeds, as bars, or as lines over a number."""
+"""The figure of a study: scores with error bars over seeds, as bars or as lines over a number."""
 
 import math
-import re
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from llm2comp.analysis import figures
+from llm2comp.training.study.plan import Study, trial
 from llm2comp.training.study.results import Results, Row
-
-_NUMBER = re.compile(r"((?P<line>.+), )?((?P<what>.+) = )?(?P<number>\d[\d,]*)")
-"""A setting over a number: ``k = 8``, or, on a line of its own, ``CTKD, 1,000``."""
 
 UNIT = "score x 100"
 
 
-def draw(found: Results, stem: Path) -> list[Path]:
-    """Draw a study's scores, a panel a task after one of their mean.
+def draw(results: Results, study: Study, stem: Path) -> list[Path]:
+    """Draw the scores of a study, with one panel per task after a panel of their mean.
 
-    Settings that are numbers of something, as in ``k = 8``, are points of lines
-    over it; others are bars, beside those of the baselines.
+    If the study has a `plot`, its settings are points of lines. Otherwise they are bars, beside
+    those of the baselines.
 
     Args:
-        found: with at least one scored cell.
-        stem: path of the figure without ``.png`` and ``.svg``.
+        results: results with at least one scored trial.
+        study: the study that they are of.
+        stem: path of the figure without `.png` and `.svg`.
+
+    Returns:
+        The two files.
 
     Raises:
         UserError: if matplotlib is not installed.
     """
-    panels = {task: [task] for task in found.tasks}
+    panels = {task: [task] for task in results.tasks}
     if len(panels) > 1:
         panels = {f"mean of {len(panels)} tasks": list(panels), **panels}
-    trained = [row for row in found.rows() if row.stage]
-    if all(_NUMBER.fullmatch(row.setting) for row in trained):
-        lines = {title: _lines(trained, tasks) for title, tasks in panels.items()}
-        return figures.lines(lines, stem, x=_what(found), y=UNIT)
-    bars = {title: _bars(found.rows(), tasks) for title, tasks in panels.items()}
-    return figures.bars(bars, stem, x=UNIT)
+    rows = results.rows()
+    if study.plot is None:
+        bars = {title: _bars(rows, tasks) for title, tasks in panels.items()}
+        return figures.bars(bars, stem, x=UNIT)
+    trained = [row for row in rows if row.stage]
+    points = {
+        setting: study.plot.point(trial(study, setting, study.seeds[0]).recipe)
+        for setting in study.settings
+    }
+    lines = {title: _lines(trained, points, tasks) for title, tasks in panels.items()}
+    return figures.lines(lines, stem, x=study.plot.label or study.plot.x, y=UNIT)
 
 
-def _what(found: Results) -> str:
-    """Return what the settings' numbers are of: as they say, or passages if that many were seen."""
-    scored = [(_read(one.setting), one.passages) for one in found.cells.values() if one.scores]
-    if all(matched["what"] is None and _number(matched) == seen for matched, seen in scored):
-        return "passages"
-    return scored[0][0]["what"] or ""
+def _lines(
+    rows: list[Row], points: Mapping[str, tuple[str, float]], tasks: Collection[str]
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Return, for each line of a panel, its points from left to right.
 
+    Args:
+        rows: scores of the settings. If they are of several stages, each stage has its own lines.
+        points: by setting, the name of its line and its place on the x axis.
+        tasks: names of the tasks that are averaged.
 
-def _lines(rows: list[Row], tasks: Collection[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """Return points by their line, and by the stage if there are several."""
+    Returns:
+        By the name of the line: place on the x axis, mean over runs, deviation over runs.
+    """
     several = len({row.stage for row in rows}) > 1
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
-        matched = _read(row.setting)
-        label = ", ".join(filter(None, [matched["line"], row.stage if several else ""]))
-        lines.setdefault(label, []).append((_number(matched), *_summary(row, tasks)))
-    return {label: sorted(points) for label, points in lines.items()}
-
-
-def _read(setting: str) -> re.Match[str]:
-    matched = _NUMBER.fullmatch(setting)
-    assert matched is not None
-    return matched
-
-
-def _number(matched: re.Match[str]) -> int:
-    return int(matched["number"].replace(",", ""))
+        line, x = points[row.setting]
+        label = ", ".join(filter(None, [line, row.stage if several else ""]))
+        lines.setdefault(label, []).append((x, *_summary(row, tasks)))
+    return {label: sorted(line) for label, line in lines.items()}
 
 
 def _bars(rows: list[Row], tasks: Collection[str]) -> list[figures.Bar]:
@@ -75,7 +74,10 @@ def _bars(rows: list[Row], tasks: Collection[str]) -> list[figures.Bar]:
 
 
 def _summary(row: Row, tasks: Collection[str]) -> tuple[float, float]:
-    """Return the mean over runs of their means over tasks, and its deviation, NaN for one run."""
+    """Return the mean over runs of each run's mean over tasks, and its sample deviation.
+
+    The deviation of a single run is NaN.
+    """
     means = [
         statistics.mean(score.main_score for score in run if score.task in tasks)
         for run in row.runs

@@ -101,10 +101,10 @@ def study(
         typer.echo()
     tables.show_cells(results.score_table())
     typer.echo(f"The scores of every trial are in {out / 'results.json'}")
-    if find_spec("matplotlib") and any(trial.scores for trial in results.cells.values()):
+    if find_spec("matplotlib") and any(trial.scores for trial in results.trials.values()):
         from llm2comp.analysis import study_figure
 
-        drawn, _ = study_figure.draw(results, out / "scores")
+        drawn, _ = study_figure.draw(results, loaded, out / "scores")
         typer.echo(f"The figure is {drawn}")
     for name, error in results.failed.items():
         typer.echo(f"llm2comp: {name} failed: {error}", err=True)

@@ -1,1 +1,1 @@
-"""Training stages. Each takes a folder and makes a folder."""
+"""Training: recipes, their stages, and studies of many runs."""

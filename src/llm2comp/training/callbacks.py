@@ -1,8 +1,8 @@
-"""Watch stage 1 as it trains: what is held out, and when the attention opens."""
+"""Callbacks: measure held-out text while a stage trains, and open the attention at a given step."""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from llm2comp.inference import memory_vectors
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
 from llm2comp.training import held_out
-from llm2comp.training.held_out import Directions
+from llm2comp.training.held_out import Directions, HeldOut
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
 from llm2comp.training.run_log import RunLog
@@ -27,14 +27,20 @@ from llm2comp.training.run_log import RunLog
 logger = logging.getLogger("llm2comp")
 
 FLAT_GAP = 0.1
-"""A gap below this, in nats a token, says that memory has become a generic prefix."""
+"""A gap below this, in nats per token, says that memory does not depend on its text."""
+FLAT_MEASUREMENTS = 3
+"""After this many flat gaps in a row there is a warning."""
+COLLAPSED_COSINE = 0.97
+"""A mean cosine between texts above this says that all texts have nearly the same embedding."""
 
 
 class EvalCallback(TrainerCallback, ABC):
-    """A callback that measures on the main process.
+    """A callback that measures before the first step, every N steps and after the last step.
+
+    It measures on the main process only.
 
     Attributes:
-        every: steps between measurements.
+        every: steps between two measurements.
     """
 
     every: int
@@ -46,44 +52,32 @@ class EvalCallback(TrainerCallback, ABC):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Measure what the stage starts from."""
+        """Measure what the stage starts from, unless it continues from a checkpoint."""
         if state.global_step == 0 and state.is_world_process_zero:
             self.measure(0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Measure every N steps and at the end."""
+        """Measure if this step is due."""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
         if due and state.is_world_process_zero:
             self.measure(state.global_step)
 
 
-class AttentionSwitch(TrainerCallback):
-    """Opens a causal encoder's attention at ``bidirectional_from_step``."""
-
-    def __init__(self, compressor: Compressor, opens: int) -> None:
-        self.compressor = compressor
-        self.opens = opens
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Set the attention of the step at which training begins or goes on."""
-        self.compressor.causal = state.global_step < self.opens
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Open the attention when its step has come."""
-        self.compressor.causal = state.global_step < self.opens
-
-
 class HeldOutWatch(EvalCallback):
-    """Measures the objective and the embeddings on held-out text.
+    """Measures stage 1 on held-out passages: the objective's loss and the embeddings.
 
-    An objective that compresses is judged by the gap, any other by its loss.
-    There is one warning if the gap stays flat, and one if the embeddings collapse.
+    An objective that compresses is judged by the gap, any other objective by its loss. It warns
+    once if the gap stays flat, and once if the embeddings collapse.
+
+    Args:
+        compressor: the model in training.
+        objective: what it is trained on.
+        batches: held-out passages, at least two per batch.
+        stage: settings of the stage; `eval_steps` says how often to measure.
+        dtype: precision of autocast.
+        log: where measurements are written.
     """
 
     def __init__(
@@ -101,9 +95,9 @@ class HeldOutWatch(EvalCallback):
         self.batches = [batch.to(device) for batch in batches]
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
         self.every = stage.eval_steps
-        self.log_file = log
-        self.flat = 0
-        self.warned = False
+        self.run_log = log
+        self.flat_measurements = 0
+        self.warned_of_collapse = False
 
     def measure(self, step: int) -> None:
         """Measure, log and warn."""
@@ -112,94 +106,44 @@ class HeldOutWatch(EvalCallback):
                 text_cosine = self._measure_memory(self.objective, step)
             else:
                 values = held_out.measure_loss(self.compressor, self.objective, self.batches)
-                report(self.log_file, "pretext", step, values)
+                log_held_out(self.run_log, "pretext", step, values)
                 text_cosine = values["text_cosine"]
-        if step and not self.warned:
-            self.warned = warn_of_collapse("pretext", step, text_cosine)
+        if step and not self.warned_of_collapse:
+            self.warned_of_collapse = warn_of_collapse("pretext", step, text_cosine)
 
     def _measure_memory(self, objective: Compression, step: int) -> float:
-        """Measure and log the gap and all beside it, and return the cosine between texts."""
+        """Measure and log an objective that compresses; return the cosine between texts."""
         result = held_out.measure(self.compressor, objective, self.batches)
-        self.log_file.write(stage="pretext", step=step, held_out=result.as_dict())
-        self.log_file.console.print(
-            f"[dim]step {step}: held-out loss {result.own:.3f}, with another text's "
-            f"memory {result.other:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
-            f"{result.last_tokens:.3f}; cosine between memory tokens "
-            f"{result.token_cosine:.2f}, between texts {result.text_cosine:.2f}; effective "
-            f"dimension {result.rankme:.1f}"
-        )
+        self.run_log.write(stage="pretext", step=step, held_out=result.as_dict())
+        self.run_log.console.print(_memory_line(step, result))
         self._warn_of_a_flat_gap(step, result.gap)
         return result.text_cosine
 
     def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
-        self.flat = self.flat + 1 if step and gap < FLAT_GAP else 0
-        if self.flat == 3:
+        self.flat_measurements = self.flat_measurements + 1 if step and gap < FLAT_GAP else 0
+        if self.flat_measurements == FLAT_MEASUREMENTS:
             logger.warning(
-                "memory carries little of its text (gap %.3f nats a token at step %d): compression "
-                "has not ignited; try causal attention, a fixed split and a higher learning rate, "
-                "see docs/ignition.md",
+                "memory carries little of its text (the gap is %.3f nats per token at step %d): "
+                "compression has not ignited; try causal attention, a fixed split and a higher "
+                "learning rate, see docs/concepts/ignition.md",
                 gap,
                 step,
             )
 
 
-logger = logging.getLogger("llm2comp")
-
-
-ALIKE = 0.97
-
-
-"""A mean cosine above this says that all texts have become one vector."""
-
-
-BATCH = 16
-
-
-def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
-    """Warn in one line if texts have become alike; return whether they have."""
-    collapsed = text_cosine > ALIKE
-    if collapsed:
-        logger.warning(
-            "%s: the embeddings of different texts have a mean cosine of %.3f at step %d: they "
-            "have collapsed; lower the learning rate or warm up longer",
-            stage,
-            text_cosine,
-            step,
-        )
-    return collapsed
-
-
-def report(log: RunLog, stage: str, step: int, values: dict[str, float]) -> None:
-    """Log and show what was measured on held-out texts.
-
-    Args:
-        log: measurements go here.
-        stage: name of the stage.
-        step: of the measurement.
-        values: ``loss``, what :class:`.Directions` holds, and, where there are memory tokens,
-            ``token_cosine``.
-    """
-    log.write(stage=stage, step=step, held_out={n: round(value, 4) for n, value in values.items()})
-    tokens = values.get("token_cosine")
-    between = "" if tokens is None else f", between memory tokens {tokens:.2f}"
-    log.console.print(
-        f"[dim]step {step}: held-out loss {values['loss']:.3f}; effective dimension "
-        f"{values['rankme']:.1f}; cosine between texts {values['text_cosine']:.2f}{between}"
-    )
-
-
 class CollapseWatch(EvalCallback):
-    """Measures held-out pairs.
+    """Measures UCL or SCL on held-out pairs, and warns once if the embeddings collapse.
 
     Args:
         model: the encoder in training.
-        pairs: held-out anchors and positives; fewer than two are not watched.
+        pairs: held-out anchors and positives. Nothing is measured with fewer than two.
         stage: name of the stage.
-        every: steps between measurements.
-        temperature: of the stage's loss.
-        dropout: pairs are equal texts, told apart by dropout alone (UCL).
-        dtype: of autocast.
-        log: measurements go here.
+        every: steps between two measurements.
+        temperature: temperature of the stage's loss.
+        dropout: whether the two texts of a pair are equal, so that only dropout makes their
+            embeddings differ (UCL).
+        dtype: precision of autocast.
+        log: where measurements are written.
     """
 
     def __init__(
@@ -221,45 +165,115 @@ class CollapseWatch(EvalCallback):
         self.temperature = temperature
         self.dropout = dropout
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
-        self.log_file = log
-        self.warned = False
+        self.run_log = log
+        self.warned_of_collapse = False
 
     def measure(self, step: int) -> None:
         """Measure, log and warn."""
         if len(self.pairs) < 2:
             return
         with torch.no_grad(), self.autocast, torch.random.fork_rng():
-            torch.manual_seed(0)  # the same dropout each time, and training's own untouched
+            # The same dropout at each measurement; fork_rng leaves that of training as it was.
+            torch.manual_seed(0)
             values = self._values()
             self.model.train()
-        report(self.log_file, self.stage, step, values)
-        if not self.warned:
-            self.warned = warn_of_collapse(self.stage, step, values["text_cosine"])
+        log_held_out(self.run_log, self.stage, step, values)
+        if not self.warned_of_collapse:
+            self.warned_of_collapse = warn_of_collapse(self.stage, step, values["text_cosine"])
 
     def _values(self) -> dict[str, float]:
-        """Return the loss over in-batch negatives and how the positives use their space."""
+        """Return the loss with in-batch negatives, and how the positives use their space."""
         anchors, positives = (list(side) for side in zip(*self.pairs, strict=True))
         states: list[npt.NDArray[np.floating]] = []
         self.model.eval()
         with memory_vectors.memory_states(self.model, states):
-            still = self._embed(positives)
+            without_dropout = self._embed(positives)
         self.model.train(self.dropout)
-        views = self._embed(anchors), self._embed(positives) if self.dropout else still
-        ones, others = (normalize(view, dim=-1) for view in views)
-        logits = ones @ others.T / self.temperature
+        anchor_embeddings = normalize(self._embed(anchors), dim=-1)
+        positive_embeddings = self._embed(positives) if self.dropout else without_dropout
+        logits = anchor_embeddings @ normalize(positive_embeddings, dim=-1).T / self.temperature
         loss = cross_entropy(logits, torch.arange(len(logits), device=logits.device))
-        values = {"loss": loss.item(), **asdict(Directions.of(still))}
+        values = {"loss": loss.item(), **asdict(Directions.of(without_dropout))}
         if states:
             values["token_cosine"] = memory_tokens.measure(states).redundancy
         return values
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        batches = [list(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
-        vectors = []
-        for batch in batches:
+        """Return the embeddings `(texts, dimension)`, in float32."""
+        size = held_out.BATCH
+        embeddings = []
+        for batch in (list(texts[i : i + size]) for i in range(0, len(texts), size)):
             features = {
                 name: value.to(self.model.device) if isinstance(value, Tensor) else value
                 for name, value in self.model.preprocess(batch).items()
             }
-            vectors.append(self.model(features)["sentence_embedding"].float())
-        return torch.cat(vectors)
+            embeddings.append(self.model(features)["sentence_embedding"].float())
+        return torch.cat(embeddings)
+
+
+class AttentionSwitch(TrainerCallback):
+    """Makes a causal encoder's attention bidirectional from a given step on.
+
+    Args:
+        compressor: the model in training.
+        bidirectional_from_step: the first step with bidirectional attention.
+    """
+
+    def __init__(self, compressor: Compressor, bidirectional_from_step: int) -> None:
+        self.compressor = compressor
+        self.bidirectional_from_step = bidirectional_from_step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set the attention of the step at which training starts or continues."""
+        self.compressor.causal = state.global_step < self.bidirectional_from_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Set the attention of the step that begins."""
+        self.compressor.causal = state.global_step < self.bidirectional_from_step
+
+
+def log_held_out(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Write what was measured on held-out texts to the log, and show it in one line.
+
+    Args:
+        log: where measurements are written.
+        stage: name of the stage.
+        step: step of the measurement.
+        values: `loss`, the attributes of `Directions` and, if the encoder has memory tokens,
+            `token_cosine`.
+    """
+    log.write(stage=stage, step=step, held_out={n: round(value, 4) for n, value in values.items()})
+    tokens = values.get("token_cosine")
+    between_tokens = "" if tokens is None else f", between memory tokens {tokens:.2f}"
+    log.console.print(
+        f"[dim]step {step}: held-out loss {values['loss']:.3f}; effective dimension "
+        f"{values['rankme']:.1f}; cosine between texts {values['text_cosine']:.2f}{between_tokens}"
+    )
+
+
+def _memory_line(step: int, result: HeldOut) -> str:
+    """Return the line that shows a measurement of an objective that compresses."""
+    return (
+        f"[dim]step {step}: held-out loss {result.matched:.3f}, with another text's memory "
+        f"{result.mismatched:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
+        f"{result.last_tokens:.3f}; cosine between memory tokens {result.token_cosine:.2f}, "
+        f"between texts {result.text_cosine:.2f}; effective dimension {result.rankme:.1f}"
+    )
+
+
+def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
+    """Warn if the embeddings of different texts have become the same; return whether they have."""
+    collapsed = text_cosine > COLLAPSED_COSINE
+    if collapsed:
+        logger.warning(
+            "%s: the embeddings of different texts have a mean cosine of %.3f at step %d: they "
+            "have collapsed; lower the learning rate or warm up longer",
+            stage,
+            text_cosine,
+            step,
+        )
+    return collapsed

@@ -1,4 +1,4 @@
-"""What UCL and SCL share: an encoder folder in, contrastive training, an encoder folder out."""
+"""What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,14 +38,14 @@ from llm2comp.utils.hardware import compute_dtype
 
 
 class LengthSorted(SentenceTransformerDataCollator):
-    """Puts the rows of a batch in the order of their length.
+    """Sorts the rows of a batch by length, so that mini-batches need little padding.
 
-    No loss here depends on the order, and the cached one cuts a batch into mini-batches, each of
-    which is padded to its own longest text.
+    The cached loss cuts a batch into mini-batches, and each is padded to its own longest text. No
+    loss here depends on the order of the rows.
     """
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch that the stock collator makes of sorted rows."""
+        """Return the batch that the stock collator makes from the sorted rows."""
         return super().__call__(sorted(features, key=_characters))
 
 
@@ -54,12 +54,12 @@ def _characters(row: dict[str, Any]) -> int:
 
 
 class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
-    """The sentence-transformers Trainer, saving only what trains."""
+    """The Trainer of sentence-transformers, whose checkpoints hold only what trains."""
 
     data_collator_class = LengthSorted
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Add none: the card is written from the lineage."""
+        """Add no callback, because the model card is written from the lineage."""
 
 
 def train_contrastive(
@@ -70,19 +70,22 @@ def train_contrastive(
     batch_sampler: BatchSamplers,
     attention_dropout: float = 0.0,
 ) -> None:
-    """Train a fresh adapter on an encoder folder, and write the next one.
+    """Train a new adapter on an encoder folder, merge it, and write the next encoder folder.
 
-    Pairs are told from in-batch negatives. Pairs with scores are put in the order of their scores
-    (CoSENT), because two of them may well be alike.
+    Pairs are trained with InfoNCE against in-batch negatives. Pairs with scores are trained with
+    CoSENT, which learns the order of the scores, because another row's text may well be similar
+    and would be a false negative.
 
     Args:
-        context: the stage; its ``source`` is the encoder folder to start from.
-        data: columns anchor, positive and perhaps negative or score. Each batch is of one dataset.
+        context: the stage; its `source` is the encoder folder to start from.
+        data: columns `anchor`, `positive` and possibly `negative` or `score`. With several
+            datasets, each batch comes from one of them.
         held_out: anchors and positives that are measured, not trained on.
-        batch_sampler: of sentence-transformers.
-        attention_dropout: in training only.
+        batch_sampler: how sentence-transformers draws batches.
+        attention_dropout: dropout of attention weights, in training only.
     """
-    if isinstance(data, DatasetDict):  # a loss each, in modules of their names: no dots
+    if isinstance(data, DatasetDict):
+        # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
         data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
     assert context.source is not None
     stage, recipe = context.stage, context.recipe
@@ -131,7 +134,7 @@ def train_contrastive(
         )
     )
     counter = TokenCounter()
-    model[0].register_forward_pre_hook(lambda _, given: counter.add(given[0]["attention_mask"]))
+    model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
     adapter = context.workdir / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
@@ -150,20 +153,22 @@ def _losses(
     *,
     gather: bool,
 ) -> torch.nn.Module | dict[str, torch.nn.Module]:
-    """Return the loss, or one a dataset."""
-    contrast = _info_nce(model, stage, gather=gather)
+    """Return the loss or, with several datasets, the loss of each."""
+    info_nce = _info_nce(model, stage, gather=gather)
     if isinstance(data, Dataset):
-        return contrast
-    order = CoSENTLoss(model, scale=1.0 / stage.temperature)
+        return info_nce
+    cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
     return {
-        name: order if SCORE in dataset.column_names else contrast for name, dataset in data.items()
+        name: cosent if SCORE in dataset.column_names else info_nce
+        for name, dataset in data.items()
     }
 
 
 def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -> torch.nn.Module:
-    """InfoNCE over in-batch negatives; cached (GradCache) only where a batch needs it.
+    """Return InfoNCE with in-batch negatives.
 
-    The two have equal gradients; the cached one costs a forward pass more.
+    The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
+    it has the same gradient but costs one more forward pass.
     """
     scale = 1.0 / stage.temperature
     if stage.batch_size <= stage.mini_batch_size:

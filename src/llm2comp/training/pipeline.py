@@ -1,54 +1,94 @@
-"""Run a recipe: stage after stage, skipping what is done, resuming where a run was stopped."""
+"""Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from rich.console import Console
 
 from llm2comp.errors import UserError
-from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, Supervised, Unsupervised, load_recipe
+from llm2comp.recipe import (
+    STAGE_FOLDERS,
+    Pretext,
+    Recipe,
+    Stage,
+    Supervised,
+    Unsupervised,
+    load_recipe,
+)
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import LOG, MODEL, RECIPE
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
+from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.files import atomic_file, atomic_folder
 
+SIZES = frozenset(
+    {
+        "steps",
+        "batch_size",
+        "mini_batch_size",
+        "warmup_steps",
+        "save_steps",
+        "log_steps",
+        "eval_steps",
+        "eval_passages",
+        "eval_pairs",
+    }
+)
+"""Keys of a stage that a plan may change."""
 
-def train(recipe: Recipe, out: Path, console: Console | None = None) -> Path:
-    """Run a recipe's stages and return the folder of the final encoder, ``out/model``.
 
-    ``out`` gets one encoder folder per stage, ``model``, ``recipe.yaml`` and ``run.jsonl``. A
-    stage whose folder exists is skipped. A stage that was stopped resumes from its last
-    checkpoint, with the same result bit for bit.
+def train(
+    recipe: Recipe,
+    out: Path,
+    console: Console | None = None,
+    plan: Callable[[Stage], Stage] | None = None,
+) -> Path:
+    """Run a recipe's stages and return the folder of the final encoder, `out/model`.
+
+    The folder gets one encoder folder per stage, `model`, `recipe.yaml` and `run.jsonl`. A stage
+    whose folder exists is skipped. A stage that was stopped resumes from its last checkpoint, and
+    the result is the same, bit for bit.
+
+    A `plan` decides the size of a stage just before it starts, for example from the time that is
+    left. It is asked about each stage that has neither an encoder folder nor a checkpoint, and its
+    answer is written to `recipe.yaml` before the stage starts. A stage that has started keeps the
+    sizes in that file, so that a stopped run resumes with them.
 
     Args:
         recipe: what to run.
         out: folder of the run.
-        console: where progress is shown; standard error, when not given.
+        console: where progress is shown; standard error by default.
+        plan: takes a stage of the recipe and returns it, perhaps with other `SIZES`.
 
     Raises:
-        UserError: if ``out`` holds another recipe's run, or a stage cannot run.
+        UserError: if `out` holds a run of another recipe, or a stage cannot run.
+        ValueError: if the plan changes more than sizes.
     """
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(recipe, out)
+    recipe = _claim(recipe, out, planned=plan is not None)
     log = RunLog(out / LOG, console)
     source: Path | None = None
-    for stage in recipe.stages:
-        folder = out / STAGE_FOLDERS[stage.stage]
+    for name in [stage.stage for stage in recipe.stages]:
+        folder = out / STAGE_FOLDERS[name]
         if folder.exists():
-            console.print(f"{folder.name}: done already, skipped")
+            console.print(f"{folder.name}: already done, skipped")
         else:
+            if plan is not None and not _has_started(name, out):
+                recipe = _apply(plan, recipe, name)
+                _write_recipe(recipe, out)
+            stage = _stage(recipe, name)
             console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
             started = time.monotonic()
-            workdir = out / f".{folder.name}.work"
-            _train_stage(StageContext(recipe, stage, source, folder, workdir, log))
-            log.write(stage=stage.stage, done=True, seconds=round(time.monotonic() - started, 1))
+            _train_stage(StageContext(recipe, stage, source, folder, _workdir(name, out), log))
+            log.write(stage=name, done=True, seconds=round(time.monotonic() - started, 1))
         source = folder
     model = out / MODEL
     if not model.exists():
@@ -74,17 +114,77 @@ def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> 
     shutil.rmtree(context.workdir)
 
 
-def _claim(recipe: Recipe, out: Path) -> None:
-    """Write ``recipe.yaml``, or check that the run that is there is of the same recipe."""
+def _stage(recipe: Recipe, name: str) -> Stage:
+    return next(stage for stage in recipe.stages if stage.stage == name)
+
+
+def _workdir(name: str, out: Path) -> Path:
+    """Return the folder that holds a stage's checkpoints while it trains."""
+    return out / f".{STAGE_FOLDERS[name]}.work"
+
+
+def _has_started(name: str, out: Path) -> bool:
+    """Return whether a stage is finished or has a checkpoint, so that its sizes are fixed."""
+    done = (out / STAGE_FOLDERS[name]).exists()
+    return done or last_checkpoint(_workdir(name, out)) is not None
+
+
+def _apply(plan: Callable[[Stage], Stage], recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with the sizes that the plan gives a stage, checked like any recipe."""
+    before = _stage(recipe, name)
+    after = plan(before)
+    if after.model_dump(exclude=set(SIZES)) != before.model_dump(exclude=set(SIZES)):
+        raise ValueError(f"the plan for {name} may change only {', '.join(sorted(SIZES))}")
+    return _with_stages(recipe, [after if s.stage == name else s for s in recipe.stages])
+
+
+def _with_stages(recipe: Recipe, stages: list[Stage]) -> Recipe:
+    settings = recipe.model_dump() | {"stages": [stage.model_dump() for stage in stages]}
+    return Recipe.model_validate(settings)
+
+
+def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
+    """Write `recipe.yaml`, or check that the folder's run is of the same recipe.
+
+    Args:
+        recipe: what to run.
+        out: folder of the run.
+        planned: whether a plan decides the sizes of stages. Sizes are then not compared.
+
+    Returns:
+        What to run. With a plan, the stages that have started are those of the folder's recipe.
+
+    Raises:
+        UserError: if the folder holds a run of another recipe.
+    """
     path = out / RECIPE
-    if path.exists():
-        settings = {"evaluation"}
-        if load_recipe(path).model_dump(exclude=settings) != recipe.model_dump(exclude=settings):
-            raise UserError(
-                f"{out} holds a run of another recipe (see {path}); "
-                "give another --out, or remove that folder to begin anew"
-            )
-        return
-    with atomic_file(path) as partial:
+    if not path.exists():
+        _write_recipe(recipe, out)
+        return recipe
+    known = load_recipe(path)
+    ignored = SIZES if planned else frozenset()
+    if _compared(known, ignored) != _compared(recipe, ignored):
+        raise UserError(
+            f"{out} holds a run of another recipe (see {path}); "
+            "give another --out, or remove that folder to start again"
+        )
+    if not planned:
+        return recipe
+    stages = [
+        _stage(known if _has_started(stage.stage, out) else recipe, stage.stage)
+        for stage in recipe.stages
+    ]
+    return _with_stages(recipe, stages)
+
+
+def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
+    """Return what makes two runs the same: all settings but the evaluation and ignored sizes."""
+    settings = recipe.model_dump(exclude={"evaluation", "stages"})
+    stages = [stage.model_dump(exclude=set(ignored)) for stage in recipe.stages]
+    return settings | {"stages": stages}
+
+
+def _write_recipe(recipe: Recipe, out: Path) -> None:
+    with atomic_file(out / RECIPE) as partial:
         text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Stage 1: teach memory tokens to carry a text, with the frozen model as the judge."""
+"""Stage 1: teach memory tokens to carry a text, judged by the frozen model."""
 
 import random
 from collections.abc import Sequence
@@ -8,22 +8,19 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor, trainable_parameters
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe, Split
-from llm2comp.training import callbacks, held_out
+from llm2comp.training import held_out
+from llm2comp.training.callbacks import AttentionSwitch, HeldOutWatch
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.registry import OBJECTIVES
@@ -40,7 +37,12 @@ from llm2comp.utils.hardware import compute_dtype
 
 
 class PretextModel(nn.Module):
-    """A model and its objective, as the Trainer wants them: batch in, loss out."""
+    """A model with its objective, in the form that the Trainer needs: it turns a batch into a loss.
+
+    Args:
+        compressor: the model.
+        objective: what it is trained on.
+    """
 
     def __init__(self, compressor: Compressor, objective: Objective) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class PretextModel(nn.Module):
         self.counter = TokenCounter()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{"loss": scalar}``."""
+        """Return `{"loss": scalar}`."""
         batch = batch.to(self.compressor.device)
         self.counter.add(batch.attention_mask)
         return {"loss": self.objective.loss(self.compressor, batch)}
@@ -57,19 +59,25 @@ class PretextModel(nn.Module):
 
 @dataclass(frozen=True)
 class Collator:
-    """Turns passages ``input_ids`` and their ``split`` into a :class:`Batch`."""
+    """Turns passages and their splits into a `Batch`.
+
+    Attributes:
+        memory_ids: token ids of the memory tokens.
+        bos_id: token id before every text, if the model has one.
+        pad_id: token id of the padding.
+    """
 
     memory_ids: list[int]
     bos_id: int | None
     pad_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Batch]:
-        """Return ``{"batch": Batch}`` of a row, whose passages are a batch already."""
+        """Return `{"batch": Batch}` from a list with one row; a row has the passages of a batch."""
         (row,) = rows
         return {"batch": self.batch([list(ids) for ids in row["input_ids"]], list(row["split"]))}
 
     def batch(self, passages: list[list[int]], splits: list[int]) -> Batch:
-        """Pad passages and their splits."""
+        """Return the batch of passages (token ids) that are cut at `splits`."""
         return Batch.of(
             passages, splits, memory_ids=self.memory_ids, bos_id=self.bos_id, pad_id=self.pad_id
         )
@@ -82,13 +90,13 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         context: the stage.
 
     Raises:
-        UserError: if the objective, the data, the backbone or ``start_from`` cannot be used.
+        UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
     stage, recipe, log = context.stage, context.recipe, context.log
     prompt_format = _objective(stage).format()
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer = _extended_backbone(recipe, stage, dtype)
-    held, rows = _passages(recipe, stage, tokenizer)
+    held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
@@ -114,8 +122,8 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         model=pretext,
         args=TrainingArguments(
             **training_arguments(stage, context.workdir, recipe.seed, dtype)
-            | {"per_device_train_batch_size": 1},  # a row is a batch
-            train_sampling_strategy="sequential",  # shuffled already
+            | {"per_device_train_batch_size": 1},  # because a row is a whole batch
+            train_sampling_strategy="sequential",  # the rows are shuffled already
             remove_unused_columns=False,
         ),
         train_dataset=rows,
@@ -123,11 +131,33 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
     )
     if stage.bidirectional_from_step is not None:
-        trainer.add_callback(callbacks.AttentionSwitch(compressor, stage.bidirectional_from_step))
-    batches = _batches(held, collator)
-    trainer.add_callback(callbacks.HeldOutWatch(compressor, objective, batches, stage, dtype, log))
+        trainer.add_callback(AttentionSwitch(compressor, stage.bidirectional_from_step))
+    batches = _held_out_batches(held_out_passages, collator)
+    trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
     _write(context, compressor)
+
+
+def split_points(
+    lengths: Sequence[int], rule: Split, step: int, generator: random.Random
+) -> list[int]:
+    """Draw where each passage of a batch is cut into text and continuation.
+
+    With `ramp_steps` the range widens linearly from the fixed split `start`, because compression
+    is learned on a fixed split and often fails on a wide one (docs/concepts/ignition.md).
+
+    Args:
+        lengths: tokens of each passage of the batch.
+        rule: the recipe's `split`.
+        step: the step that trains on the batch, from 0.
+        generator: source of random numbers.
+
+    Returns:
+        For each passage, the number of tokens of its text.
+    """
+    if rule.per == "batch":
+        return [_split_point(min(lengths), rule, step, generator)] * len(lengths)
+    return [_split_point(length, rule, step, generator) for length in lengths]
 
 
 def _objective(stage: Pretext) -> type[Objective]:
@@ -136,7 +166,7 @@ def _objective(stage: Pretext) -> type[Objective]:
     objective = OBJECTIVES[stage.objective]
     if objective.bidirectional and stage.attention != "bidirectional":
         raise UserError(
-            f"objective {stage.objective} looks at both sides of a token; "
+            f"objective {stage.objective} needs the tokens on both sides of a token; "
             "set pretext.attention=bidirectional"
         )
     return objective
@@ -159,7 +189,7 @@ def _extended_backbone(
 def _passages(
     recipe: Recipe, stage: Pretext, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[list[int]], Dataset]:
-    """Return held-out passages, and a row a batch in the order in which they are seen."""
+    """Return held-out passages, and the training data: one row per batch, in training order."""
     wanted = stage.steps * stage.batch_size
     passages = load_passages(
         stage.data,
@@ -169,83 +199,31 @@ def _passages(
         seed=recipe.seed,
         on_bad_row=recipe.on_bad_row,
     )["input_ids"]
-    held, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
-    if len(held) < 2 or len(rest) < stage.batch_size:
+    held_out_passages, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
+    if len(held_out_passages) < 2 or len(rest) < stage.batch_size:
         raise UserError(
             f"pretext has {len(passages)} passages after the filter, too few for batches of "
             f"{stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
         )
     generator = random.Random(recipe.seed)
-    order = [i for _ in range(-(-wanted // len(rest))) for i in _shuffled(len(rest), generator)]
-    seen = [list(rest[i]) for i in order[:wanted]]
-    lengths = [len(passage) for passage in seen]
-    batches = [[seen[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
+    epochs = -(-wanted // len(rest))
+    order = [i for _ in range(epochs) for i in _shuffled(len(rest), generator)]
+    trained = [list(rest[i]) for i in order[:wanted]]
+    lengths = [len(passage) for passage in trained]
+    batches = [[trained[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
     rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
-    return [list(p) for p in held], Dataset.from_list(rows)
+    return [list(p) for p in held_out_passages], Dataset.from_list(rows)
 
 
 def _cut(
     batch: list[list[int]], rule: Split, step: int, generator: random.Random
 ) -> dict[str, Any]:
-    """Return a batch's passages, without what is beyond their continuations, and their splits."""
+    """Return a batch's splits, and its passages up to the end of their continuations."""
     splits = split_points([len(passage) for passage in batch], rule, step, generator)
     if rule.continuation:
         pairs = zip(batch, splits, strict=True)
         batch = [passage[: split + rule.continuation] for passage, split in pairs]
     return {"input_ids": batch, "split": splits}
-
-
-def _shuffled(n: int, generator: random.Random) -> list[int]:
-    return generator.sample(range(n), n)
-
-
-def _start_from(compressor: Compressor, stage: Pretext) -> None:
-    """Load a trained stage 1 into the adapter, to train on from there."""
-    source = released.adapter_of(str(stage.start_from))
-    try:
-        compressor.load_adapter(source)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
-            f"memory tokens must be the recipe's ({one_line(error, limit=160)})"
-        ) from error
-
-
-def _batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
-    size = held_out.BATCH
-    starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
-    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
-
-
-def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
-    """Merge the adapter into the float32 backbone and write the encoder folder."""
-    adapter = context.workdir / encoder.ADAPTER
-    compressor.save_adapter(adapter)
-    objective = _objective(context.stage)
-    lineage = Lineage.start(context.recipe, objective.prompt_format).after(
-        StageRecord.of(context.stage, causal=compressor.causal)
-    )
-    encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)
-
-
-def split_points(
-    lengths: Sequence[int], rule: Split, step: int, generator: random.Random
-) -> list[int]:
-    """Draw where each passage of a batch is cut.
-
-    With ``ramp_steps`` the range widens linearly from the fixed ``start``:
-    compression ignites on a fixed split and fails on a wide one
-    (docs/ignition.md).
-
-    Args:
-        lengths: of the batch's passages, in tokens.
-        rule: the recipe's.
-        step: at which the batch is trained on, from 0.
-        generator: draws.
-    """
-    if rule.per == "batch":
-        return [_split_point(min(lengths), rule, step, generator)] * len(lengths)
-    return [_split_point(length, rule, step, generator) for length in lengths]
 
 
 def _split_point(length: int, rule: Split, step: int, generator: random.Random) -> int:
@@ -256,3 +234,36 @@ def _split_point(length: int, rule: Split, step: int, generator: random.Random) 
         high = round(rule.start + widened * (high - rule.start))
     high = max(1, min(high, length - 1))
     return generator.randint(min(low, high), high)
+
+
+def _shuffled(n: int, generator: random.Random) -> list[int]:
+    return generator.sample(range(n), n)
+
+
+def _start_from(compressor: Compressor, stage: Pretext) -> None:
+    """Load the adapter of a trained stage 1, so that training starts from it."""
+    source = released.adapter_of(str(stage.start_from))
+    try:
+        compressor.load_adapter(source)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
+            f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
+        ) from error
+
+
+def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+    size = held_out.BATCH
+    starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
+    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
+
+
+def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
+    """Merge the adapter into the backbone in float32, and write the encoder folder."""
+    adapter = context.workdir / encoder.ADAPTER
+    compressor.save_adapter(adapter)
+    objective = _objective(context.stage)
+    lineage = Lineage.start(context.recipe, objective.prompt_format).after(
+        StageRecord.of(context.stage, causal=compressor.causal)
+    )
+    encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

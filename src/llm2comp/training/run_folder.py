@@ -1,4 +1,4 @@
-"""What a run folder holds: recipe, log, scores, encoders."""
+"""What a run folder holds: the recipe, the log, the scores and the encoders."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from llm2comp.evaluation import store
 from llm2comp.recipe import STAGE_FOLDERS, Recipe, load_recipe
 
 MODEL = "model"
+"""Folder of the final encoder."""
 RECIPE = "recipe.yaml"
 LOG = "run.jsonl"
 SCORES = "scores.json"
@@ -18,32 +19,59 @@ STAGE_LABELS = {
     "unsupervised": "after UCL",
     "supervised": "after SCL",
 }
-
-
-"""How tables call the encoder after each stage."""
-
+"""What tables call the encoder after each stage."""
+NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
+"""New names of held-out losses, by the names that version 0.1 wrote to the log."""
 
 Scores = dict[str, list[store.Score]]
-
-
 """Scores by the name of a row."""
 
 
 def read_scores(folder: Path) -> Scores:
-    """Return the rows that ``scores.json`` of a run or a release holds; none if it is not there."""
+    """Return the rows in `scores.json` of a run or a release; none if there is no such file."""
     if not (folder / SCORES).exists():
         return {}
     rows = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    return {name: [store.Score(**score) for score in found] for name, found in rows.items()}
+    return {name: [store.Score(**score) for score in scores] for name, scores in rows.items()}
 
 
-def costs(run: Recipe, out: Path) -> dict[str, dict[str, str]]:
-    """Return the columns of what each stage took: training samples and time."""
-    samples = {STAGE_LABELS[s.stage]: f"{s.steps * s.batch_size:,}" for s in run.stages}
-    events = map(json.loads, (out / "run.jsonl").read_text(encoding="utf-8").splitlines())
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the events in a run's log, with the present names for what version 0.1 measured.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        UserError: if a line is not JSON; the message names the file and the line.
+    """
+    log = folder / LOG
+    events = []
+    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{log}:{number}: not JSON; the run is damaged") from error
+        if "held_out" in event:
+            measured = event["held_out"]
+            event["held_out"] = {NAMES_OF_0_1.get(n, n): value for n, value in measured.items()}
+        events.append(event)
+    return events
+
+
+def costs(recipe: Recipe, out: Path) -> dict[str, dict[str, str]]:
+    """Return what each stage took.
+
+    Args:
+        recipe: the recipe that was run.
+        out: the run folder.
+
+    Returns:
+        The columns `samples` and `time` of a table, each by the label of the stage.
+    """
+    samples = {STAGE_LABELS[s.stage]: f"{s.steps * s.batch_size:,}" for s in recipe.stages}
     seconds = {
         STAGE_LABELS[event["stage"]]: f"{event['seconds']:.0f} s"
-        for event in events
+        for event in read_events(out)
         if event.get("done") and "seconds" in event
     }
     return {"samples": samples, "time": seconds}
@@ -51,7 +79,14 @@ def costs(run: Recipe, out: Path) -> dict[str, dict[str, str]]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: its recipe, its events and its scores."""
+    """A run folder that was read.
+
+    Attributes:
+        folder: the run folder.
+        recipe: the recipe that was run.
+        events: the events of the log, in order.
+        scores: the scores by row; empty if nothing was scored.
+    """
 
     folder: Path
     recipe: Recipe
@@ -63,27 +98,21 @@ class Run:
         """Read a run folder.
 
         Raises:
-            UserError: if a file of it is broken.
+            UserError: if a file in it cannot be read.
         """
-        log = folder / LOG
-        events = []
-        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{log}:{number}: not JSON; the run is damaged") from error
+        events = read_events(folder)
         return cls(folder, load_recipe(folder / RECIPE), events, read_scores(folder))
 
     @property
     def encoders(self) -> dict[str, Path]:
-        """The encoder folders that are there, by the label of their stage."""
-        found = {
+        """The encoder folders that exist, by the label of their stage."""
+        folders = {
             STAGE_LABELS[stage.stage]: self.folder / STAGE_FOLDERS[stage.stage]
             for stage in self.recipe.stages
         }
-        return {label: folder for label, folder in found.items() if folder.is_dir()}
+        return {label: folder for label, folder in folders.items() if folder.is_dir()}
 
     @property
     def reproduce(self) -> str:
-        """The recipe as it was run, in YAML, which `llm2comp train` takes."""
+        """The recipe that was run, as YAML that `llm2comp train` takes."""
         return (self.folder / RECIPE).read_text(encoding="utf-8")

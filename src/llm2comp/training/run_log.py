@@ -1,4 +1,4 @@
-"""What a run says of itself: ``run.jsonl`` and, where it is installed, TensorBoard."""
+"""The log of a run: `run.jsonl` and, if it is installed, TensorBoard."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,16 @@ from typing import Any
 from rich.console import Console
 
 BOARD = "tensorboard"
-"""Subfolder of a run with its event files."""
+"""Subfolder of a run with the files of TensorBoard."""
 
 
 class RunLog:
-    """One line an event in a file, appended and flushed at once; numbers go to TensorBoard too.
+    """Appends events to a file, one per line, and sends their numbers to TensorBoard.
+
+    Each line is written at once, so that a killed run loses none.
 
     Args:
-        path: of the file; the event files lie beside it, if tensorboard is installed.
+        path: the file. The files of TensorBoard are in a folder beside it.
         console: where progress is shown.
     """
 
@@ -26,7 +28,12 @@ class RunLog:
         self._board: Any = None
 
     def write(self, **event: Any) -> None:
-        """Append an event."""
+        """Append an event.
+
+        Args:
+            **event: what is logged, as JSON. An event with a `step` also needs a `stage`, and its
+                numbers go to TensorBoard.
+        """
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(event, ensure_ascii=False) + "\n")
         if "step" in event and find_spec("tensorboard") is not None:
@@ -43,7 +50,7 @@ class RunLog:
 
 
 def _numbers(event: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of an event by name, those within a part of it as ``part_name``."""
+    """Yield the numbers of an event by name; a number within a part is called `part_name`."""
     for name, value in event.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}_")

@@ -1,4 +1,4 @@
-"""Score what a run started from and what each of its stages made, for one table."""
+"""Score a run: its baselines and the encoder after each stage, for one table."""
 
 import json
 from collections.abc import Callable
@@ -15,48 +15,55 @@ from llm2comp.training.run_folder import SCORES, STAGE_LABELS, Scores, read_scor
 from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
-"""What loads the model of a row, by the row's name."""
+"""For each row of the table, its name and a function that loads its model."""
 
 
-def score_run(run: Recipe, out: Path) -> Scores:
+def score_run(recipe: Recipe, out: Path) -> Scores:
     """Score the recipe's baselines and the encoder after each stage.
 
-    They compute in the recipe's ``backbone.dtype``, as training does. Rows are
-    kept in ``out/scores.json`` as they come, and are not computed twice.
+    The models compute in the recipe's `backbone.dtype`, as in training. Each finished row is
+    written to `out/scores.json`, so that a stopped call does not compute it twice.
 
     Args:
-        run: its ``evaluation`` says on what, and with which baselines.
+        recipe: its `evaluation` names the tasks and the baselines.
         out: the folder of the finished run.
 
     Returns:
         Scores by row, in the order of the table.
     """
-    settings = run.evaluation
-    kept = read_scores(out)
+    settings = recipe.evaluation
+    wanted = [(task, settings.quick) for task in settings.tasks]
+    known = read_scores(out)
     rows: Scores = {}
-    for name, load_model in (baseline_models(run) | stage_models(run, out)).items():
-        rows[name] = kept.get(name, [])
-        if [(s.task, s.quick) for s in rows[name]] != [(t, settings.quick) for t in settings.tasks]:
-            chosen = suites.tasks(settings.tasks, quick=settings.quick)
-            rows[name] = runner.evaluate(load_model(), name, chosen)
+    for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
+        rows[name] = known.get(name, [])
+        if [(score.task, score.quick) for score in rows[name]] != wanted:
+            tasks = suites.tasks(settings.tasks, quick=settings.quick)
+            rows[name] = runner.evaluate(load_model(), name, tasks)
             with atomic_file(out / SCORES) as file:
-                as_dicts = {row: [asdict(s) for s in found] for row, found in rows.items()}
+                as_dicts = {row: [asdict(s) for s in scores] for row, scores in rows.items()}
                 file.write_text(json.dumps(as_dicts, indent=2) + "\n", encoding="utf-8")
     return rows
 
 
-def baseline_models(run: Recipe) -> Models:
-    """Return what loads each of the recipe's baselines, in the precision of training."""
-    backbone = run.backbone
+def baseline_models(recipe: Recipe) -> Models:
+    """Return loaders of the recipe's baselines, in the precision of training."""
+    backbone = recipe.backbone
     return {
         name: partial(baselines.load_baseline, name, backbone.name, backbone.dtype)
-        for name in run.evaluation.baselines
+        for name in recipe.evaluation.baselines
     }
 
 
-def stage_models(run: Recipe, out: Path) -> Models:
-    """Return what loads the encoder after each stage of a finished run, by the stage's label."""
+def stage_models(recipe: Recipe, out: Path) -> Models:
+    """Return loaders of the encoder after each stage, by the stage's label.
+
+    Args:
+        recipe: the recipe that was run.
+        out: the folder of the finished run.
+    """
     folders = {
-        STAGE_LABELS[stage.stage]: str(out / STAGE_FOLDERS[stage.stage]) for stage in run.stages
+        STAGE_LABELS[stage.stage]: str(out / STAGE_FOLDERS[stage.stage]) for stage in recipe.stages
     }
-    return {label: partial(load, folder, run.backbone.dtype) for label, folder in folders.items()}
+    dtype = recipe.backbone.dtype
+    return {label: partial(load, folder, dtype) for label, folder in folders.items()}

@@ -1,4 +1,4 @@
-"""What a stage is handed: its settings, the folder it takes, and the folder it makes."""
+"""What a stage is given: its settings, the folder it starts from, and the folder it writes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ class StageContext(Generic[StageT]):
 
     Attributes:
         recipe: the whole recipe.
-        stage: the recipe's stage.
-        source: encoder folder of the stage before; None for the first stage.
+        stage: the settings of this stage.
+        source: encoder folder of the stage before; `None` for the first stage.
         target: encoder folder to write.
-        workdir: where checkpoints are kept until the target is written.
-        log: losses and measurements go here.
+        workdir: folder of checkpoints, which is removed once the target is written.
+        log: where losses and measurements are written.
     """
 
     recipe: Recipe

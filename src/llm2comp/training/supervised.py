@@ -1,4 +1,4 @@
-"""Stage 3 (SCL): queries, positives and hard negatives (paper, "SCL"), and scored pairs."""
+"""Stage 3 (SCL): train on pairs with hard negatives (paper, "SCL") and on scored pairs."""
 
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
@@ -9,7 +9,11 @@ from llm2comp.training.stage_context import StageContext
 
 
 def train_supervised(context: StageContext[Supervised]) -> None:
-    """Train stage 3 from the encoder folder ``context.source`` and write ``context.target``."""
+    """Train stage 3 from the encoder folder `context.source`, and write `context.target`.
+
+    Raises:
+        UserError: if the data cannot be used.
+    """
     stage, recipe = context.stage, context.recipe
     pairs, held_out = load_pairs(
         stage.data,
@@ -18,5 +22,5 @@ def train_supervised(context: StageContext[Supervised]) -> None:
         on_bad_row=recipe.on_bad_row,
         held_out=stage.eval_pairs,
     )
-    # A text that stands twice in a batch would be its own negative.
+    # A text that is in a batch twice would be its own negative.
     train_contrastive(context, pairs, held_out, batch_sampler=BatchSamplers.NO_DUPLICATES)

@@ -1,4 +1,4 @@
-"""What all stages share: checkpoints of the adapter alone, progress, and going on after a kill."""
+"""What all stages share: small checkpoints, progress, and resuming a run that was stopped."""
 
 import json
 import os
@@ -37,105 +37,68 @@ from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 
 WEIGHTS = "trainable.safetensors"
+"""File of a checkpoint with the parameters that train."""
+MEMORY_EMBEDDINGS = "trainable_tokens_delta"
+"""Part of the name that PEFT gives to the memory embeddings."""
 
 
 class AdapterCheckpoints(Trainer):
-    """A Trainer whose checkpoints hold LoRA, memory rows and trainer state, no frozen weights."""
+    """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights."""
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            n: p.detach().cpu()
-            for n, p in trainable_parameters(cast(nn.Module, self.model)).items()
-        }
+        parameters = trainable_parameters(cast(nn.Module, self.model))
+        tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
         save_file(tensors, folder / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        parameters = trainable_parameters(cast(nn.Module, model or self.model))
         with torch.no_grad():
-            for name, parameter in trainable_parameters(
-                cast(nn.Module, model or self.model)
-            ).items():
+            for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
 
 
-def training_arguments(
-    stage: StageBase, work: Path, seed: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Return the keyword arguments that a stage hands to its TrainingArguments."""
-    return {
-        "output_dir": str(work),
-        "max_steps": stage.steps,
-        "per_device_train_batch_size": stage.batch_size,
-        "learning_rate": stage.learning_rate,
-        "warmup_steps": stage.warmup_steps,
-        "lr_scheduler_type": stage.scheduler,
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_grad_norm,
-        "bf16": dtype == torch.bfloat16,
-        "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "data_seed": seed,
-        "save_strategy": "steps",
-        "save_steps": stage.save_steps,
-        "save_total_limit": 2,  # one may be half-written when the run is killed
-        "logging_steps": stage.log_steps,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-
-
 class TokenCounter:
-    """Counts the tokens of the texts that a model is trained on."""
+    """Counts the tokens of the texts that a model is trained on.
+
+    Attributes:
+        tokens: the count; whoever reads it may set it back to 0.
+    """
 
     def __init__(self) -> None:
         self.tokens = 0
 
     def add(self, attention_mask: Tensor) -> None:
-        """Count a batch, unless it is read without gradients: GradCache reads each text twice."""
+        """Count the tokens of a batch.
+
+        Batches that are read without gradients are left out, because GradCache reads each text
+        twice, the first time without gradients.
+
+        Args:
+            attention_mask: `(batch, length)`, 1 where a token is.
+        """
         if torch.is_grad_enabled():
             self.tokens += int(attention_mask.sum())
 
 
-def run_training(trainer: Trainer, context: StageContext[StageBase], counter: TokenCounter) -> None:
-    """Train, from the last whole checkpoint if any."""
-    for shown in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(shown)
-    trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
-    checkpoint = last_checkpoint(context.workdir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole.
-
-    The Trainer writes the state last, so a checkpoint without a readable one
-    was cut off.
-    """
-    whole = [folder for folder in work.glob("checkpoint-*") if _is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
-
-
 class RunProgress(TrainerCallback):
-    """A progress bar with steps, rate, loss and time left; losses also go to the log."""
+    """Shows a progress bar with steps, rate, loss and time left, and writes losses to the log.
+
+    Args:
+        label: name of the stage.
+        log: where losses are written.
+        counter: counts the tokens that the model reads.
+    """
 
     def __init__(self, label: str, log: RunLog, counter: TokenCounter) -> None:
         self.label = label
-        self.log_file = log
+        self.run_log = log
         self.counter = counter
         self.since = 0.0
         self.bar = Progress(
@@ -179,14 +142,14 @@ class RunProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Show and record the loss."""
+        """Show the loss and write it to the log."""
         if self.task is None or not logs or "loss" not in logs:
             return
         self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}")
         now = perf_counter()
         rate = self.counter.tokens / (now - self.since)
         self.counter.tokens, self.since = 0, now
-        self.log_file.write(
+        self.run_log.write(
             stage=self.label,
             step=state.global_step,
             loss=logs["loss"],
@@ -201,14 +164,95 @@ class RunProgress(TrainerCallback):
         self.bar.stop()
 
 
-def compile_blocks(body: PreTrainedModel) -> None:
-    """Compile a body's blocks, in place: one program for all, and one more for each of its uses.
+def run_training(trainer: Trainer, context: StageContext[StageBase], counter: TokenCounter) -> None:
+    """Train a stage, from its last whole checkpoint if it has one.
 
-    Not the whole model: with the adapter on and off, and with and without gradients, that would
-    be compiled four times, thirty blocks each.
+    Args:
+        trainer: trains the stage's model.
+        context: the stage.
+        counter: counts the tokens that the model reads, for the log.
+    """
+    for stock_output in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(stock_output)
+    trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
+    checkpoint = last_checkpoint(context.workdir)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_checkpoint(workdir: Path) -> Path | None:
+    """Return the newest whole checkpoint in a stage's work folder; `None` if there is none.
+
+    The Trainer writes `trainer_state.json` last. A checkpoint without a readable one was cut off
+    while it was written.
+    """
+    whole = [folder for folder in workdir.glob("checkpoint-*") if _is_whole(folder)]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def training_arguments(
+    stage: StageBase, workdir: Path, seed: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the keyword arguments that all stages pass to their TrainingArguments."""
+    return {
+        "output_dir": str(workdir),
+        "max_steps": stage.steps,
+        "per_device_train_batch_size": stage.batch_size,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": stage.warmup_steps,
+        "lr_scheduler_type": stage.scheduler,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "bf16": dtype == torch.bfloat16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_steps": stage.save_steps,
+        "save_total_limit": 2,  # one of them may be half-written when the run is killed
+        "logging_steps": stage.log_steps,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], stage: StageBase
+) -> list[dict[str, Any]]:
+    """Return the optimiser's parameter groups: memory embeddings have a learning rate of their own.
+
+    Args:
+        parameters: what trains, with its name.
+        stage: `memory_learning_rate`, if it is set, is the rate of the memory embeddings.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in parameters:
+        groups[MEMORY_EMBEDDINGS in name].append(parameter)
+    rates = {False: stage.learning_rate, True: stage.memory_learning_rate or stage.learning_rate}
+    return [
+        {"params": groups[is_memory], "lr": rates[is_memory]}
+        for is_memory in groups
+        if groups[is_memory]
+    ]
+
+
+def compile_blocks(body: PreTrainedModel) -> None:
+    """Compile the blocks of a model with `torch.compile`, in place.
+
+    All blocks share one compiled program, and each way to call them adds one more. The whole model
+    would be compiled four times instead, for the adapter on and off and for gradients on and off,
+    each time with all of its thirty blocks.
 
     Raises:
-        UserError: if there is no compiler.
+        UserError: if there is no C++ compiler, which a processor needs.
     """
     compiler = os.environ.get("CXX", "g++")
     if body.device.type == "cpu" and not shutil.which(compiler):
@@ -216,18 +260,3 @@ def compile_blocks(body: PreTrainedModel) -> None:
     for module in body.modules():
         if type(module).__name__ in (body._no_split_modules or ()):
             module.compile()
-
-
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], stage: StageBase
-) -> list[dict[str, Any]]:
-    """Group what trains, so that the memory rows can have their own rate."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in parameters:
-        groups[MEMORY_EMBEDDINGS in name].append(parameter)
-    rates = {False: stage.learning_rate, True: stage.memory_learning_rate or stage.learning_rate}
-    return [{"params": groups[rows], "lr": rates[rows]} for rows in groups if groups[rows]]
-
-
-MEMORY_EMBEDDINGS = "trainable_tokens_delta"
-"""Part of the name that PEFT gives to the memory rows."""

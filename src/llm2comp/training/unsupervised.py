@@ -1,4 +1,4 @@
-"""Stage 2 (UCL): SimCSE, the same text twice under different dropout (paper, "UCL")."""
+"""Stage 2 (UCL): SimCSE, where a pair is one text read twice with dropout (paper, "UCL")."""
 
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
@@ -10,7 +10,11 @@ from llm2comp.training.stage_context import StageContext
 
 
 def train_unsupervised(context: StageContext[Unsupervised]) -> None:
-    """Train stage 2 from the encoder folder ``context.source`` and write ``context.target``."""
+    """Train stage 2 from the encoder folder `context.source`, and write `context.target`.
+
+    Raises:
+        UserError: if the data cannot be used.
+    """
     stage, recipe = context.stage, context.recipe
     count = stage.steps * stage.batch_size
     texts = load_sentences(

@@ -28,8 +28,6 @@ HELD_OUT = {
     "loss": "loss",
 }
 """Labels of the held-out losses, by their keys in run.jsonl."""
-KEYS_OF_0_1 = {"own": "matched", "other": "mismatched"}
-"""Keys that version 0.1 wrote into run.jsonl, and what they are called now."""
 
 
 def script() -> str:
@@ -103,9 +101,9 @@ def watch(events: Sequence[Mapping[str, Any]], stage: str) -> str | None:
 def _held_out(
     events: Sequence[Mapping[str, Any]], stage: str
 ) -> list[tuple[int, dict[str, float]]]:
-    """Return the steps and held-out measurements of a stage, with the keys of today."""
+    """Return the steps and held-out measurements of a stage."""
     return [
-        (event["step"], {KEYS_OF_0_1.get(k, k): value for k, value in event["held_out"].items()})
+        (event["step"], event["held_out"])
         for event in events
         if event.get("stage") == stage and "held_out" in event
     ]

@@ -1,1 +1,1 @@
-"""Pretext objectives. One file per objective, one line in the registry."""
+"""Objectives of stage 1. Each has its own file and one line in the registry."""

@@ -1,4 +1,4 @@
-"""What an objective gets: passages cut into a text and its continuation, as padded tensors."""
+"""The input of an objective: passages cut into text and continuation, as padded tensors."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass
 class Batch:
-    """Passages ``n_1 … n_L``, each cut at its own a; everything is right-padded.
+    """A batch of passages `n_1 … n_L`.
+
+    Each passage is cut after its own number of tokens a: the text is `n_1 … n_a`, and the
+    continuation is `n_{a+1} … n_L`. All tensors are right-padded.
 
     Attributes:
-        input_ids: ``(batch, 1 + a + k)``, ``BOS n_1 … n_a m_1 … m_k``.
-        attention_mask: ``(batch, 1 + a + k)``, of ``input_ids``.
-        passage_ids: ``(batch, 1 + L)``, ``BOS n_1 … n_L``.
-        passage_mask: ``(batch, 1 + L)``, true where a token is.
-        teacher_targets: ``(batch, 1 + L)``, true at ``n_a … n_L``.
-        text_ids: ``(batch, a)``, ``n_1 … n_a``.
-        text_mask: ``(batch, a)``, true where a token is.
-        continuation_ids: ``(batch, L - a)``, ``n_{a+1} … n_L``.
-        continuation_mask: ``(batch, L - a)``, true where a token is.
+        input_ids: `(batch, 1 + a + k)`, the tokens `BOS n_1 … n_a m_1 … m_k`, where m are the
+            memory tokens.
+        attention_mask: `(batch, 1 + a + k)`, 1 where `input_ids` has a token.
+        passage_ids: `(batch, 1 + L)`, the tokens `BOS n_1 … n_L`.
+        passage_mask: `(batch, 1 + L)`, true where a token is.
+        teacher_targets: `(batch, 1 + L)`, true at `n_a … n_L`.
+        text_ids: `(batch, a)`, the tokens `n_1 … n_a`.
+        text_mask: `(batch, a)`, true where a token is.
+        continuation_ids: `(batch, L - a)`, the tokens `n_{a+1} … n_L`.
+        continuation_mask: `(batch, L - a)`, true where a token is.
     """
 
     input_ids: Tensor
@@ -43,7 +47,14 @@ class Batch:
         bos_id: int | None,
         pad_id: int,
     ) -> "Batch":
-        """Cut each passage (token ids without specials) at its split and pad.
+        """Cut passages, and pad them.
+
+        Args:
+            passages: token ids, without special tokens.
+            splits: for each passage, the number of tokens of its text.
+            memory_ids: token ids of the memory tokens.
+            bos_id: token id before every text, if the model has one.
+            pad_id: token id of the padding.
 
         Raises:
             ValueError: if a split leaves no text or no continuation.

@@ -1,4 +1,4 @@
-"""Losses over rows of states, in chunks, so that memory does not grow with batch x vocabulary."""
+"""Losses in chunks of rows, so that memory use does not grow with batch x vocabulary."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +10,22 @@ from torch.nn.functional import cross_entropy
 from llm2comp.model.compressor import Compressor
 
 CHUNK = 128
-"""Rows whose logits exist at a time: 128 x 49,152 float32 logits are 25 MB.
+"""Rows per chunk.
 
-Of 32 MB or more glibc keeps no block, unless it is told to (:mod:`llm2comp.allocator`).
+With the 49,152 tokens of SmolLM2, the float32 logits of a chunk take 25 MB. glibc returns blocks of
+32 MB or more to the system at once, unless `llm2comp.utils.hardware.retain_freed_memory` was
+called.
 """
 
 
 def mean_over_samples(mask: Tensor) -> Tensor:
-    """Return a weight for each true position of ``mask`` (batch, length).
+    """Return weights that average a loss over the positions of a sample, then over samples.
 
-    Summed with these weights, a per-position loss is averaged over the
-    positions of a sample, then over samples.
+    Args:
+        mask: `(batch, length)`, true where a loss is.
+
+    Returns:
+        `(mask.sum(),)`, one weight per true position. The weighted losses are to be summed.
     """
     per_sample = 1.0 / (mask.sum(dim=1, keepdim=True) * len(mask))
     return per_sample.expand(mask.shape)[mask]
@@ -29,14 +34,16 @@ def mean_over_samples(mask: Tensor) -> Tensor:
 def sum_over_chunks(
     loss: Callable[..., Tensor], states: Tensor, *rows: Tensor, size: int | None = None
 ) -> Tensor:
-    """Sum ``loss(states, *rows)`` over chunks of ``size`` rows (by default :data:`CHUNK`).
+    """Return the sum of `loss(states, *rows)` over chunks of rows.
+
+    Only `states` get a gradient, because the language model's head, which makes the logits, is
+    frozen.
 
     Args:
-        loss: makes the logits of a chunk, and what they cost. The weights that it makes them with
-            are frozen: only ``states`` get a gradient.
-        states: ``(n, …)``.
-        rows: of the same n.
-        size: rows at a time.
+        loss: returns the summed loss of a chunk, a scalar.
+        states: `(n, …)`.
+        *rows: tensors with the same first dimension n.
+        size: rows per chunk; `CHUNK` by default.
     """
     chunks = list(zip(*(torch.split(row, size or CHUNK) for row in (states, *rows)), strict=True))
     if not (torch.is_grad_enabled() and states.requires_grad):
@@ -46,9 +53,10 @@ def sum_over_chunks(
 
 
 class _WithGradient(torch.autograd.Function):
-    """Takes each chunk's gradient while its logits are there, so that none are made twice.
+    """Computes the gradient of each chunk in the forward pass, while its logits exist.
 
-    That matters where the vocabulary is large and the model small (docs/performance.md).
+    Otherwise the backward pass would compute all logits again, which is slow if the vocabulary is
+    large and the model is small (docs/performance.md).
     """
 
     @staticmethod
@@ -78,17 +86,20 @@ class _WithGradient(torch.autograd.Function):
 def token_loss_from_memory(
     compressor: Compressor, memory: Tensor, ids: Tensor, mask: Tensor
 ) -> Tensor:
-    """Return the mean over tokens, then over samples, of ``-log p(token | memory, tokens before)``.
+    """Return the mean of `-log p(token | memory, tokens before)` over tokens, then over samples.
 
     Args:
         compressor: holds the frozen decoder.
-        memory: ``(batch, m, hidden)``.
-        ids: ``(batch, length)``, the tokens to predict, right-padded.
-        mask: ``(batch, length)``, true where a token is.
+        memory: `(batch, m, hidden)`.
+        ids: `(batch, length)`, the tokens to predict, right-padded.
+        mask: `(batch, length)`, true where a token is.
+
+    Returns:
+        A scalar in nats per token.
     """
-    # The state at a position predicts the token after it, and none is after the last.
-    nothing = torch.zeros_like(mask[:, :1])
-    states = compressor.student_states(memory, ids, torch.cat([mask, nothing], dim=1))
+    # A state predicts the token after its position, so the last token's state is not needed.
+    not_needed = torch.zeros_like(mask[:, :1])
+    states = compressor.student_states(memory, ids, torch.cat([mask, not_needed], dim=1))
 
     def loss(states: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
         return (cross_entropy(compressor.logits(states), tokens, reduction="none") * weights).sum()

@@ -1,4 +1,4 @@
-"""NLL: the frozen model goes on with the text from its memory (paper, "Continuation")."""
+"""NLL: from memory, the frozen model predicts how the text continues (paper, "Continuation")."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from llm2comp.training.objectives.objective import Compression
 
 
 class Continuation(Compression):
-    """The cross-entropy of ``n_{a+1} … n_L`` given memory."""
+    """The cross-entropy of the continuation `n_{a+1} … n_L`, given memory."""
 
     def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""

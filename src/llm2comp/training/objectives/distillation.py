@@ -1,4 +1,4 @@
-"""CTKD: from memory, predict as if the text itself had been read (paper, "Distillation")."""
+"""CTKD: with memory, predict the same as with the text itself (paper, "Distillation")."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from llm2comp.training.objectives.objective import Compression
 
 
 class Distillation(Compression):
-    """``KL(teacher || student)`` at temperature 1.
+    """The divergence `KL(teacher || student)` at temperature 1.
 
-    The teacher reads ``BOS n_1 … n_L``, the student ``BOS memory n_{a+1} … n_L``;
-    compared are the distributions for ``n_{a+1} … n_L`` and the one after
-    ``n_L``; mean over positions, then over samples.
+    Teacher and student are the same frozen model. The teacher reads `BOS n_1 … n_L`, and the
+    student reads `BOS memory n_{a+1} … n_L`. The loss compares their distributions for the tokens
+    `n_{a+1} … n_L` and for the token after `n_L`. It is the mean over positions, then over samples.
     """
 
     def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""EBAE and EBAR, the pretext of Llama2Vec (LLARA; Liu et al., 2024): embeddings predict tokens."""
+"""EBAE and EBAR, the pretext of Llama2Vec: embeddings predict tokens (LLARA, Liu et al., 2024)."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -14,26 +14,28 @@ from llm2comp.training.objectives.chunked_loss import CHUNK, sum_over_chunks
 from llm2comp.training.objectives.objective import Objective
 
 BEFORE, SUMMARIZE = PROMPT_FORMATS["summarize"].before, PROMPT_FORMATS["summarize"].after
+"""EBAE's prompt, in front of a text and behind it."""
 PREDICT = '", predict the following passage within eight words: '
+"""EBAR's prompt behind a text."""
 
 
 class EmbeddingPrediction(Objective):
-    """Mean of EBAE and EBAR: through the LM head, an embedding names the tokens of a text.
+    """The mean of EBAE and EBAR, in which an embedding predicts tokens through the LM head.
 
-    Behind a text stands a prompt with k special tokens (memory rows here). The
-    largest of their k logits for each token of the vocabulary make one
-    distribution, and the loss is its mean negative log-probability over the
-    *set* of target tokens: those of the text itself after the summarize prompt
-    (EBAE), those of its continuation after the predict prompt, which has k
-    special tokens of its own (EBAR).
+    A prompt and k special tokens follow the text. The special tokens are memory tokens here. For
+    each token of the vocabulary, the largest of its k logits is taken, and these make one
+    distribution. The loss is the mean negative log-probability over the *set* of target tokens:
 
-    The encoder puts every text as EBAE does and takes the mean over its k
-    special tokens; LLARA encodes queries with EBAR's prompt. LLARA's released
-    code also adds a next-token loss on the text and divides these two by ten;
-    neither is in its paper's formula, and neither is here.
+    - EBAE: the tokens of the text itself, after the summarize prompt.
+    - EBAR: the tokens of the continuation, after the predict prompt and k other special tokens.
+
+    The encoder reads every text as EBAE does, and its embedding is the mean over EBAE's k special
+    tokens. There are two differences from LLARA. It encodes queries with EBAR's prompt. Its
+    released code also adds a next-token loss on the text and divides EBAE and EBAR by ten, which
+    its paper's formula does not have.
 
     Args:
-        before: token ids in front of a text, behind BOS.
+        before: token ids between BOS and a text.
         summarize: token ids between a text and EBAE's special tokens.
         predict: token ids between a text and EBAR's special tokens.
     """
@@ -50,7 +52,7 @@ class EmbeddingPrediction(Objective):
         """Tokenize the prompts."""
         return cls(
             *(
-                # Not by the tokenizer itself: it would put the form around them.
+                # The tokenizer itself would put the prompt format around a prompt.
                 tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
                 for prompt in (BEFORE, SUMMARIZE, PREDICT)
             )
@@ -58,13 +60,14 @@ class EmbeddingPrediction(Objective):
 
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
         """Return the loss in nats per target token."""
-        spare = compressor.memory_ids[: compressor.num_memory_embeddings // 2]
+        # The first half of the memory embeddings are the extra tokens, which only EBAR uses.
+        extra = compressor.memory_ids[: compressor.num_memory_embeddings // 2]
         reconstructed = self._bag_of_tokens(
             compressor, self._summary(compressor, batch), batch.text_ids, batch.text_mask
         )
         predicted = self._bag_of_tokens(
             compressor,
-            self._memory(compressor, batch, [*self.predict, *spare]),
+            self._memory(compressor, batch, [*self.predict, *extra]),
             batch.continuation_ids,
             batch.continuation_mask,
         )
@@ -75,10 +78,12 @@ class EmbeddingPrediction(Objective):
         return self._summary(compressor, batch).unbind()
 
     def _summary(self, compressor: Compressor, batch: Batch) -> Tensor:
-        read = compressor.memory_ids[compressor.num_memory_embeddings // 2 :]
-        return self._memory(compressor, batch, [*self.summarize, *read])
+        """Return the outputs `(batch, k, hidden)` at EBAE's special tokens."""
+        special = compressor.memory_ids[compressor.num_memory_embeddings // 2 :]
+        return self._memory(compressor, batch, [*self.summarize, *special])
 
     def _memory(self, compressor: Compressor, batch: Batch, after: list[int]) -> Tensor:
+        """Return the outputs `(batch, k, hidden)` at the k special tokens that end `after`."""
         bos = [] if compressor.bos_id is None else [compressor.bos_id]
         input_ids, present = put_around(
             batch.text_ids, batch.text_mask, [*bos, *self.before], after
@@ -88,6 +93,7 @@ class EmbeddingPrediction(Objective):
     def _bag_of_tokens(
         self, compressor: Compressor, memory: Tensor, ids: Tensor, mask: Tensor
     ) -> Tensor:
+        """Return the mean negative log-probability of the set of tokens of each row."""
         targets, weights = token_sets(ids, mask)
 
         def loss(memory: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -95,8 +101,8 @@ class EmbeddingPrediction(Objective):
             log_probabilities = logits.amax(1).log_softmax(-1)
             return -(log_probabilities.gather(1, targets) * weights).sum()
 
-        at_once = max(1, CHUNK // memory.shape[1])
-        total = sum_over_chunks(loss, memory, targets, weights, size=at_once)
+        size = max(1, CHUNK // memory.shape[1])
+        total = sum_over_chunks(loss, memory, targets, weights, size=size)
         return total / len(memory)
 
 
@@ -106,33 +112,32 @@ def put_around(
     """Put token ids in front of and behind each text of a right-padded batch.
 
     Args:
-        ids: ``(batch, length)``.
-        mask: ``(batch, length)``, true where a token is.
-        before: put in front.
-        after: put behind the last token of each text.
+        ids: `(batch, length)`.
+        mask: `(batch, length)`, true where a token is.
+        before: token ids in front of each text.
+        after: token ids behind the last token of each text.
 
     Returns:
-        Ids and mask, ``(batch, len(before) + length + len(after))``, right-padded.
+        Ids and mask, `(batch, len(before) + length + len(after))`, right-padded.
     """
     front, behind = (ids.new_tensor(part).expand(len(ids), -1) for part in (before, after))
-    longest = torch.cat([front, ids, torch.zeros_like(behind)], dim=1)
+    around = torch.cat([front, ids, torch.zeros_like(behind)], dim=1)
     ends = len(before) + mask.sum(1, keepdim=True)
-    places = torch.arange(longest.shape[1], device=ids.device)
-    longest = longest.scatter(1, ends + places[: len(after)], behind)
-    return longest, places < ends + len(after)
+    positions = torch.arange(around.shape[1], device=ids.device)
+    around = around.scatter(1, ends + positions[: len(after)], behind)
+    return around, positions < ends + len(after)
 
 
 def token_sets(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's different tokens, and weights that average over them.
+    """Return the set of tokens of each row, with weights that average over it.
 
     Args:
-        ids: ``(batch, length)``.
-        mask: ``(batch, length)``, true where a token is.
+        ids: `(batch, length)`.
+        mask: `(batch, length)`, true where a token is.
 
     Returns:
-        Ids ``(batch, length)`` and weights of the same shape: of every token
-        that occurs n times in a row one has the weight 1 / (different tokens of
-        the row), the others and the padding 0.
+        Ids and weights, both `(batch, length)`. The first occurrence of each token of a row has
+        the weight 1 / (number of different tokens in the row). All other positions have 0.
     """
     ordered = ids.masked_fill(~mask, -1).sort(dim=1).values
     first = torch.ones_like(mask)

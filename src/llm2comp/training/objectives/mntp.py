@@ -1,4 +1,4 @@
-"""MNTP, the pretext of LLM2Vec (BehnamGhader et al., 2024): masked next-token prediction."""
+"""MNTP, the pretext of LLM2Vec: masked next-token prediction (BehnamGhader et al., 2024)."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -21,13 +21,13 @@ MASK_PROBABILITY = 0.2
 class MaskedNextTokenPrediction(Objective):
     """The cross-entropy of masked tokens, each predicted from the output one position before.
 
-    Read is the whole passage ``BOS n_1 … n_L``, with every fifth token or so
-    replaced by ``_`` (all of the drawn ones; none is left or swapped as in
-    BERT). The mean is over the masked tokens of a batch. Its encoder has no
-    memory tokens: an embedding is the mean over the text's own tokens.
+    The model reads the whole passage `BOS n_1 … n_L`, in which about every fifth token is replaced
+    by `_`. All drawn tokens are replaced; BERT leaves or swaps some. The loss is the mean over the
+    masked tokens of a batch. The encoder has no memory tokens: the embedding is the mean over the
+    text's own tokens.
 
     Args:
-        mask_id: token id that stands for a masked token.
+        mask_id: token id that replaces a masked token.
     """
 
     prompt_format = "text"
@@ -46,7 +46,8 @@ class MaskedNextTokenPrediction(Objective):
         vocabulary = tokenizer.get_vocab()
         if MASK_TOKEN not in vocabulary:
             raise UserError(
-                f"mntp masks with the token {MASK_TOKEN!r}, which the tokenizer does not have"
+                f"objective mntp masks with the token {MASK_TOKEN!r}, which the backbone's "
+                "tokenizer does not have; choose another objective"
             )
         return cls(vocabulary[MASK_TOKEN])
 
@@ -55,30 +56,32 @@ class MaskedNextTokenPrediction(Objective):
         masked = draw_masked(batch.passage_mask)
         corrupted = batch.passage_ids.masked_fill(masked, self.mask_id)
         states = compressor.encode(corrupted, batch.passage_mask.long())
-        before = states[:, :-1][masked[:, 1:]]
+        states_before = states[:, :-1][masked[:, 1:]]
 
         def loss(states: Tensor, tokens: Tensor) -> Tensor:
             return cross_entropy(compressor.logits(states), tokens, reduction="sum")
 
-        return sum_over_chunks(loss, before, batch.passage_ids[masked]) / masked.sum()
+        return sum_over_chunks(loss, states_before, batch.passage_ids[masked]) / masked.sum()
 
     def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
-        """Return the outputs at each text's own tokens, none of them masked."""
+        """Return the outputs at each text's own tokens, of which none is masked."""
         states = compressor.encode(batch.input_ids, batch.attention_mask)
         texts = states[:, states.shape[1] - batch.text_mask.shape[1] :]  # behind BOS
         return [text[mask] for text, mask in zip(texts, batch.text_mask, strict=True)]
 
 
 def draw_masked(present: Tensor) -> Tensor:
-    """Draw which tokens to mask: each with probability 0.2, never BOS, at least one a passage.
+    """Draw which tokens to mask.
+
+    Each token is masked with probability 0.2, at least one per passage, and BOS never.
 
     Args:
-        present: ``(batch, length)``, true where a token is; the first of a row is BOS.
+        present: `(batch, length)`, true where a token is. The first token of a row is BOS.
 
     Returns:
-        ``(batch, length)``, true where a token is to be masked.
+        `(batch, length)`, true where a token is to be masked.
     """
-    # Drawn on the CPU, by the generator whose state the Trainer keeps in its checkpoints.
+    # The CPU draws, because the Trainer's checkpoints keep the state of the CPU's generator.
     noise = torch.rand(present.shape).to(present.device)
     noise = noise.masked_fill(~present, 1.0)
     noise[:, 0] = 1.0

@@ -1,4 +1,4 @@
-"""What a pretext objective is."""
+"""The interface of an objective of stage 1."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from llm2comp.training.objectives.batch import Batch
 
 
 class Objective(ABC):
-    """A loss to train stage 1 on, and the prompt format of the encoder that it makes."""
+    """A loss for stage 1, and the prompt format of the encoder that is trained with it."""
 
     prompt_format: ClassVar[str] = "memory"
-    """A key of :data:`llm2comp.model.prompt_format.PROMPT_FORMATS`."""
+    """A key of `llm2comp.model.prompt_format.PROMPT_FORMATS`."""
     bidirectional: ClassVar[bool] = False
-    """Whether it makes sense only with bidirectional attention."""
+    """Whether the objective needs bidirectional attention."""
 
     @classmethod
     def format(cls) -> PromptFormat:
-        """Return how the encoder reads a text."""
+        """Return the prompt format, which says how the encoder reads a text."""
         return PROMPT_FORMATS[cls.prompt_format]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:  # noqa: ARG003 (for subclasses)
-        """Make the objective, with its prompts or mask token as the tokenizer has them."""
+        """Return the objective; the tokenizer gives the ids of its prompts or mask token."""
         return cls()
 
     @abstractmethod
@@ -36,18 +36,19 @@ class Objective(ABC):
 
     @abstractmethod
     def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
-        """Return, for each text ``n_1 … n_a``, the outputs whose mean is its embedding.
+        """Return the outputs whose mean is the embedding, as the encoder folder computes them.
 
-        As the encoder folder has them: ``(m, hidden)``, of the memory tokens or
-        of the text's own, by the prompt format.
+        Returns:
+            For each text `n_1 … n_a`, the outputs `(m, hidden)` at its memory tokens or at its own
+            tokens. The prompt format says which.
         """
 
 
 class Compression(Objective):
-    """An objective that judges memory: compress the text, then let the frozen model go on."""
+    """An objective that compresses a text and judges what the frozen model does with memory."""
 
     def pooled(self, compressor: Compressor, batch: Batch) -> Sequence[Tensor]:
-        """Return each text's memory ``(k, hidden)``."""
+        """Return each text's memory `(k, hidden)`."""
         return compressor.compress(batch.input_ids, batch.attention_mask).unbind()
 
     def loss(self, compressor: Compressor, batch: Batch) -> Tensor:
@@ -57,4 +58,10 @@ class Compression(Objective):
 
     @abstractmethod
     def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
-        """Return the loss given any ``memory`` ``(batch, m, hidden)``, in nats per token."""
+        """Return the loss that a memory gives, in nats per token.
+
+        Args:
+            compressor: the model, whose frozen decoder reads the memory.
+            memory: `(batch, m, hidden)`, of these texts or any other.
+            batch: the texts and their continuations.
+        """

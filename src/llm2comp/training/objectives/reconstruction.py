@@ -1,4 +1,4 @@
-"""RC: the frozen model says the whole text again from its memory (paper, "Reconstruction")."""
+"""RC: from memory, the frozen model predicts the text itself (paper, "Reconstruction")."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from llm2comp.training.objectives.objective import Compression
 
 
 class Reconstruction(Compression):
-    """The cross-entropy of ``n_1 … n_a`` given memory."""
+    """The cross-entropy of the text `n_1 … n_a`, given memory."""
 
     def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""

@@ -1,11 +1,10 @@
-"""Pretext objectives: one file each, one line in :data:`OBJECTIVES`."""
+"""The objectives of stage 1 by name. A new objective needs its own file and a line here."""
 
-from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.continuation import Continuation
 from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.objectives.embedding_prediction import EmbeddingPrediction
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
-from llm2comp.training.objectives.objective import Compression, Objective
+from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.reconstruction import Reconstruction
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -15,5 +14,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mntp": MaskedNextTokenPrediction,
     "embedding_prediction": EmbeddingPrediction,
 }
-
-__all__ = ["OBJECTIVES", "Batch", "Compression", "Objective"]
+"""Every objective by the name that a recipe gives it."""

@@ -1,4 +1,4 @@
-"""What a study is: one recipe, the settings to compare in it, seeds, and how a rate is tuned."""
+"""What a study is: one recipe, the settings to compare, the seeds, and a key to tune."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +13,59 @@ from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 
 class Tuning(Strict):
-    """A grid of one key; each setting takes the value that is best on development tasks.
+    """A grid of values for one key.
 
-    Every setting has the same grid and so the same budget. A trial is a cell with the first
-    seed, and serves as that seed's cell if its value is chosen.
+    Every setting tries the same values with the first seed, so that all settings have the same
+    budget. It takes the value that is best on development tasks. The trial with that value is also
+    the first seed's trial.
     """
 
     key: str
-    """Of the recipe, as in an override: ``pretext.learning_rate``."""
+    """A key of the recipe, written as in an override: `pretext.learning_rate`."""
     values: list[Any] = Field(min_length=2)
     tasks: list[str] = Field(default=list(DEVELOPMENT), min_length=1)
-    """Judges, by their mean; test sets are refused."""
+    """Development tasks. The value with the best mean over them is taken. Test sets are refused."""
 
 
 class Quick(Strict):
-    """What ``--quick`` changes, so that the study ends in minutes."""
+    """What `--quick` changes, so that the study ends in minutes."""
 
     seeds: list[int] = Field(default=[0], min_length=1)
     overrides: list[str] = Field(default=[])
-    """Of the shared recipe."""
+    """Changes to the shared recipe."""
     settings: dict[str, list[str]] | None = None
-    """In the place of the study's; the same ones when not given."""
+    """Settings that replace those of the study; `null` keeps them."""
+
+
+class Plot(Strict):
+    """How to draw the scores as lines over a number of the recipe.
+
+    Keys are written as in an override: `memory.tokens`. Their values are looked up in the recipe
+    of each setting, so settings may have any names.
+    """
+
+    x: str
+    """Key of the number on the x axis."""
+    times: str | None = None
+    """A second key whose number `x` is multiplied by: steps times batch size are samples."""
+    label: str | None = None
+    """Label of the x axis; `null` takes the key."""
+    line: str | None = None
+    """Key whose value names the line of a setting; `null` draws one line."""
+    names: dict[str, str] = Field(default={})
+    """What the legend calls a value of `line`, if not by the value."""
+
+    def point(self, recipe: Recipe) -> tuple[str, float]:
+        """Return the name of a recipe's line, which may be empty, and its place on the x axis.
+
+        Raises:
+            UserError: if a key is not in the recipe, or `x` is not a number above 0.
+        """
+        x = _positive(recipe, self.x)
+        if self.times is not None:
+            x *= _positive(recipe, self.times)
+        line = "" if self.line is None else str(recipe_value(recipe, self.line))
+        return self.names.get(line, line), x
 
 
 class Study(Strict):
@@ -41,39 +73,41 @@ class Study(Strict):
 
     name: str
     recipe: dict[str, Any]
-    """A recipe, shared by all cells; its ``evaluation.baselines`` are scored once."""
+    """The recipe that all trials share. Its `evaluation.baselines` are scored once."""
     settings: dict[str, list[str]] = Field(min_length=1)
-    """By the name of a row: its overrides of the recipe."""
+    """For each row of the table, its name and its overrides of the recipe."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning | None = None
     quick: Quick = Quick()
+    plot: Plot | None = None
+    """How to draw the figure; bars if there is no plot."""
 
     @property
     def size(self) -> int:
-        """Number of cells."""
-        trials = len(self.tuning.values) - 1 if self.tuning else 0
-        return len(self.settings) * (len(self.seeds) + trials)
+        """Number of trials."""
+        only_tuned = len(self.tuning.values) - 1 if self.tuning else 0
+        return len(self.settings) * (len(self.seeds) + only_tuned)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study.
+class Trial:
+    """One run of a study: a setting with a seed and, if a key is tuned, a value of it.
 
     Attributes:
-        setting: name of the row.
-        seed: of the run.
-        value: of the tuned key; None if nothing is tuned.
-        run: the recipe.
+        setting: name of the setting.
+        seed: seed of the run.
+        value: value of the tuned key; `None` if nothing is tuned.
+        recipe: what is run.
     """
 
     setting: str
     seed: int
     value: Any
-    run: Recipe
+    recipe: Recipe
 
     @property
     def name(self) -> str:
-        """Name of the cell and of its folder."""
+        """Name of the trial and of its folder."""
         tuned = [] if self.value is None else [f"{self.value:g}"]
         return "-".join([_as_file(self.setting), *tuned, f"seed{self.seed}"])
 
@@ -82,12 +116,12 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
     """Read and check a study.
 
     Args:
-        path: of the YAML file.
-        quick: its smaller version.
+        path: the YAML file.
+        quick: return the study's small version.
 
     Raises:
-        UserError: if the file is missing, is not YAML, or says something unknown, also within the
-            recipe or an override; the message names the file and the key.
+        UserError: if the file is missing, is not YAML, or has an unknown key, also within the
+            recipe, an override or the plot. The message names the file and the key.
     """
     try:
         study = Study.model_validate(read_yaml(path, "study"))
@@ -100,11 +134,18 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
         raise UserError(f"study {path}: settings must differ in letters or digits")
     if study.tuning and (unknown := set(study.tuning.tasks) - set(DEVELOPMENT)):
         raise UserError(
-            f"study {path}: tuning.tasks: {sorted(unknown)[0]!r} is not for development; "
-            f"there are {', '.join(DEVELOPMENT)}"
+            f"study {path}: tuning.tasks: {sorted(unknown)[0]!r} is not a development task; "
+            f"take one of {', '.join(DEVELOPMENT)}"
         )
-    for setting in study.settings:  # say now what would fail in hours
-        cell(study, setting, study.seeds[0], study.tuning.values[0] if study.tuning else None)
+    for setting in study.settings:
+        # Building a trial finds a wrong override now, and not after hours of training.
+        value = study.tuning.values[0] if study.tuning else None
+        recipe = trial(study, setting, study.seeds[0], value).recipe
+        if study.plot:
+            try:
+                study.plot.point(recipe)
+            except UserError as error:
+                raise UserError(f"study {path}: plot: setting {setting!r}: {error}") from error
     return study
 
 
@@ -119,18 +160,53 @@ def _quick(study: Study) -> Study:
     return study.model_copy(update=smaller)
 
 
-def cell(study: Study, setting: str, seed: int, value: Any = None) -> Cell:
-    """Return a setting's cell.
+def trial(study: Study, setting: str, seed: int, value: Any = None) -> Trial:
+    """Return a setting's trial.
+
+    Args:
+        study: a study that has the setting.
+        setting: name of the setting.
+        seed: seed of the run.
+        value: value of the tuned key, if one is tuned.
 
     Raises:
-        UserError: if its overrides do not make a recipe.
+        UserError: if the setting's overrides do not make a recipe.
     """
     overrides = [*study.settings[setting], f"seed={seed}", "evaluation.baselines=[]"]
     if study.tuning and value is not None:
         overrides.append(f"{study.tuning.key}={value}")
     where = f"study {study.name}, setting {setting!r}"
-    run = parse_recipe({"name": study.name} | study.recipe, overrides, where)
-    return Cell(setting, seed, value, run)
+    recipe = parse_recipe({"name": study.name} | study.recipe, overrides, where)
+    return Trial(setting, seed, value, recipe)
+
+
+def recipe_value(recipe: Recipe, key: str) -> Any:
+    """Return the value of a recipe's key.
+
+    Args:
+        recipe: the recipe.
+        key: written as in an override, with dots and with stages by their names: `pretext.steps`.
+
+    Raises:
+        UserError: if the recipe has no such key.
+    """
+    node: Any = recipe.model_dump()
+    node |= {stage["stage"]: stage for stage in node["stages"]}
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            raise UserError(f"the recipe has no key {key!r}")
+    return node
+
+
+def _positive(recipe: Recipe, key: str) -> float:
+    value = recipe_value(recipe, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{key} is {value!r}, and a plot needs a number above 0")
+    return value
 
 
 def _as_file(name: str) -> str:

@@ -1,12 +1,12 @@
-"""What a study has found: every cell's scores, and their mean and deviation over seeds."""
+"""The results of a study: the scores of every trial, and their mean and deviation over seeds."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import Score
@@ -19,19 +19,20 @@ MARKDOWN = "results.md"
 
 @dataclass
 class TrialResult:
-    """What is known of one cell.
+    """What is known about one trial.
 
     Attributes:
-        setting: name of the row.
-        seed: of the run.
-        value: of the tuned key; None if nothing is tuned.
-        development: scores of the last stage on the development tasks, if it was a trial.
-        scores: by the label of a stage; none if the value was not chosen.
-        passages: that stage 1 saw, repetitions counted.
-        tokens: of these passages.
-        seconds: of training.
-        dtype: that it computed in.
-        error: why it failed.
+        setting: name of the setting.
+        seed: seed of the run.
+        value: value of the tuned key; `None` if nothing is tuned.
+        development: scores of the last stage on the development tasks, if the trial was used for
+            tuning.
+        scores: scores by the label of the stage; empty if the value was not chosen.
+        passages: number of passages that stage 1 was trained on; a repeated passage counts again.
+        tokens: number of tokens in these passages.
+        seconds: training time.
+        dtype: precision of the computation.
+        error: why the trial failed; empty if it did not.
     """
 
     setting: str
@@ -48,11 +49,11 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table.
+    """One row of the table of scores.
 
     Attributes:
-        name: of the row.
-        setting: or baseline.
+        name: name of the row.
+        setting: name of the setting, or of the baseline.
         stage: label of the stage that was scored; empty for a baseline.
         runs: scores of each run.
     """
@@ -65,48 +66,50 @@ class Row:
 
 @dataclass
 class Results:
-    """What a study has found so far; all that is needed to go on with it.
+    """The results of a study so far. A study needs nothing else to continue.
 
     Attributes:
-        study: its name.
-        cells: by their names.
-        baselines: scores of the training-free encoders.
-        errors: of baselines that failed.
+        study: name of the study.
+        trials: results by the name of the trial. In `results.json` the key is `cells`, as in
+            version 0.1, so that each version reads the other's files.
+        baselines: scores of the training-free encoders, by name.
+        errors: why a baseline failed, by its name.
     """
 
     study: str
-    cells: dict[str, TrialResult] = field(default_factory=dict)
+    trials: Annotated[dict[str, TrialResult], Field(alias="cells")] = field(default_factory=dict)
     baselines: dict[str, list[Score]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> dict[str, str]:
-        """What went wrong, by the name of the cell or baseline."""
-        return {n: c.error for n, c in self.cells.items() if c.error} | self.errors
+        """What went wrong, by the name of the trial or baseline."""
+        failed = {name: trial.error for name, trial in self.trials.items() if trial.error}
+        return failed | self.errors
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks that were scored, in their order."""
-        found = [score.task for row in self.rows() for run in row.runs for score in run]
-        return list(dict.fromkeys(found))
+        names = [score.task for row in self.rows() for run in row.runs for score in run]
+        return list(dict.fromkeys(names))
 
     def rows(self) -> list[Row]:
-        """Return a row a baseline, then a row a setting and stage."""
-        scored = [one for one in self.cells.values() if one.scores]
-        labels = list(dict.fromkeys(label for one in scored for label in one.scores))
+        """Return one row per baseline, then one row per setting and stage."""
+        scored = [trial for trial in self.trials.values() if trial.scores]
+        labels = list(dict.fromkeys(label for trial in scored for label in trial.scores))
         rows = [Row(name, name, "", [scores]) for name, scores in self.baselines.items()]
-        for setting in dict.fromkeys(one.setting for one in scored):
+        for setting in dict.fromkeys(trial.setting for trial in scored):
             for label in labels:
                 name = setting if len(labels) == 1 else f"{setting}, {label}"
-                runs = [one.scores[label] for one in scored if one.setting == setting]
+                runs = [trial.scores[label] for trial in scored if trial.setting == setting]
                 rows.append(Row(name, setting, label, runs))
         return rows
 
     def score_table(self) -> tables.Cells:
-        """Return a row each of :meth:`rows`: mean ± deviation over runs.
+        """Return a table with the mean and deviation over runs, one line for each of `rows()`.
 
-        The deviation is the sample standard deviation; in the column ``mean``
-        it is that of the runs' means over tasks.
+        The deviation is the sample standard deviation. In the column `mean` it is the deviation of
+        the runs' means over tasks.
         """
         tasks = self.tasks
         body = []
@@ -118,24 +121,35 @@ class Results:
         return [["setting", "runs", *tasks, "mean"], *body]
 
     def tuning_table(self) -> tables.Cells:
-        """Return a row a trial: its value and its mean on the development tasks."""
-        trials = [one for one in self.cells.values() if one.development]
-        body = [[one.setting, f"{one.value:g}", f"{mean(one.development):.1f}"] for one in trials]
+        """Return a table of the trials that were used for tuning.
+
+        Each line has the value of the tuned key and the mean score on the development tasks.
+        """
+        judged = [trial for trial in self.trials.values() if trial.development]
+        body = [
+            [trial.setting, f"{trial.value:g}", f"{mean(trial.development):.1f}"]
+            for trial in judged
+        ]
         return [["setting", "value", "development"], *body]
 
     def write(self, out: Path) -> None:
-        """Write ``results.json`` and ``results.md``."""
+        """Write `results.json` and `results.md` to the study's folder."""
         with atomic_file(out / JSON) as partial:
-            partial.write_bytes(TypeAdapter(Results).dump_json(self, indent=1) + b"\n")
+            json = TypeAdapter(Results).dump_json(self, indent=1, by_alias=True)
+            partial.write_bytes(json + b"\n")
         with atomic_file(out / MARKDOWN) as partial:
             partial.write_text(tables.markdown(self.score_table()), encoding="utf-8")
 
 
 def read(out: Path, study: str) -> Results:
-    """Return the results that a study's folder holds; empty ones if it holds none.
+    """Return the results in a study's folder; empty results if the folder has none yet.
+
+    Args:
+        out: folder of the study.
+        study: name of the study, for empty results.
 
     Raises:
-        UserError: if the file is broken.
+        UserError: if `results.json` cannot be read.
     """
     file = out / JSON
     if not file.exists():
@@ -143,15 +157,15 @@ def read(out: Path, study: str) -> Results:
     try:
         return TypeAdapter(Results).validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file} cannot be read; remove it to score the cells anew") from error
+        raise UserError(f"{file} cannot be read; remove it to score the trials again") from error
 
 
 def mean(scores: Sequence[Score]) -> float:
-    """Return the mean over tasks."""
+    """Return the mean of the main scores over tasks."""
     return statistics.mean(score.main_score for score in scores)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return the mean, and the sample standard deviation if there are several values."""
+    """Return the mean as text and, if there are several values, the sample standard deviation."""
     centre = f"{statistics.mean(values):.1f}"
     return centre if len(values) == 1 else f"{centre} ± {statistics.stdev(values):.1f}"

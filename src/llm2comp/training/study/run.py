@@ -1,8 +1,7 @@
-"""Run a study: cell after cell, going on where it was stopped, past cells that fail."""
+"""Run a study, one trial after another; continue a stopped study; report trials that fail."""
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
@@ -12,37 +11,42 @@ import yaml
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.study import results
-from llm2comp.training.study.plan import Cell, Study, cell
+from llm2comp.training.study.plan import Study, Trial, trial
+from llm2comp.training.study.results import TrialResult
 from llm2comp.utils.files import atomic_file, atomic_folder
 from llm2comp.utils.hardware import compute_dtype
 from llm2comp.utils.yaml_files import read_yaml
 
-CELLS = "cells"
+TRIALS = "cells"
+"""Subfolder of a study with one run folder per trial. Version 0.1 gave it this name."""
 STUDY = "study.yaml"
 
 
 class StudyRun:
     """A study in its folder.
 
-    ``out`` gets ``study.yaml``, a run a cell under ``cells/``, and, anew after
-    every cell, ``results.json`` and ``results.md``. What is in ``results.json``
-    is not run again, so the cells' folders may be removed. Where a cell of this
-    study, or of one beside it, has the same first stages, they are taken over.
+    The folder gets `study.yaml`, one run folder per trial under `cells/`, and `results.json` and
+    `results.md`, which are written again after every trial. A trial whose scores are in
+    `results.json` is not run again, so its run folder may be removed.
+
+    A trial whose first stages are those of another trial of this study, or of a study in `reuse`,
+    copies these stages and does not train them again.
 
     Args:
         study: what to run.
         out: folder of the study.
-        console: where progress is shown.
+        console: where progress is shown; standard error by default.
+        reuse: folders of other studies whose trained stages may be copied.
 
     Raises:
-        UserError: if ``out`` holds another study.
+        UserError: if `out` holds another study, or a folder in `reuse` holds no study.
     """
 
     def __init__(
@@ -52,156 +56,181 @@ class StudyRun:
         console: Console | None = None,
         reuse: Sequence[Path] = (),
     ) -> None:
+        for folder in reuse:
+            if not (folder / STUDY).is_file():
+                raise UserError(
+                    f"--reuse {folder}: not the folder of a study, because it has no {STUDY}"
+                )
         _claim(study, out)
         self.study = study
         self.out = out
         self.reuse = reuse
         self.console = console or Console(stderr=True)
-        self.found = results.read(out, study.name)
+        self.results = results.read(out, study.name)
         self._scored: dict[str, list[Score]] = {}
 
     def run(self) -> results.Results:
-        """Run and score every cell that is not finished, and return the results.
+        """Run and score every trial that is not finished, and return the results.
 
-        A cell that fails is reported and left out; the next call tries it again.
+        A trial that fails is reported, and the others continue. The next call tries it again.
         """
-        for known in self.found.cells.values():
-            known.error = ""
-        self.found.errors.clear()
-        chosen = {setting: self._tuned(setting) for setting in self.study.settings}
+        for result in self.results.trials.values():
+            result.error = ""
+        self.results.errors.clear()
+        best_values = {setting: self._tune(setting) for setting in self.study.settings}
         for seed in self.study.seeds:
-            for setting, value in chosen.items():
-                one = cell(self.study, setting, seed, value)
-                known = self._known(one)
-                if not (known.scores or known.error):  # a trial's failure is not tried twice
-                    self._attempt(one, self._score)
+            for setting, value in best_values.items():
+                planned = trial(self.study, setting, seed, value)
+                result = self._result_of(planned)
+                # A trial that failed while it was tuned is not tried twice in one call.
+                if not (result.scores or result.error):
+                    self._attempt(planned, self._score)
         self._score_baselines()
-        return self.found
+        return self.results
 
-    def _tuned(self, setting: str) -> Any:
+    def _tune(self, setting: str) -> Any:
         """Return the value of the tuned key that is best for a setting on development tasks."""
         tuning = self.study.tuning
         if tuning is None:
             return None
         judged: dict[Any, float] = {}
         for value in tuning.values:
-            trial = cell(self.study, setting, self.study.seeds[0], value)
-            known = self._known(trial)
-            if not known.development:
-                self._attempt(trial, self._judge)
-            if known.development:
-                judged[value] = results.mean(known.development)
+            candidate = trial(self.study, setting, self.study.seeds[0], value)
+            result = self._result_of(candidate)
+            if not result.development:
+                self._attempt(candidate, self._judge)
+            if result.development:
+                judged[value] = results.mean(result.development)
         best = max(judged, key=lambda value: judged[value], default=tuning.values[0])
-        shown = ", ".join(f"{value:g} has {score:.1f}" for value, score in judged.items())
-        self.console.print(f"{setting}: {tuning.key} {shown}: {best:g} is taken", highlight=False)
+        shown = ", ".join(f"{score:.1f} with {value:g}" for value, score in judged.items())
+        self.console.print(
+            f"{setting}: {tuning.key}={best:g} is taken (development score: {shown})",
+            highlight=False,
+        )
         return best
 
-    def _known(self, one: Cell) -> results.TrialResult:
-        fresh = results.TrialResult(one.setting, one.seed, one.value)
-        return self.found.cells.setdefault(one.name, fresh)
+    def _result_of(self, planned: Trial) -> TrialResult:
+        """Return what is known about a trial; of a new trial, an empty result."""
+        fresh = TrialResult(planned.setting, planned.seed, planned.value)
+        return self.results.trials.setdefault(planned.name, fresh)
 
-    def _attempt(self, one: Cell, work: Callable[[Cell, results.TrialResult], None]) -> None:
-        """Do a cell's work and write the results; if it fails, so that the others go on."""
-        known = self._known(one)
+    def _attempt(self, planned: Trial, work: Callable[[Trial, TrialResult], None]) -> None:
+        """Do a trial's work and write the results. If it fails, the other trials continue."""
+        result = self._result_of(planned)
         try:
-            work(one, known)
-        except Exception as error:  # whatever it is
-            known.error = describe(error)
-            self.console.print(f"{one.name} failed: {known.error}", markup=False)
-        self.found.write(self.out)
+            work(planned, result)
+        except Exception as error:  # any error, because the other trials must continue
+            result.error = describe(error)
+            self.console.print(f"{planned.name} failed: {result.error}", markup=False)
+        self.results.write(self.out)
 
-    def _judge(self, trial: Cell, known: results.TrialResult) -> None:
+    def _judge(self, candidate: Trial, result: TrialResult) -> None:
         """Train a trial and score its last stage on the development tasks."""
         assert self.study.tuning is not None
-        self._train(trial, known)
-        *_, load = scoring.stage_models(trial.run, self._folder(trial)).values()
-        chosen = suites.tasks(self.study.tuning.tasks, quick=True)
-        known.development = runner.evaluate(load(), trial.name, chosen)
+        self._train(candidate, result)
+        *_, load = scoring.stage_models(candidate.recipe, self._folder(candidate)).values()
+        tasks = suites.tasks(self.study.tuning.tasks, quick=True)
+        result.development = runner.evaluate(load(), candidate.name, tasks)
 
-    def _score(self, one: Cell, known: results.TrialResult) -> None:
-        """Train a cell, if its trial has not, and score each of its stages."""
-        self._train(one, known)
-        models = scoring.stage_models(one.run, self._folder(one))
-        known.scores = {
-            label: self._score_stage(load(), f"{one.name} {label}", one.run.evaluation)
+    def _score(self, planned: Trial, result: TrialResult) -> None:
+        """Train a trial, if tuning has not done so already, and score each of its stages."""
+        self._train(planned, result)
+        models = scoring.stage_models(planned.recipe, self._folder(planned))
+        result.scores = {
+            label: self._score_stage(load(), f"{planned.name} {label}", planned.recipe.evaluation)
             for label, load in models.items()
         }
 
     def _score_stage(
         self, model: SentenceTransformer, name: str, evaluation: Evaluation
     ) -> list[Score]:
-        """Score a stage's encoder, once if several cells have taken it over."""
+        """Score a stage's encoder, once if several trials share it."""
         mark = fingerprint(model)
         if mark not in self._scored:
-            chosen = suites.tasks(evaluation.tasks, quick=evaluation.quick)
-            self._scored[mark] = runner.evaluate(model, name, chosen)
+            tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+            self._scored[mark] = runner.evaluate(model, name, tasks)
         return self._scored[mark]
 
-    def _train(self, one: Cell, known: results.TrialResult) -> None:
-        folder = self._folder(one)
-        trained = [c.seconds for c in self.found.cells.values() if c.seconds]
-        if not known.seconds:
-            left = self.study.size - len(trained)
-            title = f"{one.name}: {left} of {self.study.size} cells left"
-            if trained:
-                title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
-            self.console.rule(title)
-        self._reuse_stages(one.run, folder)
-        pipeline.train(one.run, folder, self.console)
+    def _train(self, planned: Trial, result: TrialResult) -> None:
+        folder = self._folder(planned)
+        if not result.seconds:
+            self.console.rule(self._title(planned))
+        self._reuse_stages(planned.recipe, folder)
+        pipeline.train(planned.recipe, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
-        events = [json.loads(line) for line in (folder / run_folder.LOG).open(encoding="utf-8")]
-        known.seconds = sum(event.get("seconds", 0.0) for event in events)
-        known.dtype = str(compute_dtype(one.run.backbone.dtype)).removeprefix("torch.")
+        events = run_folder.read_events(folder)
+        result.seconds = sum(event.get("seconds", 0.0) for event in events)
+        dtype = compute_dtype(planned.recipe.backbone.dtype)
+        result.dtype = str(dtype).removeprefix("torch.")
         for event in events:
             if "passages" in event:
-                known.passages, known.tokens = event["passages"], event["tokens"]
+                result.passages, result.tokens = event["passages"], event["tokens"]
 
-    def _reuse_stages(self, run: Recipe, folder: Path) -> None:
-        """Copy the first stages that another cell has alike, as many of them as there are."""
-        names = [STAGE_FOLDERS[stage.stage] for stage in run.stages]
+    def _title(self, planned: Trial) -> str:
+        """Say how many trials are left and, once one is trained, how long they will take."""
+        trained = [result.seconds for result in self.results.trials.values() if result.seconds]
+        left = self.study.size - len(trained)
+        title = f"{planned.name}: {left} of {self.study.size} trials left"
+        if trained:
+            title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
+        return title
+
+    def _reuse_stages(self, recipe: Recipe, folder: Path) -> None:
+        """Copy as many first stages as another trial has trained with the same settings."""
+        names = [STAGE_FOLDERS[stage.stage] for stage in recipe.stages]
         for count in range(len(names), 0, -1):
             if (folder / names[count - 1]).exists():
                 return
-            for other in sorted(self.out.parent.glob(f"*/{CELLS}/*/{names[count - 1]}")):
-                theirs = load_recipe(other.parent / run_folder.RECIPE)
-                if _first_stages(theirs, count) == _first_stages(run, count):
-                    _copy_stages(names[:count], other.parent, folder)
-                    self.console.print(f"{other.name} is that of {other.parent}", markup=False)
+            for run in self._trained_runs():
+                if not (run / names[count - 1]).exists():
+                    continue
+                theirs = load_recipe(run / run_folder.RECIPE)
+                if _first_stages(theirs, count) == _first_stages(recipe, count):
+                    _copy_stages(names[:count], run, folder)
+                    self.console.print(f"{names[count - 1]}: copied from {run}", markup=False)
                     return
 
-    def _folder(self, one: Cell) -> Path:
-        return self.out / CELLS / one.name
+    def _trained_runs(self) -> Iterator[Path]:
+        """Yield the run folders of this study's trials, then of the studies to reuse."""
+        for study in (self.out, *self.reuse):
+            yield from sorted(study.glob(f"{TRIALS}/*"))
+
+    def _folder(self, planned: Trial) -> Path:
+        return self.out / TRIALS / planned.name
 
     def _score_baselines(self) -> None:
-        run = parse_recipe({"name": self.study.name} | self.study.recipe, [], self.study.name)
-        evaluation = run.evaluation
-        for name, load in scoring.baseline_models(run).items():
-            if name in self.found.baselines:
+        recipe = parse_recipe({"name": self.study.name} | self.study.recipe, [], self.study.name)
+        evaluation = recipe.evaluation
+        for name, load in scoring.baseline_models(recipe).items():
+            if name in self.results.baselines:
                 continue
             try:
-                chosen = suites.tasks(evaluation.tasks, quick=evaluation.quick)
-                self.found.baselines[name] = runner.evaluate(load(), name, chosen)
-            except Exception as error:  # whatever it is, the others go on
-                self.found.errors[name] = describe(error)
-                self.console.print(f"{name} failed: {self.found.errors[name]}", markup=False)
-            self.found.write(self.out)
+                tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+                self.results.baselines[name] = runner.evaluate(load(), name, tasks)
+            except Exception as error:  # any error, because the other baselines must continue
+                self.results.errors[name] = describe(error)
+                self.console.print(f"{name} failed: {self.results.errors[name]}", markup=False)
+            self.results.write(self.out)
 
 
 def describe(error: Exception) -> str:
-    """Return an error in one line."""
-    return one_line(f"{type(error).__name__}: {error}", limit=None)
+    """Return an error's type and message in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _first_stages(run: Recipe, count: int) -> dict[str, Any]:
-    """Return what the first stages of a run depend on."""
-    settings = run.model_dump(exclude={"name", "evaluation", "stages"})
-    return settings | {"stages": [stage.model_dump() for stage in run.stages[:count]]}
+def _first_stages(recipe: Recipe, count: int) -> dict[str, Any]:
+    """Return the settings that the first `count` stages of a run depend on."""
+    settings = recipe.model_dump(exclude={"name", "evaluation", "stages"})
+    return settings | {"stages": [stage.model_dump() for stage in recipe.stages[:count]]}
 
 
 def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
-    """Copy the encoder folders that are not there yet, and what the log says of their stages."""
+    """Copy stages from one run folder to another, with the lines that the log has about them.
+
+    A stage that the target already has is left as it is.
+    """
     stages = {folder: stage for stage, folder in STAGE_FOLDERS.items()}
-    events = [json.loads(line) for line in (source / run_folder.LOG).open(encoding="utf-8")]
+    events = run_folder.read_events(source)
     log = RunLog(target / run_folder.LOG, Console())
     for name in names:
         if not (target / name).exists():
@@ -213,16 +242,23 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _claim(study: Study, out: Path) -> None:
-    """Write ``study.yaml``, or check that the study that is there is the same."""
+    """Write `study.yaml`, or check that the folder's study is the same one.
+
+    `plot` is not compared, because it changes only the figure, and version 0.1 did not have it.
+    """
     path = out / STUDY
-    mine = study.model_dump()
+    settings = study.model_dump(exclude={"plot"})
     if path.exists():
-        if read_yaml(path, "study") != mine:
+        known = read_yaml(path, "study")
+        known.pop("plot", None)
+        if known != settings:
             raise UserError(
                 f"{out} holds another study (see {path}); "
-                "give another --out, or remove that folder to begin anew"
+                "give another --out, or remove that folder to start again"
             )
         return
+    if study.plot:
+        settings["plot"] = study.plot.model_dump()
     with atomic_file(path) as partial:
-        text = yaml.safe_dump(mine, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,45 @@
+"""A run folder is read, also one that version 0.1 wrote."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llm2comp.analysis.report import plots
+from llm2comp.errors import UserError
+from llm2comp.training.run_folder import Run, read_events
+
+V0_1 = Path(__file__).parents[1] / "fixtures" / "v0_1" / "run-finished"
+
+
+def test_held_out_losses_of_0_1_get_their_present_names() -> None:
+    before = V0_1.joinpath("run.jsonl").read_text()
+    assert '"own"' in before
+    assert '"matched"' not in before
+    measured = [
+        event["held_out"]
+        for event in read_events(V0_1)
+        if event["stage"] == "pretext" and "held_out" in event
+    ]
+    assert [(m["matched"], m["mismatched"], m["gap"]) for m in measured] == [
+        (0.2341, 0.2392, 0.0051),
+        (0.2219, 0.223, 0.0011),
+    ]
+    assert not any({"own", "other"} & set(m) for m in measured)
+
+
+def test_a_report_draws_the_held_out_losses_of_0_1() -> None:
+    curve = plots.curves(Run.read(V0_1).events, "pretext")
+    assert curve is not None
+    assert "held out, own memory" in curve
+    assert "held out, another text" in curve
+
+
+def test_a_damaged_log_is_named_with_its_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(V0_1, run)
+    with (run / "run.jsonl").open("a") as log:
+        log.write('{"stage": "pre')
+    lines = len((run / "run.jsonl").read_text().splitlines())
+    with pytest.raises(UserError, match=rf"run\.jsonl:{lines}: not JSON"):
+        Run.read(run)
