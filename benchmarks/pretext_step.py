@@ -26,7 +26,8 @@ from llm2comp import recipe
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.model.backbone import body_of, load_backbone, resolve
-from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.compressor import Compressor
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import Collator

@@ -109,19 +109,85 @@ def test_keys_behind_a_block_are_left_out_only_where_none_is_seen(
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
-def test_layers_share_what_a_mask_adds_and_it_goes_with_the_mask() -> None:
+def test_a_mask_may_be_boolean_or_additive_and_of_another_dtype() -> None:
     query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
-    kept = len(attention._BIASES)
     masks = [torch.ones(1, 1, 6, 6, dtype=torch.bool).tril(place) for place in (0, 2)]
     exact = [attention.attend(_Layer(), query, key, key, mask)[0] for mask in masks]
-    assert not torch.equal(*exact)  # each has its own
-    bias = attention._BIASES[masks[0]]
-    attention.attend(_Layer(), query, key, key, masks[0])
-    assert attention._BIASES[masks[0]] is bias
-    half = attention.attend(_Layer(), query.bfloat16(), key.bfloat16(), key.bfloat16(), masks[0])[0]
-    torch.testing.assert_close(half.float(), exact[0], atol=0.05, rtol=0.05)
-    del masks
-    assert len(attention._BIASES) == kept
+    assert not torch.equal(*exact)
+    additive = attention._additive(masks[0], torch.float32)
+    again = attention.attend(_Layer(), query, key, key, additive)[0]
+    torch.testing.assert_close(again, exact[0], rtol=0, atol=0)
+    for mask in (masks[0], additive):  # under autocast queries are bfloat16 and masks float32
+        half = attention.attend(_Layer(), query.bfloat16(), key.bfloat16(), key.bfloat16(), mask)[0]
+        torch.testing.assert_close(half.float(), exact[0], atol=0.05, rtol=0.05)
+
+
+def test_a_forward_pass_makes_one_additive_mask_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch, body: PreTrainedModel
+) -> None:
+    made, received = [], []
+    convert, attend = attention._additive, attention.attend
+
+    def count(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        made.append(mask.dtype)
+        return convert(mask, dtype)
+
+    def note(module: torch.nn.Module, *tensors: torch.Tensor, **options: object) -> object:
+        received.append(tensors[3])
+        return attend(module, *tensors, **options)
+
+    monkeypatch.setattr(attention, "_additive", count)
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, note)
+    attention.use_matmul_attention(body)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    _states(body, mask)
+    assert len(received) == body.config.num_hidden_layers > 1
+    assert all(given is received[0] for given in received)
+    assert made.count(torch.bool) == 1
+
+
+@pytest.mark.parametrize("length", [20, 600], ids=["products", "sdpa"])
+@pytest.mark.parametrize(
+    ("dtype", "mask_dtype"),
+    [
+        (torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+    ],
+)
+def test_a_query_that_sees_nothing_stays_finite(
+    length: int, dtype: torch.dtype, mask_dtype: torch.dtype
+) -> None:
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+    mask[..., :5, :] = False
+    query, key = (torch.randn(1, heads, length, 8, dtype=dtype) for heads in (4, 2))
+    states, _ = attention.attend(_Layer(), query, key, key, attention._additive(mask, mask_dtype))
+    assert states.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", [{}, {"is_causal": False}], ids=["causal", "bidirectional"])
+def test_autocast_and_long_texts_give_the_states_of_sdpa(
+    body: PreTrainedModel, mode: dict[str, bool]
+) -> None:
+    mask = torch.ones(2, attention.LONGEST_TRAINED + 40, dtype=torch.long)
+    mask[1, :50] = 0
+    states = []
+    for use in (lambda _: None, attention.use_matmul_attention):
+        use(body)
+        with torch.autocast("cpu", torch.bfloat16):
+            states.append(_states(body, mask, **mode).detach().float())
+    assert torch.cosine_similarity(*states, dim=-1).min() > 0.995
+
+
+def test_a_compiled_model_gives_the_states_of_sdpa(body: PreTrainedModel) -> None:
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[1, :9] = 0
+    expected = _states(body, mask)
+    attention.use_matmul_attention(body)
+    body.compile(backend="eager")
+    torch.testing.assert_close(_states(body, mask), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_dropout_drops_that_share_of_the_weights() -> None:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
-from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens, memory_tokens
 from llm2comp.training.objectives.batch import Batch
 

@@ -1,10 +1,10 @@
-"""Lighter layers: states and gradients of PEFT's own, without what makes those slow."""
+"""Adapters: the states, gradients and files of PEFT's layers, without what makes those slow."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
@@ -13,8 +13,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from llm2comp import recipe
 from llm2comp.model.backbone import body_of, token_table
-from llm2comp.model.compressor import add_adapter
-from llm2comp.model.lora import LoraLinear, MemoryEmbedding
+from llm2comp.model.lora import LoraLinear, MemoryEmbedding, add_adapter, trainable_parameters
 
 K = 3
 
@@ -86,11 +85,10 @@ def test_an_adapter_makes_no_gradient_of_the_table(tiny_backbone: Path) -> None:
 
 def _adapted(layer: torch.nn.Linear, kind: type[Linear]) -> Linear:
     torch.manual_seed(1)
-    adapted = get_peft_model(
-        torch.nn.Sequential(layer), LoraConfig(r=4, lora_alpha=6, target_modules=["0"])
-    )
-    module = adapted.base_model.model[0]
-    module.__class__ = kind
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0"])
+    config._register_custom_module({torch.nn.Linear: kind})
+    module = get_peft_model(torch.nn.Sequential(layer), config).base_model.model[0]
+    assert type(module) is kind
     torch.nn.init.normal_(module.lora_B["default"].weight)
     return module
 
@@ -129,10 +127,49 @@ def test_a_disabled_or_merged_layer_is_that_of_peft() -> None:
     torch.testing.assert_close(module(x), trained)
 
 
-def test_an_adapter_has_no_layer_of_peft_left(tiny_backbone: Path) -> None:
+def test_an_adapter_has_none_of_peft_s_own_layers(tiny_backbone: Path) -> None:
     body = body_of(AutoModelForCausalLM.from_pretrained(tiny_backbone))
     adapted = add_adapter(body, recipe.Lora(r=4, alpha=8, dropout=0.0), K)
     kinds = [type(module) for module in adapted.modules()]
     assert Linear not in kinds
     assert TrainableTokensLayer not in kinds
     assert kinds.count(LoraLinear) > kinds.count(MemoryEmbedding) == 1
+
+
+def _trained_adapter(backbone: Path) -> PeftModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(backbone).requires_grad_(False)
+    adapted = add_adapter(body_of(model), recipe.Lora(r=4, alpha=8, dropout=0.0), K).eval()
+    with torch.no_grad():
+        for parameter in trainable_parameters(adapted).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return adapted
+
+
+def _states(model: torch.nn.Module) -> Tensor:
+    size = len(token_table(model).weight)
+    with torch.no_grad():
+        return model(torch.tensor([[1, 30, 40, size - 2, size - 1]])).last_hidden_state
+
+
+def test_stock_peft_loads_and_merges_what_is_saved(tiny_backbone: Path, tmp_path: Path) -> None:
+    adapted = _trained_adapter(tiny_backbone)
+    adapted.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    body = body_of(AutoModelForCausalLM.from_pretrained(tiny_backbone))
+    stock = PeftModel.from_pretrained(body, str(tmp_path)).eval()
+    kinds = {type(module) for module in stock.modules()}
+    assert {Linear, TrainableTokensLayer} <= kinds
+    assert not {LoraLinear, MemoryEmbedding} & kinds
+    assert list(adapted.state_dict()) == list(stock.state_dict())
+    expected = _states(adapted)
+    torch.testing.assert_close(_states(stock), expected, atol=1e-5, rtol=1e-5)
+    for model in (stock, adapted):
+        torch.testing.assert_close(_states(model.merge_and_unload()), expected, atol=1e-5, rtol=0)
+
+
+def test_a_disabled_adapter_leaves_the_original_model(tiny_backbone: Path) -> None:
+    original = _states(body_of(AutoModelForCausalLM.from_pretrained(tiny_backbone)).eval())
+    adapted = _trained_adapter(tiny_backbone)
+    assert not torch.allclose(_states(adapted), original, atol=1e-3)
+    with adapted.disable_adapter():
+        assert torch.equal(_states(adapted), original)

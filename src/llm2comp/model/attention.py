@@ -1,44 +1,58 @@
-"""Attention for processors: two matrix products and a softmax, of a block of queries at once.
+"""Attention for processors: two matrix products and a softmax, for a block of queries at a time.
 
-On a processor PyTorch's fused attention takes longer than the products that it consists of
-(docs/performance.md), and so does its backward pass. This one is registered with transformers
-under a name of its own, so that no model code is touched.
+On a processor PyTorch's fused attention is slower than the two products that it consists of
+(docs/performance.md), and so is its backward pass. The attention of this module is registered with
+transformers under its own name, so no model code changes.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 NAME = "llm2comp_matmul"
 BLOCK = 128
-"""Queries at once. Their products with keys behind them are left out where none may look there."""
+"""Queries per block. With causal attention, products with later keys are skipped block by block."""
 SHORT = 128
-"""Up to so many tokens the products are faster whatever queries may see."""
+"""Up to this many tokens the products are faster, whether attention is causal or not."""
 LONGEST_TRAINED = 512
-"""Longer texts that are trained take the fused attention, which keeps no weights for gradients."""
-_BIASES: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
-"""What is added to scores, by mask: one for all layers, gone with the mask."""
+"""In training, longer texts take the fused attention, because it stores no attention weights."""
+MASKED = torch.finfo(torch.bfloat16).min
+"""Added to the score of a key that a query must not see. float32 represents this number exactly
+too. It is not minus infinity, because the softmax of a fully masked row would then be NaN."""
 
 
 def configure_attention(model: PreTrainedModel) -> None:
-    """Set a model to read each text once: no key-value cache, and attention by products."""
+    """Set a model to read each text once: without key-value cache, and by `use_matmul_attention`.
+
+    Args:
+        model: changed in place.
+    """
     model.config.use_cache = False
     use_matmul_attention(model)
 
 
 def use_matmul_attention(model: PreTrainedModel) -> None:
-    """Let a model on a processor attend by :func:`attend`, if it attends by ``sdpa``."""
+    """Let a model use `attend` if it runs on a processor and uses `sdpa` now.
+
+    Args:
+        model: changed in place.
+    """
     if not torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
 
 def use_sdpa(model: PreTrainedModel) -> None:
-    """Undo :func:`use_matmul_attention` for tracing: its choice by length is no constant."""
+    """Undo `use_matmul_attention` before a model is traced.
+
+    `attend` chooses its method by the length of the texts, and a trace would fix that choice.
+
+    Args:
+        model: changed in place.
+    """
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation("sdpa")
 
@@ -52,62 +66,107 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' ``sdpa`` does, with the precision of its ``eager``.
+    """Attend as transformers' `sdpa` does, with the precision of its `eager`.
+
+    The signature is the one that transformers' `AttentionInterface` asks for.
 
     Args:
         module: the attention layer.
-        query: ``(batch, heads, length, width)``.
-        key: ``(batch, key heads, length, width)``; query heads share key heads in groups.
-        value: as ``key``.
-        attention_mask: ``(batch, 1, length, length)``, true where a query may look; none where
-            it may look everywhere, or everywhere before it.
-        dropout: of attention weights.
-        scaling: of the products; one over the square root of the width, when not given.
-        is_causal: whether queries look only back, where there is no mask; as the layer has it,
-            when not given.
-        others: what other kinds of attention know.
+        query: `(batch, heads, length, width)`.
+        key: `(batch, key heads, length, width)`; groups of query heads share a key head.
+        value: as `key`.
+        attention_mask: `(batch, 1, length, length)`, either additive, as `additive_mask` makes it,
+            or boolean and true where a query may see a key. Without it a query sees every key, or
+            every key up to its own position.
+        dropout: of the attention weights.
+        scaling: factor of the scores; by default one over the square root of `width`.
+        is_causal: without a mask, whether a query sees only keys up to its own position; by
+            default as the layer says.
+        options: further options of transformers' attention functions.
 
     Returns:
-        ``(batch, length, heads, width)``, and no weights.
+        `(batch, length, heads, width)`, and None in the place of attention weights.
     """
     batch, heads, length, width = query.shape
-    keys, seen = key.shape[1], key.shape[2]
-    alike = length == seen and value.shape == key.shape and others.get("position_bias") is None
+    key_heads, key_length = key.shape[1], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    back = _looks_back(attention_mask, length, causal=causal)
-    if not alike or not _faster(query, looks_back=back):
-        fused = AttentionInterface()["sdpa"]  # type: ignore[no-untyped-call]
-        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **others}
-        return cast(
-            tuple[Tensor, None], fused(module, query, key, value, attention_mask, **options)
-        )
-    bias = _bias(attention_mask, query, causal=causal)[:, :, None]
-    queries = query.reshape(batch * keys, heads // keys, length, width)
-    turned = key.reshape(batch * keys, length, width).transpose(1, 2)
-    values = value.reshape(batch * keys, length, width)
-    mixed, end = [], 0
-    for part, bounds in _blocks(queries, bias):
-        end += part.shape[2]
-        seen = end if back else length
-        rows = (batch * keys, heads // keys * part.shape[2])
+    mask = None if attention_mask is None else _additive(attention_mask, query.dtype)
+    skip_later_keys = _is_causal_by_block(mask, length, causal=causal)
+    self_attention = length == key_length and value.shape == key.shape
+    if (
+        not self_attention
+        or options.get("position_bias") is not None
+        or not _products_are_faster(query, causal=skip_later_keys)
+    ):
+        sdpa = AttentionInterface()["sdpa"]  # type: ignore[no-untyped-call]
+        options |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        return cast(tuple[Tensor, None], sdpa(module, query, key, value, mask, **options))
+    bias = (_bias_without_mask(query, causal=causal) if mask is None else mask)[:, :, None]
+    queries = query.reshape(batch * key_heads, heads // key_heads, length, width)
+    keys = key.reshape(batch * key_heads, length, width).transpose(1, 2)
+    values = value.reshape(batch * key_heads, length, width)
+    outputs, end = [], 0
+    for block, block_bias in _blocks(queries, bias):
+        end += block.shape[2]
+        seen = end if skip_later_keys else length
+        rows = (batch * key_heads, heads // key_heads * block.shape[2])
         scores = torch.baddbmm(
-            bounds[..., :seen].expand(batch, keys, heads // keys, -1, -1).reshape(*rows, seen),
-            part.reshape(*rows, width),
-            turned[..., :seen],
+            block_bias[..., :seen]
+            .expand(batch, key_heads, heads // key_heads, -1, -1)
+            .reshape(*rows, seen),
+            block.reshape(*rows, width),
+            keys[..., :seen],
             alpha=width**-0.5 if scaling is None else scaling,
         )
         weights = scores.softmax(-1)
         if dropout:
             weights = nn.functional.dropout(weights, dropout)
-        block = torch.bmm(weights, values[:, :seen]).view(batch, heads, -1, width)
-        mixed.append(block.transpose(1, 2))
-    return torch.cat(mixed, 1), None
+        output = torch.bmm(weights, values[:, :seen]).view(batch, heads, -1, width)
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, 1), None
 
 
-def _faster(query: Tensor, *, looks_back: bool) -> bool:
-    """Whether products are faster than the fused attention, and memory allows them."""
+def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
+    """Return what is added to the scores, once per forward pass for all layers.
+
+    transformers calls this function before the first layer, through `AttentionMaskInterface`.
+
+    Args:
+        args: as `transformers.masking_utils.sdpa_mask` takes them.
+        dtype: of the token embeddings, which is the dtype of the mask.
+        options: as `transformers.masking_utils.sdpa_mask` takes them.
+
+    Returns:
+        `(batch, 1, length, length)`, 0 where a query may see a key and `MASKED` elsewhere; None
+        where `sdpa_mask` returns None because `is_causal` says everything.
+    """
+    mask = sdpa_mask(*args, dtype=dtype, **options)
+    return None if mask is None else _additive(mask, dtype)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask, boolean or additive, as an additive one in the dtype of the queries.
+
+    The dtype of an additive mask differs from the queries' under autocast.
+    """
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    masked = max(MASKED, torch.finfo(dtype).min)  # float16 ends earlier
+    return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), masked)
+
+
+def _bias_without_mask(query: Tensor, *, causal: bool) -> Tensor:
+    """Return what is added to scores where transformers made no mask: `(1, 1, length, length)`."""
+    shape = (1, 1, query.shape[2], query.shape[2])
+    if not causal:
+        return query.new_zeros(shape)
+    return _additive(torch.ones(shape, dtype=torch.bool, device=query.device).tril(), query.dtype)
+
+
+def _products_are_faster(query: Tensor, *, causal: bool) -> bool:
+    """Return whether products are faster than the fused attention, and memory allows them."""
     length = query.shape[2]
     if query.dtype not in (torch.bfloat16, torch.float32):
         return False
@@ -115,45 +174,25 @@ def _faster(query: Tensor, *, looks_back: bool) -> bool:
         return True
     if torch.is_grad_enabled():
         return length <= LONGEST_TRAINED
-    return looks_back or query.dtype == torch.bfloat16
+    return causal or query.dtype == torch.bfloat16
 
 
 def _blocks(queries: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a block of queries at once, and their rows of the bias."""
-    if torch.compiler.is_compiling():  # a graph is one for all lengths
+    """Yield blocks of queries and their rows of the bias."""
+    if torch.compiler.is_compiling():  # one block, because one graph serves all lengths
         return iter([(queries, bias)])
     return zip(torch.split(queries, BLOCK, 2), torch.split(bias, BLOCK, 3), strict=True)
 
 
-def _looks_back(mask: Tensor | None, length: int, *, causal: bool) -> bool:
-    """Whether no block of queries may look at keys behind it."""
+def _is_causal_by_block(mask: Tensor | None, length: int, *, causal: bool) -> bool:
+    """Return whether no query may see a key that stands behind the query's block."""
     if mask is None:
         return causal
-    if torch.compiler.is_compiling():  # a graph does not look at values
+    if torch.compiler.is_compiling():  # a graph cannot depend on the values of a mask
         return False
     ends = range(BLOCK, length, BLOCK)
-    return not any(mask[..., end - BLOCK : end, end:].any() for end in ends)
-
-
-def _bias(mask: Tensor | None, query: Tensor, *, causal: bool) -> Tensor:
-    """Return what is added to scores, ``(batch or 1, 1, length, length)``."""
-    shape = (1, 1, query.shape[2], query.shape[2])
-    if mask is None and not causal:
-        return query.new_zeros(shape)
-    if mask is None:
-        return _of_mask(torch.ones(shape, dtype=torch.bool, device=query.device).tril(), query)
-    if torch.compiler.is_compiling():
-        return _of_mask(mask, query)
-    kept = _BIASES.get(mask)
-    if kept is None or kept.dtype != query.dtype:
-        _BIASES[mask] = kept = _of_mask(mask, query)
-    return kept
-
-
-def _of_mask(mask: Tensor, query: Tensor) -> Tensor:
-    # Not minus infinity: the softmax of a row that sees nothing, a pad's, would be nan.
-    return query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
+    return not any((mask[..., end - BLOCK : end, end:] > MASKED).any() for end in ends)
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, additive_mask)

@@ -1,9 +1,8 @@
-"""One set of weights that is encoder, student decoder and teacher.
+"""One set of weights that is encoder, student and teacher at the same time.
 
-The encoder is the language model with its LoRA adapter and memory rows
-enabled; with the adapter disabled the very same tensors are the frozen,
-causal language model, bit-equal to the original (paper, "Context
-compression"; the released code keeps two full copies instead).
+The encoder is the language model with its LoRA adapter and its memory embeddings. With the adapter
+disabled the same tensors are the frozen, causal language model, bit-equal to the original (paper,
+"Context compression"; the released code of the paper keeps two full copies instead).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +11,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -26,84 +19,44 @@ from transformers import PreTrainedModel
 
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.model.backbone import body_of, token_table
-from llm2comp.model.lora import replace_peft_layers
+from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Lora
 
-
-def add_adapter(body: PreTrainedModel, lora: Lora, k: int) -> PeftModel:
-    """Add LoRA to the body, in place, and let only it and the table's last k rows train.
-
-    What trains is kept in float32 whatever the frozen weights are: bfloat16
-    would lose small updates.
-    """
-    embedding = token_table(body)
-    name = next(name for name, module in body.named_modules() if module is embedding)
-    size = embedding.num_embeddings
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        trainable_token_indices={name: list(range(size - k, size))} if k else None,
-    )
-    adapted = get_peft_model(body, config)
-    replace_peft_layers(adapted)
-    for parameter in trainable_parameters(adapted).values():
-        parameter.data = parameter.data.float()
-    return adapted
-
-
 TOKENS_AT_ONCE = 1024
-"""Of a pass on a processor, which more of them would not make faster (docs/performance.md)."""
+"""Tokens per forward pass on a processor; more would not be faster (docs/performance.md)."""
 
 
 def map_length_buckets(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]]) -> list[Tensor]:
-    """Run the rows of a batch in parts of like length, so that little is padded.
+    """Run the rows of a batch in buckets of similar length, so that there is little padding.
 
-    On a GPU, and where a batch is small, there is one part.
+    On a GPU, and where a batch is small, there is one bucket.
 
     Args:
-        lengths: ``(batch,)``, tokens of each row.
-        run: from the indices of rows, what each of them gives.
+        lengths: `(batch,)`, tokens of each row.
+        run: takes `(bucket,)`, the indices of rows, and returns one tensor per row.
 
     Returns:
-        What each row gives, in the order of the batch.
+        One tensor per row, in the order of the batch.
     """
     budget = TOKENS_AT_ONCE if lengths.device.type == "cpu" else len(lengths) * int(lengths.max())
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
     for rows in batch_by_tokens(lengths.cpu().numpy(), budget):
-        found.update(zip(rows, run(torch.tensor(rows, device=lengths.device)), strict=True))
-    return [found[row] for row in range(len(lengths))]
-
-
-def _lengths(targets: Tensor) -> Tensor:
-    """Return ``(batch,)``, how far each row of ``(batch, length)`` is read: to its last target."""
-    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
-    return (targets * places).amax(1)
-
-
-def _of_each(states: Tensor, wanted: Tensor) -> Iterable[Tensor]:
-    """Return the wanted states of each row."""
-    return torch.split(states[wanted], wanted.sum(1).tolist())
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what trains, by name: LoRA factors and memory rows."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+        results.update(zip(rows, run(torch.tensor(rows, device=lengths.device)), strict=True))
+    return [results[row] for row in range(len(lengths))]
 
 
 class Compressor(nn.Module):
-    """Compress texts into memory, and go on from memory, with one set of weights.
+    """Compress texts into memory, and continue texts from memory, with one set of weights.
 
     Args:
-        model: causal LM whose embedding table ends with the k memory rows
-            (:func:`llm2comp.memory.add_memory_tokens`); its body gets the adapter.
-        num_memory_embeddings: rows of the table that train; 0 for a pretext that pools over the
-            text's own tokens.
+        model: causal language model whose token table ends with the memory embeddings, which
+            `llm2comp.model.memory_tokens.add_memory_tokens` appends. Its body gets the adapter.
+        num_memory_embeddings: rows at the end of the table that train; 0 for an objective that
+            pools over the text's own tokens.
         lora: the adapter to train.
-        bos_id: token before every text, if the model has one.
-        causal: the encoder's attention; the decoder is always causal.
-        scale: ``embeddings`` or ``none``, see :meth:`as_input`.
+        bos_id: token in front of every text, or None if the model has none.
+        causal: whether the encoder's attention is causal; the decoder's always is.
+        scale: `embeddings` or `none`, see `as_input`.
     """
 
     def __init__(
@@ -129,30 +82,30 @@ class Compressor(nn.Module):
             if scale == "embeddings"
             else None
         )
-        for parameter in model.parameters():  # an untied head is outside of what PEFT freezes
+        for parameter in model.parameters():  # PEFT freezes the body only, not an untied head
             parameter.requires_grad_(False)
         self.adapted = add_adapter(self.body, lora, num_memory_embeddings)
         self._frozen = False
 
     @property
     def memory_ids(self) -> list[int]:
-        """Token ids of the memory tokens."""
+        """Ids of the memory tokens, at the end of the vocabulary."""
         return list(range(self.vocabulary, self.vocabulary + self.num_memory_embeddings))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return token_table(self.body).weight.device
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the encoder's last hidden states, after the final norm.
 
         Args:
-            input_ids: ``(batch, length)``, padded on either side.
-            attention_mask: ``(batch, length)``, 1 where a token is.
+            input_ids: `(batch, length)`, padded on either side.
+            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
 
         Returns:
-            ``(batch, length, hidden)``.
+            `(batch, length, hidden)`.
         """
         mode = {} if self.causal else {"is_causal": False}
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -165,31 +118,36 @@ class Compressor(nn.Module):
         """Return the memory outputs of a batch of texts.
 
         Args:
-            input_ids: ``(batch, length)``, each row ``BOS text memory`` padded on either side,
-                with as many memory tokens as the others.
-            attention_mask: ``(batch, length)``, 1 where a token is.
+            input_ids: `(batch, length)`, each row `BOS text memory`, padded on either side. All
+                rows have the same number of memory tokens.
+            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
 
         Returns:
-            ``(batch, k, hidden)``: last hidden states, after the final norm, at
-            the memory positions.
+            `(batch, k, hidden)`, the last hidden states of the memory tokens, after the final norm.
         """
 
-        def memory(rows: Tensor) -> Iterable[Tensor]:
+        def memory_of(rows: Tensor) -> Iterable[Tensor]:
             mask = attention_mask[rows]
-            there = mask.any(0)
-            ids = input_ids[rows][:, there]
-            states = self.encode(ids, mask[:, there])
+            columns = mask.any(0)  # without those that hold only padding in this bucket
+            ids = input_ids[rows][:, columns]
+            states = self.encode(ids, mask[:, columns])
             return states[ids >= self.vocabulary].view(len(rows), -1, states.shape[-1])
 
-        return torch.stack(map_length_buckets(attention_mask.sum(1), memory))
+        return torch.stack(map_length_buckets(attention_mask.sum(1), memory_of))
 
     def as_input(self, memory: Tensor) -> Tensor:
-        """Return memory outputs ``(batch, k, hidden)`` as the decoder is to read them.
+        """Return the memory outputs in the scale in which the decoder reads them.
 
-        Scaled to ``embeddings``, each vector gets the mean norm of the token
-        embeddings. States leave the final norm many times longer than an
-        embedding, so unscaled memory drowns what the decoder's layers add to it
-        (docs/ignition.md); the paper feeds it unscaled.
+        With `scale="embeddings"` each memory vector gets the mean norm of the token embeddings.
+        States after the final norm are many times longer than token embeddings. Unscaled, they
+        drown what the decoder's layers add to them (docs/concepts/ignition.md). The paper feeds
+        memory unscaled.
+
+        Args:
+            memory: `(batch, k, hidden)`.
+
+        Returns:
+            `(batch, k, hidden)`.
         """
         if self.token_norm is None:
             return memory
@@ -197,71 +155,83 @@ class Compressor(nn.Module):
         return scaled
 
     def student_states(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """Let the frozen model read ``BOS memory tokens`` and return its states (the student).
+        """Let the frozen model read `BOS memory tokens` and return its states (the student).
 
         Args:
-            memory: ``(batch, m, hidden)``; gradients flow into it.
-            input_ids: ``(batch, length)``, the tokens behind the memory, right-padded.
-            targets: ``(batch, 1 + length)``, true where a state is wanted:
-                first the last memory position, then each token's.
+            memory: `(batch, m, hidden)`; gradients flow into it.
+            input_ids: `(batch, length)`, the tokens after the memory, right-padded.
+            targets: `(batch, 1 + length)`, true where a state is wanted: first at the last memory
+                position, then at each token.
 
         Returns:
-            ``(targets.sum(), hidden)``, rows in the order of ``targets``.
+            `(targets.sum(), hidden)`, the wanted states row by row.
         """
-        embed = self.body.get_input_embeddings()
+        token_embeddings = self.body.get_input_embeddings()
         bos = [] if self.bos_id is None else [self.bos_id]
-        before = len(bos) + memory.shape[1]
+        prefix_length = len(bos) + memory.shape[1]
 
-        def states(rows: Tensor) -> Iterable[Tensor]:
-            wanted = targets[rows][:, : _lengths(targets[rows]).max()]
-            tokens = embed(input_ids[rows][:, : wanted.shape[1] - 1])
-            first = embed(input_ids.new_tensor(bos).expand(len(rows), -1))
-            prefix = [first, memory[rows].to(tokens.dtype)]
-            inputs = torch.cat([*prefix, tokens], dim=1)
-            # Right padding under causal attention: no state that is read sees a pad.
-            found: Tensor = self.body(inputs_embeds=inputs).last_hidden_state
-            return _of_each(found[:, before - 1 :], wanted)
+        def states_of(rows: Tensor) -> Iterable[Tensor]:
+            wanted = _until_last_target(targets[rows])
+            tokens = token_embeddings(input_ids[rows][:, : wanted.shape[1] - 1])
+            first = token_embeddings(input_ids.new_tensor(bos).expand(len(rows), -1))
+            inputs = torch.cat([first, memory[rows].to(tokens.dtype), tokens], dim=1)
+            # No attention mask is needed: padding is on the right, and attention is causal.
+            states: Tensor = self.body(inputs_embeds=inputs).last_hidden_state
+            return _select(states[:, prefix_length - 1 :], wanted)
 
         with self.frozen():
-            return torch.cat(map_length_buckets(before + _lengths(targets), states))
+            lengths = prefix_length + _target_lengths(targets)
+            return torch.cat(map_length_buckets(lengths, states_of))
 
     @torch.no_grad()
     def teacher_states(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read plain text and return its states (the teacher).
 
         Args:
-            input_ids: ``(batch, length)``, right-padded.
-            targets: ``(batch, length)``, true where a state is wanted.
+            input_ids: `(batch, length)`, right-padded.
+            targets: `(batch, length)`, true where a state is wanted.
 
         Returns:
-            ``(targets.sum(), hidden)``, without gradient.
+            `(targets.sum(), hidden)`, the wanted states row by row, without gradient.
         """
 
-        def states(rows: Tensor) -> Iterable[Tensor]:
-            wanted = targets[rows][:, : _lengths(targets[rows]).max()]
-            found: Tensor = self.body(input_ids[rows][:, : wanted.shape[1]]).last_hidden_state
-            return _of_each(found, wanted)
+        def states_of(rows: Tensor) -> Iterable[Tensor]:
+            wanted = _until_last_target(targets[rows])
+            states: Tensor = self.body(input_ids[rows][:, : wanted.shape[1]]).last_hidden_state
+            return _select(states, wanted)
 
         with self.frozen():
-            return torch.cat(map_length_buckets(_lengths(targets), states))
+            return torch.cat(map_length_buckets(_target_lengths(targets), states_of))
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return float32 logits ``(n, vocabulary)`` of states ``(n, hidden)``, memory cut off.
+        """Return the logits of the text's vocabulary, without those of memory tokens.
 
-        States are flat because a batched product would copy the head's weight for each row.
+        Args:
+            states: `(n, hidden)`. The batch is flat because a batched product would copy the
+                weight of the head for each row.
+
+        Returns:
+            `(n, vocabulary)`, float32.
         """
         logits: Tensor = self.head(states)
         return logits[:, : self.vocabulary].float()
 
     def save_adapter(self, folder: Path) -> None:
-        """Write LoRA and memory rows in PEFT's format."""
+        """Write LoRA factors and memory embeddings in PEFT's format.
+
+        Args:
+            folder: created if it does not exist.
+        """
         self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
     def load_adapter(self, folder: Path) -> None:
-        """Load LoRA and memory rows of the same shape, to train on from there.
+        """Load LoRA factors and memory embeddings, to continue training from there.
+
+        Args:
+            folder: an adapter folder in PEFT's format.
 
         Raises:
-            RuntimeError: if rank, target modules or number of memory rows differ.
+            RuntimeError: if rank, target modules or the number of memory embeddings differ.
         """
         saved = load_file(folder / "adapter_model.safetensors")
         own = get_peft_model_state_dict(self.adapted, save_embedding_layers=False)
@@ -271,7 +241,7 @@ class Compressor(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within the block the body is the original, causal language model."""
+        """Disable the adapter in a block, where the body is the original, causal language model."""
         with self.adapted.disable_adapter():
             self._frozen = True
             try:
@@ -280,10 +250,10 @@ class Compressor(nn.Module):
                 self._frozen = False
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute layer activations in the backward pass, each with its own adapter state.
+        """Recompute layer activations in the backward pass, to save memory.
 
-        The backward pass runs outside of :meth:`frozen`; without this context
-        the decoder would be recomputed with the adapter on.
+        Each layer is recomputed as it was computed first, with the adapter on or off. The backward
+        pass runs outside of `frozen`, where the decoder would be recomputed with the adapter on.
         """
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -292,3 +262,19 @@ class Compressor(nn.Module):
         self.body.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
             gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
         )
+
+
+def _target_lengths(targets: Tensor) -> Tensor:
+    """Return `(batch,)`, the position after the last target of each row of `(batch, length)`."""
+    positions = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    return (targets * positions).amax(1)
+
+
+def _until_last_target(targets: Tensor) -> Tensor:
+    """Cut `(batch, length)` after the last target of any row."""
+    return targets[:, : _target_lengths(targets).max()]
+
+
+def _select(states: Tensor, wanted: Tensor) -> Iterable[Tensor]:
+    """Return the wanted states of each row: tensors `(wanted in the row, hidden)`."""
+    return torch.split(states[wanted], wanted.sum(1).tolist())

@@ -1,63 +1,125 @@
-"""PEFT's layers with fewer passes over memory: the same sums, and what is saved is PEFT's."""
+"""LoRA and trained memory embeddings: PEFT's adapter, with two layers that move less data.
+
+Both layers compute what PEFT's layers compute. Their parameters have PEFT's names, so stock PEFT
+reads what is saved here, and this module reads what stock PEFT saved.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn.functional import embedding
+from transformers import PreTrainedModel
+
+from llm2comp.model.backbone import token_table
+from llm2comp.recipe import Lora
 
 
-class MemoryEmbedding(TrainableTokensLayer):
-    """PEFT's layer, for rows that are the last of the table.
+def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -> PeftModel:
+    """Add LoRA to a model's body, in place, and let only the adapter train.
 
-    PEFT copies the whole table to put the trained rows in, and its backward pass makes the
-    gradient of the whole copy: of SmolLM2-135M 49,160 rows, for the eight that are trained.
+    The adapter consists of the LoRA factors and of the last rows of the token table, which are the
+    memory embeddings. Its parameters are float32 whatever the dtype of the frozen weights, because
+    bfloat16 would lose small updates.
+
+    Args:
+        body: a causal language model without its head; its layers are replaced in place.
+        lora: rank, scale, dropout and target modules.
+        num_memory_embeddings: rows at the end of the token table that train; 0 for none.
+
+    Returns:
+        The body, wrapped by PEFT.
     """
+    table = token_table(body)
+    name = next(name for name, module in body.named_modules() if module is table)
+    memory_ids = list(range(table.num_embeddings - num_memory_embeddings, table.num_embeddings))
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        trainable_token_indices={name: memory_ids} if memory_ids else None,
+    )
+    config._register_custom_module({nn.Linear: LoraLinear})
+    adapted = get_peft_model(body, config)
+    for module in cast(nn.Module, adapted).modules():
+        if isinstance(module, TrainableTokensWrapper):
+            module.token_adapter = MemoryEmbedding.from_peft(module.token_adapter)
+    for parameter in trainable_parameters(adapted).values():
+        parameter.data = parameter.data.float()
+    return adapted
 
-    def forward_adapters(
-        self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """Return the embeddings ``(batch, length, hidden)`` of ids ``(batch, length)``."""
-        if self.disable_adapters or self.merged or len(active_adapters) != 1:
-            return super().forward_adapters(x, active_adapters, *args, **kwargs)
-        table = cast(nn.Embedding, self.base_layer)
-        rows = self.trainable_tokens_delta[active_adapters[0]]
-        place = x - (table.num_embeddings - len(rows))
-        trained = embedding(place.clamp(min=0), rows.to(table.weight.dtype))
-        # Gemma's tables multiply what they give.
-        trained = trained * getattr(table, "embed_scale", 1)
-        return torch.where((place >= 0)[..., None], trained, table(x))
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name: LoRA factors and memory embeddings."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class LoraLinear(Linear):
-    """PEFT's layer, scaled where it has the rank's few columns.
+    """PEFT's LoRA layer, which scales the few columns between its factors, not its whole output.
 
-    PEFT multiplies its whole output, which in a step is two more passes over it, and copies each
-    input to the factors' float32, which autocast then takes back: here it stays as it is.
+    The scaling of the whole output takes two more passes over it in a training step. PEFT also
+    copies each input to the dtype of the factors, float32, which autocast then undoes; this layer
+    does not.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return ``(..., out)`` of ``(..., in)``: ``W x + B (s A x)``, with ``s = alpha / r``."""
+        """Return `W x + B (s A x)`, with `s = alpha / r`.
+
+        Args:
+            x: `(..., inputs)`.
+            args: as PEFT's layer takes them.
+            kwargs: as PEFT's layer takes them; with any, PEFT's layer computes.
+
+        Returns:
+            `(..., outputs)`.
+        """
         if self.disable_adapters or self.merged or kwargs or len(self.active_adapters) != 1:
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant:
             return super().forward(x, *args, **kwargs)
-        result: Tensor = self.base_layer(x)
-        inner = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
-        change: Tensor = self.lora_B[name](inner)
-        return (result + change).to(result.dtype)
+        output: Tensor = self.base_layer(x)
+        scaled = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
+        change: Tensor = self.lora_B[name](scaled)
+        return (output + change).to(output.dtype)
 
 
-LIGHTER: dict[type, type[nn.Module]] = {TrainableTokensLayer: MemoryEmbedding, Linear: LoraLinear}
+class MemoryEmbedding(TrainableTokensLayer):
+    """PEFT's layer of trained token embeddings, for tokens at the end of the table.
 
+    PEFT copies the whole table to put the trained rows into it, and its backward pass computes the
+    gradient of the whole copy: with SmolLM2-135M 49,160 rows, of which eight train.
+    """
 
-def replace_peft_layers(adapted: PeftModel) -> None:
-    """Exchange the layers of an adapted model for those of here, in place."""
-    for module in cast(nn.Module, adapted).modules():
-        if type(module) in LIGHTER:
-            module.__class__ = LIGHTER[type(module)]
+    @classmethod
+    def from_peft(cls, layer: TrainableTokensLayer) -> "MemoryEmbedding":
+        """Make a layer for the same table and tokens as a new layer of PEFT, which is not trained.
+
+        Args:
+            layer: of one adapter, as `get_peft_model` makes it.
+        """
+        ((adapter, ids),) = layer.token_indices.items()
+        own = cls(layer.base_layer, adapter, ids)
+        own.update_layer(adapter, token_indices=ids)
+        own.set_adapter(adapter)
+        return own
+
+    def forward_adapters(
+        self, x: Tensor, active_adapters: Sequence[str], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the embeddings `(batch, length, hidden)` of token ids `(batch, length)`."""
+        if self.disable_adapters or self.merged or len(active_adapters) != 1:
+            return super().forward_adapters(x, active_adapters, *args, **kwargs)
+        table = cast(nn.Embedding, self.base_layer)
+        trained = self.trainable_tokens_delta[active_adapters[0]]
+        index = x - (table.num_embeddings - len(trained))
+        memory = embedding(index.clamp(min=0), trained.to(table.weight.dtype))
+        # Gemma's embedding layer scales its output.
+        memory = memory * getattr(table, "embed_scale", 1)
+        return torch.where((index >= 0)[..., None], memory, table(x))

@@ -21,8 +21,8 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.attention import configure_attention
-from llm2comp.model.compressor import add_adapter
 from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.callbacks import CollapseWatch
 from llm2comp.training.stage_context import StageContext

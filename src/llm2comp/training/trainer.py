@@ -31,7 +31,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
-from llm2comp.model.compressor import trainable_parameters
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.recipe import StageBase
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext

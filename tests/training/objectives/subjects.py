@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from llm2comp import recipe
-from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.compressor import Compressor
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Objective

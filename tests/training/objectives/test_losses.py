@@ -11,7 +11,7 @@ from subjects import PASSAGES, SPLITS, K, Subject, make_subject
 from torch import Tensor
 
 from llm2comp.model import compressor
-from llm2comp.model.compressor import trainable_parameters
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.training.objectives import chunked_loss, embedding_prediction
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression
