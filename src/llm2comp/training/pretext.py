@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
@@ -249,7 +249,7 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(
             f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
-            f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
+            f"memory tokens must be the recipe's ({one_line(error, limit=160)})"
         ) from error
 
 

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse_recipe
@@ -215,7 +215,7 @@ class StudyRun:
 
 def describe(error: Exception) -> str:
     """Return an error's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{type(error).__name__}: {one_line(error, limit=None)}"
 
 
 def _first_stages(recipe: Recipe, count: int) -> dict[str, Any]:
