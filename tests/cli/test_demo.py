@@ -13,7 +13,7 @@ from llm2comp.cli import demo
 from llm2comp.data import catalog
 from llm2comp.evaluation import baselines
 from llm2comp.evaluation.store import Score
-from llm2comp.model import backbone
+from llm2comp.model import released
 from llm2comp.recipe import STAGE_FOLDERS, load_recipe, recipe_path
 from llm2comp.training import pipeline, scoring
 from llm2comp.training.run_folder import MODEL, SCORES, STAGE_LABELS, costs
@@ -60,21 +60,24 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pipeline, "train", lambda plan, out: out / MODEL)
-    monkeypatch.setattr(backbone, "backbone_folder", lambda name: tiny_backbone)
+    monkeypatch.setattr(pipeline, "train", lambda recipe, out, plan: out / MODEL)
+    monkeypatch.setattr(baselines, "backbone_folder", lambda name: tiny_backbone)
+    fetched: list[str] = []
+    monkeypatch.setattr(catalog, "fetch", fetched.append)
     monkeypatch.setattr(
         scoring.runner, "evaluate", lambda model, name, tasks, *_, **__: scored(model, tasks)
     )
     evaluation = load_recipe(recipe_path("demo")).evaluation
-    released = tmp_path / "released-one"
-    released.mkdir()
+    release = tmp_path / "released-one"
+    release.mkdir()
     recorded = [asdict(score) for score in row(evaluation.tasks)]
-    (released / SCORES).write_text(json.dumps({"after SCL": recorded}))
+    (release / SCORES).write_text(json.dumps({"after SCL": recorded}))
     monkeypatch.setattr(released, "RELEASED", tmp_path)
     monkeypatch.setattr(catalog, "rows", lambda name: ({"text": text} for text in sentences))
     demo.run(run_folder)
     output = capsys.readouterr().out
-    assert "goes on from the released" in output
+    assert "Every stage begins from nothing" in output
+    assert {"smollm2-135m", "boolq-pairs", "stsb-train"} <= set(fetched)
     table = [line for line in output.splitlines() if "12.3" in line]
     rows = [*evaluation.baselines, *STAGE_LABELS.values(), "released-one"]
     assert [line.partition("  ")[0] for line in table] == rows
@@ -87,5 +90,5 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     assert " ".join(sentences[0].split()[:4]) in page
     assert re.findall(r"<tr><td>([^<]+)</td><td>12\.3", page) == rows  # as the table
     assert f"released-one: {demo.ABOUT_RELEASED}" in page
-    python = output.partition("Use it\n")[2]
+    python = output.partition("Use it\n")[2].partition("\nThis took")[0]
     exec(python.replace("print", "_ = "))  # what it tells a newcomer to type must run

@@ -5,31 +5,34 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from llm2comp.recipe import Pretext, Recipe, Stage
+from llm2comp.recipe import Recipe, Stage
 
 BUDGET = 12 * 60.0
 """Seconds that the demonstration may take."""
-STEP_COST = {"pretext": 1.0, "unsupervised": 2.3, "supervised": 2.6}
+STEP_COST = {"pretext": 1.0, "unsupervised": 2.3, "supervised": 4.8}
 """Time of a step of each stage, in steps of stage 1; measured with SmolLM2-135M on two cores."""
-LEAST_STEPS = {"pretext": 100, "unsupervised": 20, "supervised": 40}
-"""Fewer steps of a stage may not raise the scores."""
-REST_COST = 150.0
-"""Time of what comes after training (scores, searches, report), in steps of stage 1."""
-STAGE_SECONDS = 15.0
+MARGIN = 0.97
+"""Share of the time left that is planned with, because no estimate is exact."""
+LEAST_SHARE = 0.5
+"""Smallest share of a stage's steps. With half of them the scores rose for all of three seeds."""
+REST_COST = 54 + 26 + 20
+"""Time of what follows training, in steps of stage 1: six rows of scores, searches, report."""
+STAGE_SECONDS = 12.0
 """Time that a stage takes beside its steps: it loads, merges and writes an encoder."""
 
 
 class Sizes:
     """Chooses how many steps a stage trains, just before it begins.
 
-    All costs are counted in steps of stage 1. The time of one such step is measured before the
-    first stage, and estimated again from every stage that ends. Later stages shrink if time is
-    short, but not below ``LEAST_STEPS``.
+    All costs are counted in steps of stage 1. One such step is timed before the first stage that
+    is planned, and its time is estimated again from every stage that ends, because the machine may
+    be busy or hot. Later stages shrink if time is short, but not below `LEAST_SHARE` of their
+    steps.
 
     Args:
         recipe: the demonstration's; its numbers of steps are the largest ones.
-        step_seconds: time of one step of stage 1, as measured before training.
-        deadline: when the demonstration should end, by ``clock``.
+        time_step: returns the seconds of one step of stage 1 on this machine.
+        deadline: when the demonstration should end, by `clock`.
         console: where the choice is shown.
         clock: returns seconds.
     """
@@ -37,49 +40,54 @@ class Sizes:
     def __init__(
         self,
         recipe: Recipe,
-        step_seconds: float,
+        time_step: Callable[[], float],
         deadline: float,
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stages = recipe.stages
-        self.step_seconds = step_seconds
+        self.time_step = time_step
         self.deadline = deadline
         self.console = console
         self.clock = clock
+        self._step_seconds: float | None = None
         self._begun: tuple[float, float] | None = None
 
     def plan(self, stage: Stage) -> Stage:
         """Return the stage with as many steps as fit."""
+        step_seconds = self._learn()
         now = self.clock()
-        self._learn(now)
-        later = self.stages[[one.stage for one in self.stages].index(stage.stage) :]
-        left = self.deadline - now - len(later) * STAGE_SECONDS - REST_COST * self.step_seconds
-        wanted = sum(one.steps * STEP_COST[one.stage] for one in later) * self.step_seconds
-        share = min(1.0, max(0.0, left / wanted))
-        steps = min(stage.steps, max(LEAST_STEPS[stage.stage], int(share * stage.steps)))
-        self._begun = (now, steps * STEP_COST[stage.stage])
-        seconds = steps * STEP_COST[stage.stage] * self.step_seconds
-        self.console.print(
-            f"{stage.stage}: {steps} steps, about {seconds / 60:.1f} minutes; "
-            f"{max(0.0, self.deadline - now) / 60:.1f} minutes are left"
+        names = [one.stage for one in self.stages]
+        stage = self.stages[names.index(stage.stage)]
+        later = self.stages[names.index(stage.stage) :]
+        left = (
+            MARGIN * (self.deadline - now) - len(later) * STAGE_SECONDS - REST_COST * step_seconds
         )
-        return _resized(stage, steps)
+        wanted = sum(one.steps * STEP_COST[one.stage] for one in later) * step_seconds
+        share = min(1.0, max(LEAST_SHARE, left / wanted))
+        planned = _resized(stage, share)
+        cost = planned.steps * STEP_COST[stage.stage]
+        self._begun = (now, cost)
+        self.console.print(
+            f"{stage.stage}: {planned.steps} of {stage.steps} steps, "
+            f"about {cost * step_seconds / 60:.1f} minutes"
+        )
+        return planned
 
-    def _learn(self, now: float) -> None:
-        """Estimate the time of a step from the stage that has just ended."""
+    def _learn(self) -> float:
+        """Return the time of a step: timed at first, then estimated from the stage that ended."""
+        if self._step_seconds is None:
+            self._step_seconds = self.time_step()
+            self.console.print(f"One step of stage 1 takes {self._step_seconds:.2f} s here.")
         if self._begun is not None:
-            begun, cost = self._begun
-            self.step_seconds = max(now - begun - STAGE_SECONDS, 1.0) / cost
+            start, cost = self._begun
+            self._step_seconds = max(self.clock() - start - STAGE_SECONDS, 1.0) / cost
+        return self._step_seconds
 
 
-def _resized(stage: Stage, steps: int) -> Stage:
-    """Return a stage with another number of steps, and a warm-up of the same share."""
-    share = steps / stage.steps
-    changes: dict[str, int] = {
-        "steps": steps,
-        "warmup_steps": max(1, round(stage.warmup_steps * share)),
-    }
-    if isinstance(stage, Pretext):
-        changes["eval_steps"] = max(1, round(stage.eval_steps * share))
-    return stage.model_copy(update=changes)
+def _resized(stage: Stage, share: float) -> Stage:
+    """Return a stage with a share of its steps, of its warm-up and of what is between checks."""
+    keys = ("steps", "warmup_steps", "eval_steps", "log_steps", "save_steps")
+    return stage.model_copy(
+        update={key: max(1, round(share * getattr(stage, key))) for key in keys}
+    )

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -94,30 +96,13 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
     stage, recipe, log = context.stage, context.recipe, context.log
-    prompt_format = _objective(stage).format()
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer = _extended_backbone(recipe, stage, dtype)
     held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
-    torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    compressor = Compressor(
-        model,
-        prompt_format.num_memory_embeddings(recipe.memory.tokens),
-        stage.lora,
-        bos_id=tokenizer.bos_token_id,
-        causal=stage.attention != "bidirectional",
-        scale=recipe.memory.scale,
-    )
-    if stage.gradient_checkpointing:
-        compressor.enable_gradient_checkpointing()
-    if stage.compile:
-        compile_blocks(compressor.body)
-    if stage.start_from:
-        _start_from(compressor, stage)
-    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    objective = _objective(stage).of(tokenizer)
-    pretext = PretextModel(compressor, objective)
+    pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
+    compressor, objective = pretext.compressor, pretext.objective
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = AdapterCheckpoints(
         model=pretext,
@@ -159,6 +144,66 @@ def split_points(
     if rule.per == "batch":
         return [_split_point(min(lengths), rule, step, generator)] * len(lengths)
     return [_split_point(length, rule, step, generator) for length in lengths]
+
+
+def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
+    """Time a training step of stage 1 on this machine, without any data.
+
+    Args:
+        recipe: the whole recipe.
+        stage: its stage 1.
+        repeats: number of steps to time, after a first one that only allocates memory.
+
+    Returns:
+        The median time in seconds of a forward and a backward pass of one batch.
+
+    Raises:
+        UserError: if the backbone cannot be had.
+    """
+    dtype = compute_dtype(recipe.backbone.dtype)
+    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
+    length = stage.passages.max_tokens
+    generator = random.Random(recipe.seed)
+    passages = [
+        [generator.randrange(pretext.compressor.vocabulary) for _ in range(length)]
+        for _ in range(stage.batch_size)
+    ]
+    splits = split_points([length] * stage.batch_size, stage.split, 0, generator)
+    batch = collator.batch(passages, splits)
+    seconds = []
+    for _ in range(1 + repeats):
+        start = perf_counter()
+        with torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16):
+            loss = pretext(batch)["loss"]
+        loss.backward()
+        pretext.zero_grad()
+        seconds.append(perf_counter() - start)
+    return median(seconds[1:])
+
+
+def _pretext_model(
+    recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PretextModel, Collator]:
+    """Return the model that stage 1 trains, with a fresh adapter, and what makes its batches."""
+    torch.manual_seed(recipe.seed)  # LoRA's initial weights
+    objective = _objective(stage)
+    compressor = Compressor(
+        model,
+        objective.format().num_memory_embeddings(recipe.memory.tokens),
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=stage.attention != "bidirectional",
+        scale=recipe.memory.scale,
+    )
+    if stage.gradient_checkpointing:
+        compressor.enable_gradient_checkpointing()
+    if stage.compile:
+        compile_blocks(compressor.body)
+    if stage.start_from:
+        _start_from(compressor, stage)
+    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
+    return PretextModel(compressor, objective.of(tokenizer)), collator
 
 
 def _objective(stage: Pretext) -> type[Objective]:
