@@ -76,7 +76,7 @@ def test_embeddings_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (np.ones((1, 4)), "needs at least two"),
+        (np.ones((1, 4)), "need at least two"),
         (np.ones(4), "not rows of floats"),
         (np.array([["a"], ["b"]]), "not rows of floats"),
         (np.full((4, 2), np.nan), "not finite"),
