@@ -93,29 +93,15 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
     stage, recipe, log = context.stage, context.recipe, context.log
-    prompt_format = _objective(stage).format()
+    objective_class = _objective(stage)  # a wrong one is an error before anything is loaded
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer = _extended_backbone(recipe, stage, dtype)
     held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
-    torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    compressor = Compressor(
-        model,
-        prompt_format.num_memory_embeddings(recipe.memory.tokens),
-        stage.lora,
-        bos_id=tokenizer.bos_token_id,
-        causal=stage.attention != "bidirectional",
-        scale=recipe.memory.scale,
-    )
-    if stage.gradient_checkpointing:
-        compressor.enable_gradient_checkpointing()
-    if stage.compile:
-        compile_blocks(compressor.body)
-    if stage.start_from:
-        _start_from(compressor, stage)
+    compressor = _compressor(recipe, stage, model, tokenizer)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    objective = _objective(stage).of(tokenizer)
+    objective = objective_class.of(tokenizer)
     pretext = PretextModel(compressor, objective)
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = AdapterCheckpoints(
@@ -161,6 +147,11 @@ def split_points(
 
 
 def _objective(stage: Pretext) -> type[Objective]:
+    """Return the class of the stage's objective.
+
+    Raises:
+        UserError: if there is no such objective, or it does not fit the stage's attention.
+    """
     if stage.objective not in OBJECTIVES:
         raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
     objective = OBJECTIVES[stage.objective]
@@ -175,15 +166,38 @@ def _objective(stage: Pretext) -> type[Objective]:
 def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    opens = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    """Return the backbone and its tokenizer, with memory tokens added to both."""
+    bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
     model, tokenizer = load_backbone(
         recipe.backbone.name,
         dtype=dtype,
-        bidirectional=opens,
+        bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
     prompt_format = _objective(stage).format()
     return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+
+
+def _compressor(
+    recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Compressor:
+    """Return the backbone with a new adapter, or with that of `start_from`."""
+    torch.manual_seed(recipe.seed)  # for LoRA's initial weights
+    compressor = Compressor(
+        model,
+        _objective(stage).format().num_memory_embeddings(recipe.memory.tokens),
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=stage.attention != "bidirectional",
+        scale=recipe.memory.scale,
+    )
+    if stage.gradient_checkpointing:
+        compressor.enable_gradient_checkpointing()
+    if stage.compile:
+        compile_blocks(compressor.body)
+    if stage.start_from:
+        _start_from(compressor, stage)
+    return compressor
 
 
 def _passages(
@@ -227,6 +241,7 @@ def _cut(
 
 
 def _split_point(length: int, rule: Split, step: int, generator: random.Random) -> int:
+    """Draw where a passage is cut; both parts have at least one token."""
     low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
     if rule.start is not None and step < rule.ramp_steps:
         widened = step / rule.ramp_steps
@@ -253,6 +268,7 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
 
 
 def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+    """Return batches of at least two passages; a last passage that would be alone is left out."""
     size = held_out.BATCH
     starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
     return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
