@@ -1,3 +1,5 @@
+"""What is measured on held-out pairs while UCL and SCL train, and the warning of a collapse."""
+
 import io
 import json
 from pathlib import Path
@@ -29,9 +31,9 @@ def watch(
     )
 
 
-def step(one: CollapseWatch, number: int, folder: Path) -> None:
+def step(callback: CollapseWatch, number: int, folder: Path) -> None:
     state = TrainerState(global_step=number, max_steps=30)
-    one.on_step_end(TrainingArguments(str(folder)), state, TrainerControl())
+    callback.on_step_end(TrainingArguments(str(folder)), state, TrainerControl())
 
 
 def test_directions_of_known_vectors() -> None:
@@ -69,7 +71,7 @@ def test_the_loss_equals_a_literal_reference(
     assert event["held_out"]["text_cosine"] == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_dropout_tells_equal_texts_apart_the_same_way_each_time(
+def test_dropout_makes_equal_texts_differ_in_the_same_way_at_each_measurement(
     tiny_backbone: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     model = SentenceTransformer(
@@ -81,26 +83,28 @@ def test_dropout_tells_equal_texts_apart_the_same_way_each_time(
     pairs = [(text, text) for text in sentences]
     for dropout in (False, True, True):
         step(watch(model, pairs, tmp_path / "log", dropout), 10, tmp_path)
-    still, moved, again = (json.loads(line)["held_out"] for line in (tmp_path / "log").open())
-    assert moved == again
-    assert moved["loss"] != still["loss"]
-    assert moved["rankme"] == still["rankme"]
+    without_dropout, with_dropout, again = (
+        json.loads(line)["held_out"] for line in (tmp_path / "log").open()
+    )
+    assert with_dropout == again
+    assert with_dropout["loss"] != without_dropout["loss"]
+    assert with_dropout["rankme"] == without_dropout["rankme"]
 
 
-def test_one_warning_when_texts_become_alike(
+def test_collapse_is_warned_of_once(
     tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = baselines.build("mean", tiny_backbone)
-    one = watch(model, [("same text", "same text")] * 4, tmp_path / "log")
+    callback = watch(model, [("same text", "same text")] * 4, tmp_path / "log")
     for number in (7, 10, 20, 30):
-        step(one, number, tmp_path)
+        step(callback, number, tmp_path)
     assert len((tmp_path / "log").read_text().splitlines()) == 3
     (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
     assert "supervised" in warning.getMessage()
     assert "at step 10" in warning.getMessage()
 
 
-def test_fewer_than_two_pairs_are_not_watched(tiny_backbone: Path, tmp_path: Path) -> None:
+def test_fewer_than_two_pairs_are_not_measured(tiny_backbone: Path, tmp_path: Path) -> None:
     model = baselines.build("mean", tiny_backbone)
     step(watch(model, [("a", "b")], tmp_path / "log"), 10, tmp_path)
     assert not (tmp_path / "log").exists()

@@ -1,4 +1,4 @@
-"""Compiled blocks train as plain ones do."""
+"""Compiled blocks train as blocks that are not compiled."""
 
 import json
 import multiprocessing
@@ -16,25 +16,25 @@ from llm2comp.training import pipeline, run_folder
 def losses(recipe_file: Path, folder: Path, *overrides: str) -> list[float]:
     """Train stage 1 alone, for four steps without anything random."""
     fixed = ["pretext.steps=4", "pretext.lora.dropout=0.0", "backbone.dtype=float32"]
-    run = recipe.load_recipe(recipe_file, [*fixed, *overrides])
-    pipeline.train(run.model_copy(update={"stages": run.stages[:1]}), folder)
+    settings = recipe.load_recipe(recipe_file, [*fixed, *overrides])
+    pipeline.train(settings.model_copy(update={"stages": settings.stages[:1]}), folder)
     events = map(json.loads, (folder / run_folder.LOG).open())
     return [event["loss"] for event in events if "loss" in event]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_compiled_blocks_train_as_plain_ones(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_compiled_blocks_have_the_same_losses(tiny_recipe: Path, tmp_path: Path) -> None:
     plain = losses(tiny_recipe, tmp_path / "plain")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        # Of its own: setuptools, which the compiler imports, trips over imports of other tests.
+        # In a new process: the compiler imports setuptools, which fails after other tests' imports.
         given = (tiny_recipe, tmp_path / "compiled", "pretext.compile=true")
         compiled = process.submit(losses, *given).result()
     assert len(plain) == 2
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
-def test_without_a_compiler_it_is_said_in_one_line(
+def test_a_missing_compiler_is_an_error_of_one_line(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -1,4 +1,4 @@
-"""Scored pairs come to be ordered by their scores."""
+"""Contrastive training: scored pairs, and the order of rows in a batch."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 
 
-def test_training_on_scores_turns_the_order_of_pairs_round(
+def test_training_on_scores_reverses_the_order_of_similarities(
     tiny_recipe: Path, sentences: list[str], tmp_path: Path
 ) -> None:
     settings = recipe.load_recipe(tiny_recipe)

@@ -1,4 +1,4 @@
-"""The peers' pretexts make encoder folders like any other, in the form of their papers."""
+"""MNTP and EBAE+EBAR make encoder folders like any other, in the format of their papers."""
 
 import io
 import json
@@ -66,7 +66,9 @@ def literal(name: str, folder: Path, text: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stage", ["1-pretext", "2-unsupervised", "3-supervised"])
-def test_every_stage_s_folder_embeds_in_the_peer_s_form(run: tuple[str, Path], stage: str) -> None:
+def test_every_stage_s_folder_embeds_as_the_peer_s_paper_says(
+    run: tuple[str, Path], stage: str
+) -> None:
     name, out = run
     encoder = SentenceTransformer(str(out / stage), device="cpu")
     expected = np.stack([literal(name, out / stage, text) for text in TEXTS])
@@ -88,7 +90,7 @@ def measured(log: Path) -> list[dict[str, float]]:
 
 @dataclass
 class Watched:
-    """A trained stage 1 as the watch sees it."""
+    """A trained stage 1 in the form that HeldOutWatch measures."""
 
     compressor: Compressor
     objective: Objective
@@ -99,7 +101,7 @@ class Watched:
         plain = self.tokenizer.backend_tokenizer
         ids = [plain.encode(text, add_special_tokens=False).ids for text in texts]
         return Batch.of(
-            [[*text, 5] for text in ids],  # and a token to go on with
+            [[*text, 5] for text in ids],  # and a token as continuation
             [len(text) for text in ids],
             memory_ids=self.compressor.memory_ids,
             bos_id=self.compressor.bos_id,
@@ -111,7 +113,7 @@ class Watched:
 def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
     name, out = run
     settings = recipe.load_recipe(out / run_folder.RECIPE)
-    (stage,) = (one for one in settings.stages if isinstance(one, recipe.Pretext))
+    (stage,) = (stage for stage in settings.stages if isinstance(stage, recipe.Pretext))
     prompt_format = OBJECTIVES[name].format()
     causal = stage.attention == "causal"
     model, tokenizer = load_backbone(str(tiny_backbone), bidirectional=not causal)
@@ -122,7 +124,7 @@ def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
     return Watched(compressor, OBJECTIVES[name].of(tokenizer), tokenizer, stage)
 
 
-def test_what_is_watched_is_the_encoder_folder_s_embedding(
+def test_the_embedding_that_is_measured_is_the_encoder_folder_s(
     run: tuple[str, Path], watched: Watched
 ) -> None:
     name, out = run
@@ -154,16 +156,16 @@ def test_directions_are_in_the_log(run: tuple[str, Path]) -> None:
         assert ("token_cosine" in values) == (name == "embedding_prediction")
 
 
-def test_one_warning_when_texts_become_alike(
+def test_collapse_is_warned_of_once(
     watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = RunLog(tmp_path / "log", Console(file=io.StringIO()))
     batches = [watched.batch(TEXTS[:1] * 3)]
-    one = HeldOutWatch(
+    callback = HeldOutWatch(
         watched.compressor, watched.objective, batches, watched.stage, torch.float32, log
     )
     for step in (0, 10, 20):
-        one.measure(step)
+        callback.measure(step)
     assert len(log.path.read_text().splitlines()) == 3
     (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
     assert "pretext: " in warning.getMessage()

@@ -1,4 +1,4 @@
-"""A run that was killed goes on, to the same bits as one that was not."""
+"""A run that was killed resumes, and the result is the same bits as without the kill."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_killed_in_every_stage_equals_uninterrupted(
     assert not list(out.glob(".*")), "work folders are left"
 
 
-def test_killed_mntp_goes_on_with_the_masks_it_would_have_drawn(
+def test_killed_mntp_resumes_with_the_masks_that_it_would_have_drawn(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
     settings = yaml.safe_load(tiny_recipe.read_text())
@@ -92,20 +92,20 @@ def test_layout_and_log(uninterrupted: Path) -> None:
     names.discard("tensorboard")  # where it is installed
     assert names == {*STAGE_FOLDERS.values(), "model", "recipe.yaml", "run.jsonl"}
     events = [json.loads(line) for line in (uninterrupted / "run.jsonl").open()]
-    watched = {
+    measured = {
         stage: [
             (e["step"], e["held_out"]) for e in events if "held_out" in e and e["stage"] == stage
         ]
         for stage in STAGE_FOLDERS
     }
-    assert [step for step, _ in watched["pretext"]] == [0, 10, 20, 30]
+    assert [step for step, _ in measured["pretext"]] == [0, 10, 20, 30]
     for stage in ("unsupervised", "supervised"):
-        assert watched[stage][0][0] == 0
-        assert all(1 <= h["rankme"] <= 32 and h["loss"] > 0 for _, h in watched[stage])
-        assert all(h["token_cosine"] <= 1 for _, h in watched[stage])
-    held = [measured for _, measured in watched["pretext"]]
-    assert all(1 <= h["rankme"] <= 8 for h in held)  # of eight held-out passages
-    assert all(h["gap"] == pytest.approx(h["mismatched"] - h["matched"], abs=2e-4) for h in held)
+        assert measured[stage][0][0] == 0
+        assert all(1 <= h["rankme"] <= 32 and h["loss"] > 0 for _, h in measured[stage])
+        assert all(h["token_cosine"] <= 1 for _, h in measured[stage])
+    pretext = [values for _, values in measured["pretext"]]
+    assert all(1 <= h["rankme"] <= 8 for h in pretext)  # of eight held-out passages
+    assert all(h["gap"] == pytest.approx(h["mismatched"] - h["matched"], abs=2e-4) for h in pretext)
     assert [event["stage"] for event in events if event.get("done")] == list(STAGE_FOLDERS)
     assert all(event["tokens_per_second"] > 0 for event in events if "loss" in event)
     lineage = json.loads((uninterrupted / "model" / "llm2comp.json").read_text())
@@ -176,7 +176,7 @@ def test_a_release_gives_the_run_s_encoders_back(
 def test_a_contrastive_stage_without_an_encoder_is_refused(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    run = recipe.load_recipe(tiny_recipe)
-    alone = run.model_copy(update={"stages": run.stages[1:]})
+    settings = recipe.load_recipe(tiny_recipe)
+    alone = settings.model_copy(update={"stages": settings.stages[1:]})
     with pytest.raises(UserError, match="put pretext before it"):
         pipeline.train(alone, tmp_path / "run")

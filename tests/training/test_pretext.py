@@ -28,7 +28,7 @@ def stage(batch_size: int = 2, **split: object) -> recipe.Pretext:
 
 
 def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
-    """Cut passages in batches of two, one batch a step."""
+    """Cut passages in batches, one batch per step."""
     generator, size = random.Random(0), rule.batch_size
     batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
     return [
@@ -38,7 +38,7 @@ def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
     ]
 
 
-def test_the_paper_s_split_is_uniform_between_10_and_length_less_10() -> None:
+def test_the_paper_s_split_is_uniform_between_10_and_the_length_minus_10() -> None:
     splits = draw([30] * 6000, stage())
     assert set(splits) == set(range(10, 21))
     for point in range(10, 21):
@@ -56,7 +56,9 @@ def test_a_ramp_widens_from_a_fixed_split() -> None:
     rule = stage(low=10, high=90, start=50, ramp_steps=100, per="batch")
     splits = draw([200] * 600, rule)
     assert splits[:2] == [50, 50]
-    assert all(a == b for a, b in zip(splits[::2], splits[1::2], strict=True)), "one a batch"
+    assert all(a == b for a, b in zip(splits[::2], splits[1::2], strict=True)), (
+        "one split per batch"
+    )
     for step, a in enumerate(splits[::2]):
         widest = 40 * min(1.0, step / 100)
         assert 50 - widest - 1 <= a <= 50 + widest + 1
@@ -75,7 +77,7 @@ def test_every_passage_is_in_one_batch_of_its_window() -> None:
             assert {i // (size * WINDOW) for i in batch} == {place // WINDOW}
 
 
-def test_batches_have_about_as_many_tokens_and_little_padding() -> None:
+def test_batches_have_about_the_same_number_of_tokens_and_little_padding() -> None:
     generator = random.Random(0)
     lengths = [round(generator.lognormvariate(5, 0.5)) for _ in range(8 * WINDOW * 10)]
 
@@ -127,7 +129,7 @@ def test_a_schedule_opens_the_attention(tiny_recipe: Path, tmp_path: Path) -> No
     assert config["use_bidirectional_attention"] is True
 
 
-def test_start_from_goes_on_where_the_other_ended(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_start_from_continues_where_the_other_run_ended(tiny_recipe: Path, tmp_path: Path) -> None:
     run = recipe.load_recipe(tiny_recipe)
     first = run.model_copy(update={"stages": run.stages[:1]})
     trained = pipeline.train(first, tmp_path / "first")
@@ -148,7 +150,7 @@ def test_start_from_goes_on_where_the_other_ended(tiny_recipe: Path, tmp_path: P
         pipeline.train(other, tmp_path / "third")
 
 
-def test_unknown_objective_and_too_few_passages_are_one_line(
+def test_unknown_objective_and_too_few_passages_are_errors_of_one_line(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="objective 'guess' is not one of"):

@@ -1,3 +1,5 @@
+"""The log of a run: its file, and the numbers that go to TensorBoard."""
+
 import io
 import json
 from pathlib import Path
@@ -22,7 +24,7 @@ def written(tmp_path: Path) -> None:
         log.write(**event)
 
 
-def test_events_go_to_the_file_and_their_numbers_to_tensorboard(tmp_path: Path) -> None:
+def test_events_are_in_the_file_and_their_numbers_in_tensorboard(tmp_path: Path) -> None:
     written(tmp_path)
     assert [json.loads(line) for line in (tmp_path / "run.jsonl").open()] == EVENTS
     board = EventAccumulator(str(tmp_path / run_log.BOARD))
@@ -38,7 +40,7 @@ def test_events_go_to_the_file_and_their_numbers_to_tensorboard(tmp_path: Path) 
     }
 
 
-def test_without_tensorboard_the_file_is_all(
+def test_without_tensorboard_only_the_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_log, "find_spec", lambda _: None)

@@ -1,6 +1,7 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,26 +91,17 @@ def train_contrastive(
     assert context.source is not None
     stage, recipe = context.stage, context.recipe
     lineage = Lineage.read(context.source)
+    num_memory_tokens = lineage.format.tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
-    attention = {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
-    model = SentenceTransformer(
-        str(context.source),
-        device=None if torch.cuda.is_available() else "cpu",
-        model_kwargs={"dtype": dtype},
-        config_kwargs={"attention_dropout": attention_dropout, **attention},
-    )
-    configure_attention(encoder.encoder_body(model))
-    model.requires_grad_(False)
-    torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    tokens = lineage.format.tokens(lineage.memory.tokens)
-    adapted = add_adapter(encoder.encoder_body(model), stage.lora, tokens)
+    model = _load(context.source, stage, dtype, attention_dropout)
+    torch.manual_seed(recipe.seed)  # for LoRA's initial weights
+    adapted = add_adapter(encoder.encoder_body(model), stage.lora, num_memory_tokens)
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
         compile_blocks(encoder.encoder_body(model))
-    model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
-    rate = stage.memory_learning_rate if tokens else None
+    rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training_arguments(stage, context.workdir, recipe.seed, dtype),
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
@@ -138,12 +130,38 @@ def train_contrastive(
     run_training(trainer, context, counter)
     adapter = context.workdir / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
-    merged = SentenceTransformer(str(context.source), device="cpu", config_kwargs=attention)
+    _write(context.source, context.target, stage, adapter, lineage)
+
+
+def _attention(stage: Contrastive) -> dict[str, bool]:
+    """Return the change of the encoder's configuration; none if the stage keeps its attention."""
+    return {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
+
+
+def _load(
+    source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
+) -> SentenceTransformer:
+    """Return the encoder to train on, with frozen weights."""
+    model = SentenceTransformer(
+        str(source),
+        device=None if torch.cuda.is_available() else "cpu",
+        model_kwargs={"dtype": dtype},
+        config_kwargs={"attention_dropout": attention_dropout, **_attention(stage)},
+    )
+    configure_attention(encoder.encoder_body(model))
+    model.requires_grad_(False)
+    model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    return model
+
+
+def _write(source: Path, target: Path, stage: Contrastive, adapter: Path, lineage: Lineage) -> None:
+    """Merge the adapter into the source encoder, and write the next encoder folder."""
+    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=_attention(stage))
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
     lineage = lineage.after(StageRecord.of(stage, causal=config.is_causal))
-    encoder.save(merged, context.target, adapter, lineage)
+    encoder.save(merged, target, adapter, lineage)
 
 
 def _losses(

@@ -79,7 +79,7 @@ def train(
     for name in [stage.stage for stage in recipe.stages]:
         folder = out / STAGE_FOLDERS[name]
         if folder.exists():
-            console.print(f"{folder.name}: already done, skipped")
+            console.print(f"{folder.name}: done already, skipped")
         else:
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)

@@ -14,12 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Compressor, trainable_parameters
 from llm2comp.model.lineage import Lineage, StageRecord
-from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe, Split
 from llm2comp.training import held_out
@@ -182,31 +181,12 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
     return median(seconds[1:])
 
 
-def _pretext_model(
-    recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PretextModel, Collator]:
-    """Return the model that stage 1 trains, with a fresh adapter, and what makes its batches."""
-    torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    objective = _objective(stage)
-    compressor = Compressor(
-        model,
-        objective.format().num_memory_embeddings(recipe.memory.tokens),
-        stage.lora,
-        bos_id=tokenizer.bos_token_id,
-        causal=stage.attention != "bidirectional",
-        scale=recipe.memory.scale,
-    )
-    if stage.gradient_checkpointing:
-        compressor.enable_gradient_checkpointing()
-    if stage.compile:
-        compile_blocks(compressor.body)
-    if stage.start_from:
-        _start_from(compressor, stage)
-    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    return PretextModel(compressor, objective.of(tokenizer)), collator
-
-
 def _objective(stage: Pretext) -> type[Objective]:
+    """Return the class of the stage's objective.
+
+    Raises:
+        UserError: if there is no such objective, or it does not fit the stage's attention.
+    """
     if stage.objective not in OBJECTIVES:
         raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
     objective = OBJECTIVES[stage.objective]
@@ -221,15 +201,47 @@ def _objective(stage: Pretext) -> type[Objective]:
 def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    opens = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    """Return the backbone and its tokenizer, with memory tokens added to both."""
+    prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
+    bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
     model, tokenizer = load_backbone(
         recipe.backbone.name,
         dtype=dtype,
-        bidirectional=opens,
+        bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    prompt_format = _objective(stage).format()
     return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+
+
+def _compressor(
+    recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Compressor:
+    """Return the backbone with a new adapter, or with that of `start_from`."""
+    torch.manual_seed(recipe.seed)  # for LoRA's initial weights
+    compressor = Compressor(
+        model,
+        _objective(stage).format().num_memory_embeddings(recipe.memory.tokens),
+        stage.lora,
+        bos_id=tokenizer.bos_token_id,
+        causal=stage.attention != "bidirectional",
+        scale=recipe.memory.scale,
+    )
+    if stage.gradient_checkpointing:
+        compressor.enable_gradient_checkpointing()
+    if stage.compile:
+        compile_blocks(compressor.body)
+    if stage.start_from:
+        _start_from(compressor, stage)
+    return compressor
+
+
+def _pretext_model(
+    recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PretextModel, Collator]:
+    """Return the model that stage 1 trains, and what makes its batches."""
+    compressor = _compressor(recipe, stage, model, tokenizer)
+    collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
+    return PretextModel(compressor, _objective(stage).of(tokenizer)), collator
 
 
 def _passages(
@@ -273,6 +285,7 @@ def _cut(
 
 
 def _split_point(length: int, rule: Split, step: int, generator: random.Random) -> int:
+    """Draw where a passage is cut; both parts have at least one token."""
     low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
     if rule.start is not None and step < rule.ramp_steps:
         widened = step / rule.ramp_steps
@@ -294,11 +307,12 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(
             f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
-            f"memory tokens must be the recipe's ({one_line(error, limit=160)})"
+            f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
         ) from error
 
 
 def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+    """Return batches of at least two passages; a last passage that would be alone is left out."""
     size = held_out.BATCH
     starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
     return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]

@@ -1,4 +1,4 @@
-"""A compressor of any form, its batch, and the literal encoder and language model beside it."""
+"""A compressor for any objective, its batch, and a literal encoder and language model."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SPLITS = [12, 5, 1]
 
 @dataclass
 class Subject:
-    """An objective on a tiny compressor whose adapter is not trivial."""
+    """An objective on a tiny compressor, whose adapter changes the outputs."""
 
     objective: Objective
     compressor: Compressor

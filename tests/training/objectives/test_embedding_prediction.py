@@ -1,4 +1,4 @@
-"""EBAE and EBAR: the loss read literally, and target sets that can be read off."""
+"""EBAE and EBAR: the loss against a literal reference, and target sets that are easy to check."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_equals_the_literal_reference(tiny_backbone: Path, causal: bool) -> None
 
 
 def test_target_sets_count_a_token_once(tiny_backbone: Path) -> None:
-    """Read off a tiny text: the letters of "abracadabra" are five tokens of the alphabet."""
+    """The letters of "abracadabra" are tokens, and five of them are different."""
     vocabulary = make_subject(tiny_backbone, "embedding_prediction", True).tokenizer.get_vocab()
     ids = torch.tensor([[vocabulary[letter] for letter in "abracadabra"]])
     ids, weights = token_sets(ids, torch.ones_like(ids, dtype=torch.bool))

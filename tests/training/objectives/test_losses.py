@@ -1,6 +1,6 @@
-"""What holds of every objective, and compression against a literal reference.
+"""What every objective must satisfy, and compression against a literal reference.
 
-The reference is two separate full models, full logits, no batches.
+The reference uses two separate models, all logits at once and no batches.
 """
 
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_parts_change_neither_loss_nor_gradient(
     torch.testing.assert_close(part_gradients, whole_gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_the_gradient_of_chunks_is_autograd_s() -> None:
+def test_the_gradient_of_chunks_equals_autograd_s() -> None:
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(50, 8, generator=generator)
     states = torch.randn(7, 8, generator=generator, requires_grad=True)

@@ -1,4 +1,4 @@
-"""MNTP: its loss against LLM2Vec's formula read literally, its masking rate, its shift."""
+"""MNTP: the loss against LLM2Vec's formula taken literally, and which tokens are masked."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from llm2comp.training.objectives.mntp import draw_masked
 
 
 def test_equals_the_literal_reference(tiny_backbone: Path) -> None:
-    """For a masked token at i, minus its log-probability in the output at i - 1; the mean."""
+    """The loss of a masked token at i is its negative log-probability in the output at i - 1."""
     case = make_subject(tiny_backbone, "mntp", False)
     batch = case.batch()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A study on the tiny backbone: its table, going on, failures, and what is shared."""
+"""A study on the tiny backbone: its table, resuming, failures, and stages that are shared."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def edit(path: Path, **changes: object) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the folders that were trained in, in order."""
+    """Names of the run folders that were trained, in order."""
     calls: list[str] = []
     train = pipeline.train
 
@@ -72,7 +72,7 @@ def go(path: Path, out: Path, reuse: Sequence[Path] = ()) -> results.Results:
     return StudyRun(load_study(path), out, Console(quiet=True), reuse).run()
 
 
-def test_every_setting_gets_the_same_trials_then_every_seed_its_best(
+def test_every_setting_tries_the_same_values_and_runs_all_seeds_with_its_best(
     study_file: Path, tmp_path: Path, sets: object, trained: list[str]
 ) -> None:
     found = go(study_file, tmp_path / "study")
@@ -102,7 +102,7 @@ def test_trials_have_the_same_budget(study_file: Path, tmp_path: Path, sets: obj
     assert all('"passages": 24' in log for log in logs)
 
 
-def test_a_stopped_study_goes_on_and_does_nothing_twice(
+def test_a_stopped_study_continues_and_does_nothing_twice(
     study_file: Path, tmp_path: Path, sets: object, trained: list[str]
 ) -> None:
     whole = go(study_file, tmp_path / "whole")
@@ -210,7 +210,7 @@ def test_a_folder_to_reuse_that_is_no_study_is_refused(
     assert not (tmp_path / "study").exists()
 
 
-def test_all_first_stages_that_are_alike_are_shared_with_what_the_log_says_of_them(
+def test_trials_share_their_equal_first_stages_and_the_log_of_these_stages(
     study_file: Path,
     tiny_recipe: Path,
     tmp_path: Path,
@@ -256,7 +256,7 @@ def test_another_study_s_folder_is_refused(study_file: Path, tmp_path: Path) -> 
         StudyRun(load_study(study_file), tmp_path / "study")
 
 
-def test_quick_changes_what_the_study_says(study_file: Path) -> None:
+def test_quick_changes_what_the_study_says_it_should(study_file: Path) -> None:
     quick = load_study(study_file, quick=True)
     assert quick.name == "tiny-quick"
     assert quick.tuning is None
