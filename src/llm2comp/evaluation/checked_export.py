@@ -18,8 +18,8 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import ResultStore
 from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.inference.load import load
+from llm2comp.inference.precision import smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import encoder_body
@@ -99,7 +99,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(
-            difference=_largest_difference(vectors, np.concatenate(parts)),
+            difference=1 - smallest_cosine(vectors, np.concatenate(parts)),
             allowed=DIFFERENCE_INT8 if int8 else DIFFERENCE,
             before=before,
             after=_score(loaded, str(out)),
@@ -122,11 +122,6 @@ def _texts() -> list[str]:
     """Return real passages, the first a word or two, each longer than the one before."""
     passages = sample.draw("boolq-passages", TEXTS, seed=0).texts
     return [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
-
-
-def _largest_difference(one: Embeddings, other: Embeddings) -> float:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float(np.max(1 - (one * other).sum(axis=1) / lengths))
 
 
 def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:
