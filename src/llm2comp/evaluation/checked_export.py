@@ -95,7 +95,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        compiled.name_as_before(partial)
+        compiled.use_old_class_names(partial)
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(

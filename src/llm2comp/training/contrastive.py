@@ -98,7 +98,7 @@ def train_contrastive(
     configure_attention(encoder.encoder_body(model))
     model.requires_grad_(False)
     torch.manual_seed(recipe.seed)  # LoRA's initial weights
-    tokens = lineage.format.tokens(lineage.memory.tokens)
+    tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     adapted = add_adapter(encoder.encoder_body(model), stage.lora, tokens)
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
