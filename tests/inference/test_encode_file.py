@@ -1,3 +1,5 @@
+"""Encoding a file: what is written, which files are refused, and how much memory it takes."""
+
 import json
 import tracemalloc
 from pathlib import Path
@@ -29,7 +31,7 @@ def write(file: Path, texts: list[str]) -> Path:
     return file
 
 
-def test_npy_and_parquet_hold_what_the_model_gives(
+def test_npy_and_parquet_hold_the_model_s_embeddings(
     model: SentenceTransformer, tmp_path: Path, sentences: list[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(encoding, "CHUNK_BATCHES", 1)  # several chunks, the last one short
@@ -47,7 +49,7 @@ def test_npy_and_parquet_hold_what_the_model_gives(
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
-def test_hard_texts_give_finite_vectors(
+def test_hard_texts_give_finite_embeddings(
     model: SentenceTransformer, tmp_path: Path, kind: str
 ) -> None:
     file = write(tmp_path / "texts.jsonl", HARD)
@@ -88,7 +90,7 @@ def test_nothing_half_written_is_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl", "v.npy"]
 
 
-def test_a_vector_that_is_not_finite_is_refused_by_row(
+def test_an_embedding_that_is_not_finite_is_refused_by_row(
     tiny_backbone: Path, tmp_path: Path, sentences: list[str]
 ) -> None:
     broken = baselines.build("last-token", tiny_backbone)
@@ -97,7 +99,7 @@ def test_a_vector_that_is_not_finite_is_refused_by_row(
     with torch.no_grad():
         broken[0].model.get_input_embeddings().weight[alien] = float("nan")
     file = write(tmp_path / "texts.jsonl", [*sentences[:2], "你"])
-    with pytest.raises(UserError, match="vector of row 3 is not finite"):
+    with pytest.raises(UserError, match="embedding of row 3 is not finite"):
         encode_file(broken, file, tmp_path / "v.npy")
     assert not (tmp_path / "v.npy").exists()
 
@@ -113,15 +115,15 @@ def test_mistakes_are_one_clear_line(model: SentenceTransformer, tmp_path: Path)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_chunk_ends_at_its_texts_and_at_its_characters(
+def test_a_chunk_is_limited_by_its_texts_and_by_its_characters(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "CHUNK_BATCHES", 5)
     monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 1000)
     texts = ["a" * (i % 130) for i in range(500)]
-    found = list(encoding.chunks(texts, 2, workers))
-    assert [text for chunk in found for text in chunk] == texts
-    for chunk in found[:-1]:
+    chunks = list(encoding.chunks(texts, 2, workers))
+    assert [text for chunk in chunks for text in chunk] == texts
+    for chunk in chunks[:-1]:
         before = sum(map(len, chunk[:-1]))
         assert len(chunk) <= 10 * workers
         assert before < 1000 * workers
@@ -143,5 +145,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         tracemalloc.stop()
         return most
 
-    peak(600)  # imports and caches are counted here
-    assert peak(40_000) < 1.1 * peak(18_000)  # both of several chunks
+    peak(600)  # imports and caches count here and not below
+    assert peak(40_000) < 1.1 * peak(18_000)  # both files have several chunks

@@ -1,4 +1,4 @@
-"""bfloat16 only where it is native and the vectors stay; found out once for a model's files."""
+"""bfloat16 only where it is native and keeps the embeddings; checked once per model."""
 
 import logging
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ def log() -> Iterator[list[str]]:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Pretend that the processor has bfloat16, and return the precisions of all loads."""
-    seen: list[torch.dtype] = []
-    exact = loading.load_in
+    """Pretend that the processor has bfloat16, and return the dtype of each load."""
+    dtypes: list[torch.dtype] = []
+    load_in = loading.load_in
 
-    def counted(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-        seen.append(dtype)
-        return exact(name, dtype)
+    def note(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+        dtypes.append(dtype)
+        return load_in(name, dtype)
 
     monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr(loading, "load_in", counted)
-    return seen
+    monkeypatch.setattr(loading, "load_in", note)
+    return dtypes
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def good(tiny_backbone: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def bad(tiny_backbone: Path, tmp_path: Path) -> str:
-    """An encoder that reads differences of a thousandth between numbers near 1.
+    """An encoder that bfloat16 ruins: it depends on small differences between numbers near 1.
 
-    One half of the states holds those numbers, the other half what the attention's values make
-    of their differences, and only that half comes out.
+    The first half of the states holds those numbers, which differ by about 0.001. The attention
+    writes their differences into the second half, and only the second half is the output.
     """
     built = baselines.build("mean", tiny_backbone)
     body = built[0].model
@@ -80,35 +80,35 @@ def dtype_of(model: SentenceTransformer) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-def test_a_model_that_keeps_its_vectors_computes_in_bfloat16(
+def test_a_model_that_keeps_its_embeddings_computes_in_bfloat16(
     good: str, loads: list[torch.dtype], log: list[str]
 ) -> None:
     model = load(good)
     assert dtype_of(model) == torch.bfloat16
     assert log[0].startswith(f"{good}: bfloat16, smallest cosine to float32 0.999")
-    # The check is of what is then used: loading anew gives the same bits.
+    # The model that was checked is the one that is used: a fresh load gives the same bits.
     expected = load_in(good, torch.bfloat16).encode(["a text"])
     np.testing.assert_array_equal(model.encode(["a text"]), expected)
 
 
-def test_a_model_that_does_not_computes_in_float32(
+def test_a_model_that_bfloat16_changes_computes_in_float32(
     bad: str, loads: list[torch.dtype], log: list[str]
 ) -> None:
     assert dtype_of(load(bad)) == torch.float32
     assert log[0].startswith(f"{bad}: float32, bfloat16 would fall to a cosine of ")
     exact = load(bad).encode(["Whales", "coins"])
-    assert exact[0] @ exact[1] < 0.99  # it does tell texts apart
+    assert exact[0] @ exact[1] < 0.99  # the encoder does tell texts apart
 
 
 @pytest.mark.parametrize("kind", ["good", "bad"])
-def test_what_was_found_out_is_kept_until_a_file_changes(
+def test_the_result_of_a_check_is_cached_until_a_file_changes(
     kind: str, loads: list[torch.dtype], log: list[str], request: pytest.FixtureRequest
 ) -> None:
     name = request.getfixturevalue(kind)
-    found = dtype_of(load(name))
+    dtype = dtype_of(load(name))
     loads.clear()
-    assert dtype_of(load(name)) == found
-    assert loads == [found]
+    assert dtype_of(load(name)) == dtype
+    assert loads == [dtype]
     assert log[0] == log[1]
     weights = Path(name) / "model.safetensors"
     weights.write_bytes(weights.read_bytes())
@@ -118,7 +118,7 @@ def test_what_was_found_out_is_kept_until_a_file_changes(
 
 
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
-def test_what_is_asked_for_is_not_checked(
+def test_a_precision_that_is_asked_for_is_not_checked(
     bad: str, loads: list[torch.dtype], log: list[str], wanted: str
 ) -> None:
     assert dtype_of(load(bad, wanted)) == getattr(torch, wanted)
@@ -126,7 +126,7 @@ def test_what_is_asked_for_is_not_checked(
     assert log == [f"{bad}: {wanted}, as asked"]
 
 
-def test_without_native_bfloat16_it_is_not_tried(
+def test_bfloat16_is_not_tried_where_it_is_not_native(
     good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx2"}))
@@ -135,15 +135,15 @@ def test_without_native_bfloat16_it_is_not_tried(
     assert log == [f"{good}: float32, bfloat16 is not native here"]
 
 
-def test_a_cosine_that_is_not_a_number_is_no_reason_for_bfloat16(
+def test_a_cosine_of_nan_gives_float32(
     good: str, loads: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_smallest_cosine", lambda one, other: float("nan"))
+    monkeypatch.setattr(precision, "smallest_cosine", lambda first, second: float("nan"))
     for _ in range(2):
         assert dtype_of(load(good)) == torch.float32
 
 
-def test_a_cache_that_cannot_be_used_costs_time_only(
+def test_an_unusable_cache_costs_only_time(
     good: str, loads: list[torch.dtype], empty_cache: Path
 ) -> None:
     empty_cache.write_text("a file in the way")
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_used_costs_time_only(
     assert len(loads) == 4
 
 
-def test_merging_is_part_of_what_is_checked(
+def test_the_check_includes_merging(
     good: str, loads: list[torch.dtype], log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merged = []
@@ -161,14 +161,14 @@ def test_merging_is_part_of_what_is_checked(
         merged.append((dtype_of(model), threshold))
         return model
 
-    monkeypatch.setattr(precision, "merge_memory", merge)
+    monkeypatch.setattr(loading, "merge_memory", merge)
     load(good)
-    load(good, merge=0.8)
+    load(good, merge_threshold=0.8)
     assert merged == [(torch.float32, 0.8), (torch.bfloat16, 0.8)]
     assert log[1].startswith(f"{good}, merged at 0.8: bfloat16")
 
 
-def test_baselines_have_outcomes_of_their_own(
+def test_each_baseline_has_its_own_check(
     tiny_backbone: Path, loads: list[torch.dtype], log: list[str]
 ) -> None:
     def load(name: str, dtype: torch.dtype) -> SentenceTransformer:
@@ -181,9 +181,7 @@ def test_baselines_have_outcomes_of_their_own(
     assert [line.split(":")[0] for line in log] == ["mean", "echo"]
 
 
-def test_a_model_that_cannot_be_loaded_has_no_line_about_its_precision(
-    log: list[str], either_processor: bool
-) -> None:
+def test_a_model_that_cannot_be_loaded_logs_nothing(log: list[str], either_processor: bool) -> None:
     def load(dtype: torch.dtype) -> SentenceTransformer:
         raise UserError("no such model")
 
@@ -196,3 +194,11 @@ def test_a_model_that_cannot_be_loaded_has_no_line_about_its_precision(
 def test_a_model_that_does_not_exist_is_one_clear_line(loads: list[torch.dtype]) -> None:
     with pytest.raises(UserError, match="no-such-model"):
         load("no-such-model")
+
+
+def test_the_smallest_cosine_is_that_of_the_worst_text() -> None:
+    first = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
+    second = np.array([[5, 0], [1, 1], [0, 1]], dtype=np.float32)
+    assert precision.smallest_cosine(first, second) == pytest.approx(0.5**0.5)
+    second[1] = np.nan
+    assert np.isnan(precision.smallest_cosine(first, second))

@@ -1,3 +1,5 @@
+"""Search: the nearest texts of a file, in order, with the prompts of queries and documents."""
+
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,16 @@ def passages(tmp_path: Path, sentences: list[str]) -> Path:
     return file
 
 
-def test_finds_the_text_itself_and_orders_as_all_cosines_do(
+def test_hits_are_the_largest_cosines_and_a_text_finds_itself(
     model: SentenceTransformer,
     passages: Path,
     sentences: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(encoding, "CHUNK_BATCHES", 1)
-    vectors = model.encode(sentences)
+    embeddings = model.encode(sentences)
     for index, hits in enumerate(search_all(model, passages, sentences, top_k=5, batch_size=3)):
-        cosines = vectors @ vectors[index]
+        cosines = embeddings @ embeddings[index]
         assert [hit.row for hit in hits] == np.argsort(-cosines)[:5].tolist()
         assert [hit.text for hit in hits] == [sentences[hit.row] for hit in hits]
         assert hits[0].row == index
@@ -59,13 +61,8 @@ def test_equal_texts_come_in_the_order_of_the_file(
     monkeypatch.setattr(encoding, "CHUNK_BATCHES", 1)
     file = tmp_path / "same.txt"
     file.write_text("same\n" * 5)
-    assert [hit.row for hit in search(model, file, "same", top_k=9, batch_size=2)] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    hits = search(model, file, "same", top_k=9, batch_size=2)
+    assert [hit.row for hit in hits] == [0, 1, 2, 3, 4]
 
 
 def test_mistakes_are_one_clear_line(

@@ -1,6 +1,10 @@
-"""Workers: the vectors of one process, in order, by the same batches, and no traceback."""
+"""Workers: the embeddings of one process, in order, from the same batches, without tracebacks."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +58,7 @@ def _broken(model: SentenceTransformer, _: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["query", None])
-def test_vectors_are_those_of_one_process(
+def test_embeddings_are_those_of_one_process(
     model: SentenceTransformer, pool: Workers, texts: list[str], prompt: str | None
 ) -> None:
     found = embed(model, texts, 2, prompt, pool)
@@ -87,7 +91,7 @@ def test_the_bar_advances_by_every_text(
 def test_a_file_is_encoded_as_by_one_process(
     model: SentenceTransformer, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "CHUNK_BATCHES", 4)  # several chunks, and a last of one text
+    monkeypatch.setattr(encoding, "CHUNK_BATCHES", 4)  # several chunks; the last has one text
     file = tmp_path / "texts.txt"
     file.write_text("".join(f"{text}\n" for text in texts[:49]))
     for workers in (1, 2):
@@ -101,14 +105,48 @@ def test_a_worker_that_ends_is_one_clear_line(model: SentenceTransformer) -> Non
         list(pool.map(_broken, range(4)))
 
 
-def test_what_cannot_be_shared_is_one_clear_line(
+def test_a_model_that_cannot_be_shared_is_one_clear_line(
     model: SentenceTransformer, tmp_path: Path
 ) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("a text\n")
     stock = SentenceTransformer(modules=list(model.children()))
-    with pytest.raises(UserError, match="compiled one divides its work by itself"):
+    with pytest.raises(UserError, match="a compiled one uses all threads without workers"):
         encode_file(stock, file, tmp_path / "v.npy", workers=2)
     with pytest.raises(UserError, match="workers is 0"):
         encode_file(model, file, tmp_path / "v.npy", workers=0)
     assert not (tmp_path / "v.npy").exists()
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from llm2comp.evaluation import baselines
+from llm2comp.inference.worker_pool import start
+
+def process_id(model, _):
+    return os.getpid()
+
+if __name__ == "__main__":
+    with start(baselines.build("mean", Path(sys.argv[1])), 1) as workers:
+        print(*workers.map(process_id, [0]), flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_ends_when_its_parent_is_killed(tiny_backbone: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tiny_backbone)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        status = Path(f"/proc/{worker}/status")
+        if not status.exists() or "zombie" in status.read_text():
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker still runs")

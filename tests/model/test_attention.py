@@ -1,4 +1,4 @@
-"""Attention by products is transformers' sdpa: states, gradients, masks; folders do not name it."""
+"""Attention by products equals transformers' sdpa: states, gradients, masks, saved folders."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedModel
 
 from llm2comp.model import attention
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a choice for processors")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for processors")
 
 
 class _Layer(torch.nn.Module):
@@ -96,13 +96,13 @@ def test_products_where_they_are_faster_and_memory_allows(
     assert all(options["scaling"] == 0.3 and options["is_causal"] is causal for options in fused)
 
 
-def test_keys_behind_a_block_are_left_out_only_where_none_is_seen(
+def test_later_keys_are_skipped_only_if_no_query_of_the_block_sees_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK", 4)
     query, key = torch.randn(1, 4, 10, 8), torch.randn(1, 2, 10, 8)
     mask = torch.ones(10, 10, dtype=torch.bool).tril()[None, None]
-    mask[..., 4, 9] = True  # one query of the second block looks at a key of the third
+    mask[..., 4, 9] = True  # a query of the second block sees a key of the third
     found, _ = attention.attend(_Layer(), query, key, key, mask)
     weights = (query @ key.repeat_interleave(2, 1).mT / 8**0.5).masked_fill(~mask, -torch.inf)
     expected = weights.softmax(-1) @ key.repeat_interleave(2, 1)
@@ -190,17 +190,17 @@ def test_a_compiled_model_gives_the_states_of_sdpa(body: PreTrainedModel) -> Non
     torch.testing.assert_close(_states(body, mask), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_dropout_drops_that_share_of_the_weights() -> None:
+def test_dropout_drops_its_share_of_the_weights() -> None:
     torch.manual_seed(0)
     value = torch.eye(50).expand(4, 2, 50, 50)
     key = torch.zeros(4, 2, 50, 50)
-    query = torch.zeros(4, 4, 50, 50)  # all weights alike
+    query = torch.zeros(4, 4, 50, 50)  # all weights are equal
     weights, _ = attention.attend(_Layer(), query, key, value, None, dropout=0.2, is_causal=False)
     assert (weights == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
     assert weights[weights > 0].unique().item() == pytest.approx(1 / 50 / 0.8)
 
 
-def test_a_text_of_bfloat16_stays_close_to_float32(body: PreTrainedModel) -> None:
+def test_bfloat16_stays_close_to_float32(body: PreTrainedModel) -> None:
     mask = torch.ones(2, 30, dtype=torch.long)
     exact = _states(body, mask)
     body.bfloat16()
@@ -208,14 +208,14 @@ def test_a_text_of_bfloat16_stays_close_to_float32(body: PreTrainedModel) -> Non
     assert torch.cosine_similarity(exact, _states(body, mask).float(), dim=-1).min() > 0.999
 
 
-def test_a_saved_model_does_not_name_it(body: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_saved_model_does_not_name_this_attention(body: PreTrainedModel, tmp_path: Path) -> None:
     attention.use_matmul_attention(body)
     body.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
     assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
-def test_a_model_that_asks_for_another_attention_keeps_it(tiny_backbone: Path) -> None:
+def test_another_attention_than_sdpa_is_kept(tiny_backbone: Path) -> None:
     body = AutoModel.from_pretrained(tiny_backbone, attn_implementation="eager")
     attention.use_matmul_attention(body)
     assert body.config._attn_implementation == "eager"

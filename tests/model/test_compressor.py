@@ -1,4 +1,4 @@
-"""One set of weights: the decoder stays the original language model whatever the encoder learns."""
+"""One set of weights: training the encoder leaves the decoder, the original model, unchanged."""
 
 import hashlib
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_training_lowers_the_loss_and_leaves_the_language_model_bit_equal(
     assert frozen_hash(compressor) == before
 
 
-def test_only_lora_and_memory_rows_train(tiny_backbone: Path) -> None:
+def test_only_lora_and_memory_embeddings_train(tiny_backbone: Path) -> None:
     trained = trainable_parameters(make(tiny_backbone))
     rows = [p for name, p in trained.items() if "trainable_tokens_delta" in name]
     assert [tuple(row.shape) for row in rows] == [(K, 32)]
@@ -101,8 +101,9 @@ def test_compress_does_not_depend_on_padding_side(tiny_backbone: Path) -> None:
         torch.testing.assert_close(compressor.compress(ids, mask), alone, atol=1e-5, rtol=0)
 
 
-def test_bidirectional_memory_sees_back_and_forth(tiny_backbone: Path) -> None:
-    """Under bidirectional attention the first memory token sees the last; else it cannot."""
+def test_the_first_memory_token_sees_the_last_only_if_bidirectional(
+    tiny_backbone: Path,
+) -> None:
     for causal in (True, False):
         compressor = make(tiny_backbone, causal=causal).eval()
         text = torch.tensor([[1, 20, 30, *compressor.memory_ids]])
@@ -135,7 +136,7 @@ def test_gradient_checkpointing_recomputes_with_the_right_adapter_state(
         assert torch.equal(plain, recomputed)
 
 
-def test_adapter_round_trip_and_refusal_of_another_shape(
+def test_an_adapter_is_read_again_and_another_shape_is_refused(
     tiny_backbone: Path, tmp_path: Path
 ) -> None:
     compressor = make(tiny_backbone)

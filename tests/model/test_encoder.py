@@ -1,4 +1,4 @@
-"""The encoder folder: stock sentence-transformers loads it alone, to the same vectors."""
+"""The encoder folder: stock sentence-transformers loads it, and the embeddings are the same."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from llm2comp.model import encoder
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
-from llm2comp.model.memory_tokens import add_memory_tokens, memory_tokens
+from llm2comp.model.memory_tokens import add_memory_tokens, memory_token_names
 from llm2comp.training.objectives.batch import Batch
 
 TEXTS = ["The river rises in the mountains.", "Tomatoes!", "a", "Roman coins, found near here"]
@@ -98,13 +98,13 @@ def test_folder_loads_where_this_package_is_hidden(
     compressor, folder = trained
     script = """
 import sys
-sys.modules["llm2comp"] = None  # an import of it would raise
+sys.modules["llm2comp"] = None  # an import would raise
 import numpy as np
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(sys.argv[1], device="cpu")
 np.save(sys.argv[2], model.encode(sys.argv[3:]))
 """
-    out = tmp_path / "vectors.npy"
+    out = tmp_path / "embeddings.npy"
     subprocess.run([sys.executable, "-c", script, str(folder), str(out), *TEXTS], check=True)
     expected = in_memory_embeddings(compressor, folder).numpy()
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
@@ -118,6 +118,8 @@ def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]
     assert config["is_causal"] is not config["use_bidirectional_attention"]
     card = (folder / "README.md").read_text()
     assert "| pretext | distillation | x | 1 x 1 | 1 |" in card
+    assert "the mean over the outputs of the 4 memory tokens that follow every text" in card
+    assert "Embeddings have\n32 dimensions and unit length." in card
     lineage = Lineage.read(folder)
     assert lineage.memory.tokens == 4
     assert lineage.versions["torch"] == torch.__version__
@@ -138,9 +140,9 @@ def test_padding_side_batch_and_order_do_not_matter(tiny_backbone: Path, *, caus
 
 
 @pytest.mark.parametrize("k", [1, 2, 8, 32])
-def test_memory_stands_behind_every_text_however_long(tiny_backbone: Path, k: int) -> None:
+def test_memory_tokens_follow_a_text_of_any_length(tiny_backbone: Path, k: int) -> None:
     model = untrained(tiny_backbone, k)
-    memory = model.tokenizer.convert_tokens_to_ids(memory_tokens(k))
+    memory = model.tokenizer.convert_tokens_to_ids(memory_token_names(k))
     for text in ("", "a", "sunflowers and beans " * 5000):
         ids = model.tokenize([text])["input_ids"][0].tolist()
         assert ids[0] == model.tokenizer.bos_token_id
@@ -153,7 +155,7 @@ def test_a_text_that_spells_a_memory_token_stays_text(tiny_backbone: Path, tmp_p
     untrained(tiny_backbone, 2).save_pretrained(str(tmp_path / "model"))
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     ids = model.tokenize(["say <|memory_0|> twice"])["input_ids"][0].tolist()
-    memory = model.tokenizer.convert_tokens_to_ids(memory_tokens(2))
+    memory = model.tokenizer.convert_tokens_to_ids(memory_token_names(2))
     assert [i for i in ids if i in memory] == memory
 
 
@@ -167,14 +169,14 @@ def test_embedding_is_the_mean_of_the_memory_outputs(tiny_backbone: Path) -> Non
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
 
 
-def test_any_text_gives_a_finite_unit_vector(tiny_backbone: Path) -> None:
+def test_any_text_gives_a_finite_unit_embedding(tiny_backbone: Path) -> None:
     model = untrained(tiny_backbone)
     texts = ["", " ", "\x00\x07", "\U0001f40b" * 50, "ا" * 300, "x" * 100_000, "\r\n\t", "￿"]
-    vectors = model.encode(texts)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    embeddings = model.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
 
 
-def test_text_init_starts_from_the_rows_of_the_text(tiny_backbone: Path) -> None:
+def test_text_init_starts_from_the_token_embeddings_of_the_text(tiny_backbone: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone)
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
     table = model.get_input_embeddings().weight.detach().clone()

@@ -1,4 +1,4 @@
-"""What an encoder folder says of its making, in the format of today and in that of 0.1."""
+"""The lineage in an encoder folder, in today's format and in that of llm2comp 0.1."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ def lineage() -> Lineage:
     return Lineage.start(recipe, "memory").after(record)
 
 
-def test_what_is_written_is_read_again(lineage: Lineage, tmp_path: Path) -> None:
+def test_a_written_lineage_is_read_again(lineage: Lineage, tmp_path: Path) -> None:
     lineage.write(tmp_path)
     assert Lineage.read(tmp_path) == lineage
     assert json.loads((tmp_path / LINEAGE).read_text())["format_version"] == FORMAT_VERSION
 
 
-def test_a_recorded_stage_is_the_recipe_s(lineage: Lineage) -> None:
+def test_a_recorded_stage_is_that_of_the_recipe(lineage: Lineage) -> None:
     (record,) = lineage.stages
     assert not record.causal
     stage = Pretext.model_validate(record.model_dump(exclude={"causal"}))
@@ -41,7 +41,7 @@ def test_a_recorded_stage_is_the_recipe_s(lineage: Lineage) -> None:
 
 def test_until_leaves_later_stages_out(lineage: Lineage) -> None:
     longer = lineage.after(lineage.stages[0].model_copy(update={"stage": "unsupervised"}))
-    assert [one.stage for one in longer.stages] == ["pretext", "unsupervised"]
+    assert [stage.stage for stage in longer.stages] == ["pretext", "unsupervised"]
     assert longer.until(1) == lineage
 
 
@@ -73,7 +73,7 @@ def test_the_format_of_version_1_follows_from_its_objective(
         ({"backbone": 1}, "backbone Input should be"),
     ],
 )
-def test_what_cannot_be_used_is_one_clear_line(
+def test_a_lineage_that_cannot_be_used_is_one_clear_line(
     lineage: Lineage, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     content = json.loads(lineage.model_dump_json()) | changes
@@ -83,7 +83,7 @@ def test_what_cannot_be_used_is_one_clear_line(
     assert str(tmp_path / LINEAGE) in str(caught.value)
 
 
-def test_a_folder_of_another_program_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not an encoder folder of llm2comp"):
         Lineage.read(tmp_path)
 

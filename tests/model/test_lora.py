@@ -32,9 +32,9 @@ def _layers(table: torch.nn.Embedding) -> tuple[TrainableTokensLayer, MemoryEmbe
 
 
 def _read(layer: TrainableTokensLayer, ids: Tensor) -> tuple[Tensor, Tensor]:
-    found = layer(ids)
-    found.square().sum().backward()
-    return found.detach(), layer.trainable_tokens_delta["default"].grad
+    embeddings = layer(ids)
+    embeddings.square().sum().backward()
+    return embeddings.detach(), layer.trainable_tokens_delta["default"].grad
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled as Gemma's"])
@@ -51,7 +51,7 @@ def test_embeddings_and_gradients_are_those_of_peft(*, scaled: bool) -> None:
     torch.testing.assert_close(alone[1], whole[1])
 
 
-def test_disabled_and_merged_rows_are_those_of_peft() -> None:
+def test_disabled_and_merged_embeddings_are_those_of_peft() -> None:
     table = torch.nn.Embedding(20, 8)
     ids = torch.tensor([[1, 16, 17, 18, 19]])
     original = table(ids).detach()
@@ -64,7 +64,7 @@ def test_disabled_and_merged_rows_are_those_of_peft() -> None:
     torch.testing.assert_close(alone(ids), trained, rtol=0, atol=0)
 
 
-def test_an_adapter_makes_no_gradient_of_the_table(tiny_backbone: Path) -> None:
+def test_no_gradient_of_the_whole_table_is_computed(tiny_backbone: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone).requires_grad_(False)
     table = token_table(model)
     adapted = add_adapter(body_of(model), recipe.Lora(r=4, alpha=8, dropout=0.0), K)
@@ -113,7 +113,7 @@ def test_lora_gives_what_peft_gives(*, half: bool) -> None:
         torch.testing.assert_close(ours, theirs, **close)
 
 
-def test_a_disabled_or_merged_layer_is_that_of_peft() -> None:
+def test_a_disabled_or_merged_layer_equals_that_of_peft() -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 12).requires_grad_(False)
     x = torch.randn(2, 5, 8)

@@ -1,4 +1,4 @@
-"""Merging memory tokens: what it equals, what it leaves alone, and what it refuses."""
+"""Merging memory tokens: equality with a slow reference, invariances, and refusals."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
 from llm2comp.model import encoder
-from llm2comp.model.memory_tokens import add_memory_tokens, memory_tokens
+from llm2comp.model.memory_tokens import add_memory_tokens, memory_token_names
 from llm2comp.model.modules import MergeMemory, merge_memory
-from llm2comp.model.prompt_format import COMPRESSION, PromptFormat
+from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
 
 RUNNER = CliRunner()
 K, HIDDEN = 8, 16
 MERGING = 0.3
-"""A threshold at which the tiny model's memory tokens merge in part."""
+"""A threshold at which some of the tiny model's memory tokens merge."""
 
 
 def make_encoder(
-    backbone: Path, prompt_format: PromptFormat = COMPRESSION, k: int = K
+    backbone: Path, prompt_format: PromptFormat = DEFAULT_FORMAT, k: int = K
 ) -> SentenceTransformer:
     model = AutoModelForCausalLM.from_pretrained(backbone)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
@@ -41,9 +41,9 @@ def make_encoder(
 
 
 def pooled(states: torch.Tensor, threshold: float | None) -> torch.Tensor:
-    """Pool ``(batch, k, hidden)`` memory states, behind a token of text; lengths are kept."""
+    """Pool memory states `(batch, k, hidden)` that follow one token, without `Normalize`."""
     batch = len(states)
-    names = memory_tokens(K)
+    names = memory_token_names(K)
     weigh: nn.Module = WordWeights([*names, "text"], dict.fromkeys(names, 1.0), 0.0)
     if threshold is not None:
         weigh = MergeMemory(weigh, threshold)
@@ -57,7 +57,7 @@ def pooled(states: torch.Tensor, threshold: float | None) -> torch.Tensor:
 
 
 def alike(*shape: int, seed: int = 0, shared: float = 1.0) -> torch.Tensor:
-    """Return states of any length with a direction in common."""
+    """Return states of different lengths that share a direction."""
     generator = torch.Generator().manual_seed(seed)
     base = shared * torch.randn(shape[0], 1, shape[-1], generator=generator)
     states = base + torch.randn(shape, generator=generator)
@@ -65,7 +65,7 @@ def alike(*shape: int, seed: int = 0, shared: float = 1.0) -> torch.Tensor:
 
 
 def reference(states: torch.Tensor, threshold: float) -> tuple[torch.Tensor, int]:
-    """Pool one text by the definition, and count its clusters."""
+    """Pool one text by the definition of average linkage, and return its number of clusters."""
     unit = nn.functional.normalize(states.double(), dim=-1)
     cosine = (unit @ unit.T).tolist()
     clusters = [[i] for i in range(len(states))]
@@ -98,7 +98,7 @@ def test_equals_cluster_means_averaged_one_by_one() -> None:
                 atol=1e-6,
                 rtol=1e-6,
             )
-    assert sizes == set(range(1, K + 1))  # from all merged to none
+    assert sizes == set(range(1, K + 1))  # from one cluster to no merging
 
 
 @pytest.mark.parametrize("threshold", [0.9, 1.0])
@@ -123,7 +123,7 @@ def test_gradients_are_those_of_the_definition() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_states_without_direction_are_left_alone() -> None:
+def test_states_without_direction_do_not_merge() -> None:
     states = alike(4, K, HIDDEN)
     states[0] = 0
     states[1, 2:4] = 0
@@ -132,7 +132,7 @@ def test_states_without_direction_are_left_alone() -> None:
     merged = pooled(states, 0.6)
     assert merged[0].eq(0).all()
     expected, clusters = reference(states[1], 0.6)
-    assert 3 < clusters < K  # both zeros alone, and some of the others merged
+    assert 3 < clusters < K  # both zeros stay alone, and some others merge
     torch.testing.assert_close(merged[1], expected)
     assert not merged[2:].isfinite().any()  # no crash here: encode_file names the row
 
@@ -159,7 +159,7 @@ def test_batch_order_and_padding_side_do_not_matter(
     tiny_backbone: Path, sentences: list[str]
 ) -> None:
     model = merge_memory(make_encoder(tiny_backbone), MERGING)
-    model.tokenizer.pad_token = memory_tokens(1)[0]  # as where a tokenizer has no padding or EOS
+    model.tokenizer.pad_token = memory_token_names(1)[0]  # as without padding and EOS
     texts = [*sentences, "", "a", "Tomatoes! " * 100]
     alone = np.stack([model.encode(text) for text in texts])
     for side in ("left", "right"):
@@ -169,9 +169,7 @@ def test_batch_order_and_padding_side_do_not_matter(
         np.testing.assert_allclose(model.encode(texts[::-1])[::-1], alone, atol=1e-5)
 
 
-def test_memory_rows_that_are_not_read_do_not_matter(
-    tiny_backbone: Path, sentences: list[str]
-) -> None:
+def test_extra_memory_tokens_do_not_matter(tiny_backbone: Path, sentences: list[str]) -> None:
     model = make_encoder(tiny_backbone, PromptFormat(extra_tokens=True))
     with torch.no_grad():
         states = model[0](model.tokenize(sentences[:1]))["token_embeddings"][0, -K:]
@@ -219,17 +217,17 @@ def texts(tmp_path: Path, sentences: list[str]) -> Path:
     return file
 
 
-def test_encode_writes_merged_vectors(
+def test_encode_writes_merged_embeddings(
     folder: Path, texts: Path, sentences: list[str], tmp_path: Path
 ) -> None:
-    vectors = []
+    embeddings = []
     for name, options in (("plain", []), ("merged", ["--merge", str(MERGING)])):
         out = tmp_path / f"{name}.npy"
         command = ["encode", str(folder), str(texts), "--out", str(out), "--dtype", "float32"]
         result = RUNNER.invoke(app, [*command, *options])
         assert result.exit_code == 0, result.output
-        vectors.append(np.load(out))
-    plain, merged = vectors
+        embeddings.append(np.load(out))
+    plain, merged = embeddings
     assert np.abs(merged - plain).max() > 0.01
     model = merge_memory(SentenceTransformer(str(folder), device="cpu"), MERGING)
     np.testing.assert_allclose(merged, model.encode(sentences), atol=1e-5)

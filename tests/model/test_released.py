@@ -1,4 +1,4 @@
-"""The released model on real weights: what its record says, and its memory carries the text."""
+"""The released model on real weights: its recorded scores, and memory that carries the text."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ NAME = "smollm2-135m-llm2comp"
 
 
 def test_memory_of_the_released_stage_1_carries_its_text() -> None:
-    """Judged on passages held out of its training: against other memory, zeros and untrained."""
+    """On passages held out of training, compared with other memory, zeros and no training."""
     lineage = Lineage.read(released.RELEASED / NAME)
     trained = lineage.stages[0]
     stage = recipe.Pretext.model_validate(trained.model_dump(exclude={"causal"}))
@@ -49,7 +49,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     objective = OBJECTIVES[stage.objective].of(tokenizer)
 
     def measure() -> held_out.HeldOut:
-        # A context each: autocast keeps its casts of weights until it ends.
+        # One context per call, because autocast caches the casts of weights until it ends.
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             return held_out.measure(compressor, objective, batches)
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.evaluation.metrics import memory_tokens
-from llm2comp.inference import memory_vectors
+from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.memory_tokens import add_memory_tokens
@@ -130,7 +130,7 @@ def test_the_embedding_that_is_measured_is_the_encoder_folder_s(
     name, out = run
     encoder = SentenceTransformer(str(out / "1-pretext"), device="cpu")
     states: list[np.ndarray] = []
-    with memory_vectors.memory_states(encoder, states):
+    with collect_memory_states(encoder, states):
         expected = torch.tensor(encoder.encode(TEXTS))
     batch = watched.batch(TEXTS)
     with torch.no_grad():

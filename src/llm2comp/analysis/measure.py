@@ -16,7 +16,7 @@ from llm2comp.evaluation.metrics import memory_tokens, neighbours
 from llm2comp.evaluation.metrics.memory_tokens import MemoryTokens
 from llm2comp.evaluation.metrics.spectrum import RowSums, Spectrum, spectrum
 from llm2comp.inference.embed import embed
-from llm2comp.inference.memory_vectors import memory_states
+from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -93,7 +93,7 @@ def encode(model: SentenceTransformer, name: str, sample: Sample, batch_size: in
     states: list[npt.NDArray[np.floating]] = []
     with text_progress() as progress:
         bar = progress.add_task(name, total=len(sample.texts) + len(sample.positives))
-        with track_texts(model, progress, bar), memory_states(model, states):
+        with track_texts(model, progress, bar), collect_memory_states(model, states):
             prompt = "query" if sample.positives else None
             embeddings = embed(model, sample.texts, batch_size, prompt)
             positives = embed(model, sample.positives, batch_size, "document") if prompt else None

@@ -18,8 +18,8 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import ResultStore
 from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.inference.load import load
+from llm2comp.inference.precision import smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import encoder_body
@@ -97,11 +97,11 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        compiled.name_as_before(partial)
+        compiled.use_old_class_names(partial)
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(
-            difference=_largest_distance(expected, np.concatenate(parts)),
+            difference=1 - smallest_cosine(expected, np.concatenate(parts)),
             allowed=DIFFERENCE_INT8 if int8 else DIFFERENCE,
             before=before,
             after=_score(loaded, str(out)),
@@ -125,12 +125,6 @@ def _texts() -> list[str]:
     """Return passages of rising length, from 20 characters on."""
     passages = sample.draw("boolq-passages", TEXTS, seed=0).texts
     return [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
-
-
-def _largest_distance(expected: Embeddings, actual: Embeddings) -> float:
-    """Return the largest cosine distance between rows of the same place."""
-    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
-    return float(np.max(1 - (expected * actual).sum(axis=1) / lengths))
 
 
 def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:

@@ -1,8 +1,8 @@
-"""Compiled encoders: the body is a graph of ONNX Runtime or OpenVINO, all else is stock.
+"""Compiled encoders: the body is a graph of ONNX Runtime or OpenVINO, the other modules are stock.
 
-The folder is laid out as sentence-transformers looks for it with ``backend=``. Its
-loaders are optimum's, whose releases do not run with the transformers that exports;
-here the graph is run by transformers' own :class:`ExportedModel`.
+The folder has the layout that `SentenceTransformer(folder, backend=...)` expects. That call loads
+the graph by optimum, whose releases do not work with the transformers version that exports, so
+this module runs the graph by transformers' own `ExportedModel`.
 """
 
 import hashlib
@@ -37,16 +37,16 @@ MANIFEST = "export.json"
 
 
 def backend_of(folder: Path) -> Backend | None:
-    """Return what an encoder folder is compiled for; None if it is not."""
+    """Return the back end that an encoder folder is compiled for; None if it is not compiled."""
     backends: tuple[Backend, ...] = get_args(Backend)
     return next((name for name in backends if (folder / name / MANIFEST).is_file()), None)
 
 
 def require(backend: Backend) -> None:
-    """Check that a back end is installed, and a transformers that exports and runs its graphs.
+    """Check that a back end is installed, with a transformers version that exports to it.
 
     Raises:
-        UserError: if not.
+        UserError: if something is missing.
     """
     exports = find_spec("transformers.exporters") and find_spec("transformers.exporters.runners")
     if not exports or not all(map(find_spec, PACKAGES[backend])):
@@ -54,7 +54,7 @@ def require(backend: Backend) -> None:
 
 
 class Graph(nn.Module):
-    """A compiled body, in the place of the transformers model that it was made of."""
+    """A compiled body, which replaces the transformers model that it was compiled from."""
 
     def __init__(self, exported: "ExportedModel", backend: Backend) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Graph(nn.Module):
         self.inputs = frozenset(next(iter(exported.components.values())).metadata.kwargs)
 
     def forward(self, **features: Any) -> Any:
-        """Return what the transformers model returns."""
+        """Return the output of the transformers model for the same features."""
         return self.exported(**{name: features[name] for name in self.inputs})
 
     def save_pretrained(self, folder: str, **_: Any) -> None:
-        """Write the graph where sentence-transformers looks for it, and the configuration."""
+        """Write the graph to where sentence-transformers expects it, and the configuration."""
         self.exported.save_pretrained(Path(folder) / self.backend)
         self.config.save_pretrained(folder)
 
@@ -82,13 +82,13 @@ class _CompiledTransformer(Transformer):
         assert backend is not None
         exported = ExportedModel.from_pretrained(folder / backend, device="cpu")
         graph = Graph(exported, backend)
-        # Scores are kept by a hash of a model's state, and the runtime hides the weights.
+        # Scores are stored by a hash of the model's state, and a graph shows no weights.
         graph.register_buffer("digest", _digest(folder / backend))
         return graph
 
 
 class CompiledEncoder(TokenBatched):
-    """A model whose body is compiled; OpenVINO has its best rate at 1,024 tokens a batch."""
+    """A model with a compiled body; OpenVINO is fastest with 1,024 tokens per batch."""
 
     tokens_per_text = 32
 
@@ -109,14 +109,15 @@ def load(folder: Path) -> CompiledEncoder:
 
 
 def _digest(folder: Path) -> torch.Tensor:
-    whole = hashlib.sha256()
+    """Return a hash of all files of a folder, `(32,)` of uint8."""
+    digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         with file.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return torch.frombuffer(bytearray(whole.digest()), dtype=torch.uint8)
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-RENAMED = (
+RENAMED_CLASSES = (
     (
         "modules.json",
         "sentence_transformers.base.modules.normalize.Normalize",
@@ -126,14 +127,14 @@ RENAMED = (
 )
 
 
-def name_as_before(folder: Path) -> None:
-    """Name classes as sentence-transformers 5 and transformers 4 do.
+def use_old_class_names(folder: Path) -> None:
+    """Write the class names of sentence-transformers 5 and transformers 4 into an encoder folder.
 
-    Optimum's loader for ONNX needs these; their successors know the names too.
+    Optimum's loader for ONNX needs them, and later versions understand them too.
     """
-    for file, name, before in RENAMED:
+    for file, name, old_name in RENAMED_CLASSES:
         text = (folder / file).read_text(encoding="utf-8")
-        (folder / file).write_text(text.replace(f'"{name}"', f'"{before}"'), encoding="utf-8")
+        (folder / file).write_text(text.replace(f'"{name}"', f'"{old_name}"'), encoding="utf-8")
 
 
 def compile_body(encoder: SentenceTransformer, texts: list[str], to: Backend, int8: bool) -> Any:
@@ -141,12 +142,12 @@ def compile_body(encoder: SentenceTransformer, texts: list[str], to: Backend, in
 
     Args:
         encoder: in PyTorch and float32.
-        texts: examples, of which the exporter traces three.
-        to: what the result runs on.
-        int8: store the weights in 8 bits.
+        texts: examples; the exporter traces the first three.
+        to: the back end.
+        int8: whether to store the weights in 8 bits.
 
     Returns:
-        An ``ExportedModel`` of transformers.
+        An `ExportedModel` of transformers.
     """
     exporters: Any = import_module("transformers.exporters")  # since 5.23; loads lazily, untyped
     exporter, config, quantizer = {
@@ -157,12 +158,13 @@ def compile_body(encoder: SentenceTransformer, texts: list[str], to: Backend, in
             exporters.NNCFOpenVINOQuantizer,
         ),
     }[to]
-    # Weights alone: of smollm2-135m-llm2comp's STSBenchmark, 8-bit activations too took 1.0 point
-    # with NNCF's calibration and 3.1 with ONNX Runtime's dynamic quantisation; these take 0.1.
+    # Only weights are quantised, which costs smollm2-135m-llm2comp 0.1 points of STSBenchmark.
+    # 8-bit activations would cost 1.0 points with NNCF's calibration, and 3.1 with ONNX Runtime's
+    # dynamic quantisation.
     weights = quantizer(exporters.NNCFWeightCompressionConfig()) if int8 else None
     inputs = dict(encoder.tokenizer(texts[:3], padding=True, return_tensors="pt"))
     shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
-    with redirect_stdout(sys.stderr):  # torch and NNCF print their steps
+    with redirect_stdout(sys.stderr):  # torch and NNCF print their progress
         return exporter().export(
             encoder_body(encoder), inputs, config(dynamic_shapes=shapes, quantizer=weights)
         )

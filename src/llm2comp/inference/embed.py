@@ -15,15 +15,27 @@ def embed(
     texts: list[str],
     batch_size: int,
     prompt_name: str | None = None,
-    pool: Workers | None = None,
+    workers: Workers | None = None,
 ) -> Embeddings:
-    """Return float32 ``(len(texts), dimension)``, with the model's query or document prompt."""
+    """Return the embeddings of texts, in order.
+
+    Args:
+        model: any sentence-transformers model.
+        texts: of any length.
+        batch_size: texts per batch, as the model counts them.
+        prompt_name: `query` or `document` for the model's prompt of that name; None for no prompt.
+        workers: processes that compute the batches in place of this one; only for a
+            `llm2comp.inference.token_batching.TokenBatched`.
+
+    Returns:
+        `(len(texts), dimension)`, float32.
+    """
     encoders: dict[str | None, Callable[..., npt.ArrayLike]] = {
         None: model.encode,
         "query": model.encode_query,
         "document": model.encode_document,
     }
-    vectors = encoders[prompt_name](
-        texts, batch_size=batch_size, show_progress_bar=False, pool=pool
+    embeddings = encoders[prompt_name](
+        texts, batch_size=batch_size, show_progress_bar=False, pool=workers
     )
-    return np.asarray(vectors, dtype=np.float32)
+    return np.asarray(embeddings, dtype=np.float32)

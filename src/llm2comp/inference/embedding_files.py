@@ -1,4 +1,4 @@
-"""Files of vectors, written a chunk at a time."""
+"""Files of embeddings, written one chunk after another."""
 
 from pathlib import Path
 from typing import Protocol
@@ -11,34 +11,49 @@ import pyarrow.parquet as pq
 from llm2comp.errors import UserError
 
 Embeddings = npt.NDArray[np.float32]
+"""Shape `(texts, dimension)`."""
 
 
 def require_writable(file: Path) -> None:
-    """Check that a file of vectors is of a kind that can be written.
+    """Check that a file for embeddings has a known ending.
+
+    Args:
+        file: need not exist.
 
     Raises:
-        UserError: if not.
+        UserError: if the file does not end in `.npy` or `.parquet`.
     """
     if file.suffix not in WRITERS:
-        raise UserError(f"--out {file}: vectors are written to {' or '.join(WRITERS)} files")
+        raise UserError(f"--out {file}: embeddings are written to {' or '.join(WRITERS)} files")
 
 
 class EmbeddingWriter(Protocol):
-    """Writes a file of so many rows of one dimension, and nothing but whole rows."""
+    """Writes a file of embeddings whose number of rows is known before.
+
+    Args:
+        file: to write.
+        rows: number of texts.
+        dimension: of an embedding.
+    """
 
     def __init__(self, file: Path, rows: int, dimension: int) -> None: ...
 
-    def write(self, texts: list[str], vectors: Embeddings) -> None:
-        """Write the next rows."""
+    def write(self, texts: list[str], embeddings: Embeddings) -> None:
+        """Write the next rows.
+
+        Args:
+            texts: of these rows.
+            embeddings: `(len(texts), dimension)`.
+        """
 
     def close(self) -> None:
-        """End the file."""
+        """Finish the file."""
 
 
 class _NpyWriter:
-    """Writes the header, then rows behind one another.
+    """Writes the header, then the rows, to a plain stream.
 
-    Not through a memory map: on a full disk that ends the process by a signal.
+    A memory map would be simpler, but on a full disk it ends the process by a signal.
     """
 
     def __init__(self, file: Path, rows: int, dimension: int) -> None:
@@ -46,24 +61,24 @@ class _NpyWriter:
         header = {"shape": (rows, dimension), "fortran_order": False, "descr": "<f4"}
         np.lib.format.write_array_header_1_0(self.stream, header)
 
-    def write(self, texts: list[str], vectors: Embeddings) -> None:  # noqa: ARG002
-        self.stream.write(np.ascontiguousarray(vectors, "<f4").data)
+    def write(self, texts: list[str], embeddings: Embeddings) -> None:  # noqa: ARG002
+        self.stream.write(np.ascontiguousarray(embeddings, "<f4").data)
 
     def close(self) -> None:
         self.stream.close()
 
 
 class _ParquetWriter:
-    """Writes a row group a chunk."""
+    """Writes one row group per chunk, with the columns `text` and `embedding`."""
 
     def __init__(self, file: Path, rows: int, dimension: int) -> None:  # noqa: ARG002
-        self.vector = pa.list_(pa.float32(), dimension)
-        self.schema = pa.schema([("text", pa.string()), ("embedding", self.vector)])
+        self.embedding = pa.list_(pa.float32(), dimension)
+        self.schema = pa.schema([("text", pa.string()), ("embedding", self.embedding)])
         self.writer = pq.ParquetWriter(file, self.schema)
 
-    def write(self, texts: list[str], vectors: Embeddings) -> None:
-        flat = pa.array(vectors.reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, type=self.vector)
+    def write(self, texts: list[str], embeddings: Embeddings) -> None:
+        flat = pa.array(embeddings.reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, type=self.embedding)
         self.writer.write_table(pa.table([pa.array(texts), column], schema=self.schema))
 
     def close(self) -> None:
@@ -71,3 +86,4 @@ class _ParquetWriter:
 
 
 WRITERS: dict[str, type[EmbeddingWriter]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter}
+"""The writer for each ending of a file name."""

@@ -1,4 +1,4 @@
-"""Encode a file of texts into a file of vectors, in memory that does not grow with the file."""
+"""Encode a file of texts into a file of embeddings; memory does not grow with the file."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +23,10 @@ from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK_BATCHES = 256
-"""Batches of texts read at once, a worker. Sorted by length together, 8,192 texts are padded by
-1 to 2 %, where 512 sentences would be by 14."""
+"""Batches per chunk and per worker. Batches are formed within a chunk: with chunks of 8,192
+sentences padding adds 1 to 2 % of tokens, with chunks of 512 it adds 14 %."""
 CHUNK_CHARACTERS = 16_000_000
-"""A chunk of very long texts ends here."""
+"""A chunk per worker ends here at the latest, for files of very long texts."""
 
 
 def encode_file(
@@ -37,25 +37,26 @@ def encode_file(
     prompt_name: str | None = None,
     workers: int = 1,
 ) -> int:
-    """Encode every text of a file, in order, with a bar of rate and time left.
+    """Encode every text of a file, in order, with a progress bar on standard error.
 
     Args:
         model: any sentence-transformers model.
-        file: .txt (one text a line), .jsonl, .csv or .parquet with a column ``text``.
-        out: ``.npy``, float32 of shape ``(rows, dimension)``, or ``.parquet``
-            with columns ``text`` and ``embedding``. It appears only when whole.
-        batch_size: texts of 64 tokens at once (of any length, for a model that is not
-            :class:`.TokenBatched`); it changes speed, not vectors.
-        prompt_name: ``query``, ``document``, or none for a symmetric use.
-        workers: processes that share the work and the threads; see :func:`.workers.start`.
+        file: `.txt` with one text per line, or `.jsonl`, `.csv` or `.parquet` with a column `text`.
+        out: `.npy` for a float32 array `(rows, dimension)`, or `.parquet` for columns `text` and
+            `embedding`. The file appears only when it is complete.
+        batch_size: texts of 64 tokens per batch; texts of any length for a model that is not a
+            `llm2comp.inference.token_batching.TokenBatched`. It changes speed, not embeddings.
+        prompt_name: `query` or `document` for the model's prompt of that name; None for no prompt.
+        workers: processes that share the work and the threads, see
+            `llm2comp.inference.worker_pool.start`.
 
     Returns:
         The number of rows.
 
     Raises:
-        UserError: if the file or ``out`` is not of these kinds, the file has a
-            bad row or none, the model has no such prompt, or a vector is not finite; or if
-            there are several workers and the model cannot be shared by them.
+        UserError: if `file` or `out` is of another kind, `file` has no texts or a row without a
+            text, `prompt_name` is another name, an embedding is not finite, or several workers
+            cannot share the model.
     """
     require_writable(out)
     require_texts(file)
@@ -63,42 +64,51 @@ def encode_file(
         raise UserError(f"prompt {prompt_name!r} is neither 'query' nor 'document'")
     total = sum(1 for _ in read_texts(file))
     done = 0
-    # The workers come first: a model with the bar's hook cannot be sent to them.
-    with _pool(model, workers) as pool, atomic_file(out) as unfinished, text_progress() as progress:
-        bar = progress.add_task(file.name, total=total)
-        with track_texts(model, progress, bar, pool):
+    # The workers start first, because a model with the progress bar's hook cannot be sent to them.
+    with _pool(model, workers) as pool, atomic_file(out) as partial, text_progress() as progress:
+        task = progress.add_task(file.name, total=total)
+        with track_texts(model, progress, task, pool):
             writer: EmbeddingWriter | None = None
             try:
                 for texts in chunks(read_texts(file), batch_size, workers):
-                    vectors = embed(model, texts, batch_size, prompt_name, pool)
-                    _require_finite(vectors, file, done)
+                    embeddings = embed(model, texts, batch_size, prompt_name, pool)
+                    _require_finite(embeddings, file, done)
                     done += len(texts)
                     if writer is None:
-                        writer = WRITERS[out.suffix](unfinished, total, vectors.shape[1])
-                    writer.write(texts, vectors)
+                        writer = WRITERS[out.suffix](partial, total, embeddings.shape[1])
+                    writer.write(texts, embeddings)
             finally:
                 if writer is not None:
                     writer.close()
         if done != total:
-            raise UserError(f"{file} changed while it was read ({total} rows, then {done})")
+            raise UserError(
+                f"{file} changed while it was read: it had {total} rows, then {done}; run it again"
+            )
     return done
 
 
 def _pool(model: SentenceTransformer, count: int) -> AbstractContextManager[Workers | None]:
+    """Start worker processes; none for a count of 1."""
     if count < 1:
         raise UserError(f"workers is {count}; there must be at least 1")
     if count == 1:
         return nullcontext()
     if not isinstance(model, TokenBatched) or isinstance(model, CompiledEncoder):
         raise UserError(
-            "workers need a model that llm2comp.load loaded in PyTorch; a compiled one divides its "
-            "work by itself"
+            "several workers need a PyTorch model that llm2comp.load loaded; a compiled one uses "
+            "all threads without workers"
         )
     return start(model, count)
 
 
 def chunks(texts: Iterable[str], batch_size: int, workers: int = 1) -> Iterator[list[str]]:
-    """Yield the texts in order, many batches at once, so many a worker."""
+    """Yield the texts in order, as lists of many batches.
+
+    Args:
+        texts: are read as they are needed.
+        batch_size: texts per batch.
+        workers: a chunk has this many times the texts of one worker's chunk.
+    """
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -112,10 +122,11 @@ def chunks(texts: Iterable[str], batch_size: int, workers: int = 1) -> Iterator[
         yield chunk
 
 
-def _require_finite(vectors: Embeddings, file: Path, before: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+def _require_finite(embeddings: Embeddings, file: Path, rows_before: int) -> None:
+    """Check a chunk's embeddings; `rows_before` rows of the file precede the chunk."""
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if bad.size:
         raise UserError(
-            f"{file}: the vector of row {before + bad[0] + 1} is not finite; "
-            "give --dtype float32, or drop that row"
+            f"{file}: the embedding of row {rows_before + bad[0] + 1} is not finite; "
+            "use --dtype float32, or remove that row"
         )

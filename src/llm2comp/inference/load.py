@@ -1,4 +1,4 @@
-"""The one loader of encoders, with the one policy for their precision."""
+"""Load an encoder by name, in the precision that suits the processor."""
 
 import logging
 from pathlib import Path
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 def load(
     name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None
 ) -> SentenceTransformer:
-    """Load an encoder and say in one log line in which precision it computes.
+    """Load an encoder, and log its precision in one line.
 
     Args:
-        name: encoder folder, released model, packaged peer (``minilm``), or hub id.
-        dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the processor has it and the
-            embeddings stay the same, see :func:`.precision.load_checked`. A compiled encoder
-            computes in the precision that it was compiled in.
+        name: encoder folder, released model, packaged peer (`minilm`), or hub id.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor has it natively and
+            the embeddings stay the same, see `llm2comp.inference.precision.load_checked`. A
+            compiled encoder keeps the precision that it was compiled in.
         merge_threshold: merge memory tokens before pooling, see
-            :func:`llm2comp.model.modules.merge_memory`; ``None`` merges nothing. Merging is part of
-            the check of bfloat16, because rounding may move a memory token into another cluster.
+            `llm2comp.model.modules.merge_memory`; None merges nothing. The check of bfloat16
+            includes merging, because rounding may move a memory token into another cluster.
 
     Returns:
-        A sentence-transformers model whose ``encode`` batches texts by tokens.
+        A sentence-transformers model whose `encode` batches texts by tokens.
 
     Raises:
         UserError: if there is no such encoder, it cannot be loaded, or it has no memory tokens
             to merge.
     """
     name = str(name)
-    source = released.source_of(name)
+    source = released.resolve_encoder(name)
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
         model = load_in(name, wanted)
@@ -49,23 +49,23 @@ def load(
 
     if compiled.backend_of(Path(source)):
         model = build(torch.float32)
-        logger.info("%s: computes in the precision that it was compiled in", name)
+        logger.info("%s: keeps the precision that it was compiled in", name)
         return model
     label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
     return load_checked(label, dtype, build, source)
 
 
 def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-    """Load an encoder with weights of one dtype, without the check of :func:`load`.
+    """Load an encoder with weights of one dtype, without the check that `load` makes.
 
     Args:
-        name: as :func:`load` takes it.
-        dtype: of the weights in memory; a compiled encoder has a precision of its own.
+        name: as `load` takes it.
+        dtype: of the weights in memory; a compiled encoder keeps its own precision.
 
     Raises:
         UserError: if it cannot be loaded.
     """
-    source = released.source_of(name)
+    source = released.resolve_encoder(name)
     if compiled.backend_of(Path(source)):
         return compiled.load(Path(source))
     try:

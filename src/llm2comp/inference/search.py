@@ -18,19 +18,23 @@ from llm2comp.utils.progress import text_progress, track_texts
 
 @dataclass(frozen=True)
 class Hit:
-    """A text that was found."""
+    """A text that was found.
+
+    Attributes:
+        row: of the text in the file, from 0.
+        score: cosine similarity with the query.
+        text: the text itself.
+    """
 
     row: int
-    """Its place in the file, from 0."""
     score: float
-    """Cosine similarity with the query."""
     text: str
 
 
 def search(
     model: SentenceTransformer, file: Path, query: str, top_k: int = 5, batch_size: int = 32
 ) -> list[Hit]:
-    """Return the ``top_k`` texts of a file nearest to one query; see :func:`search_all`."""
+    """Return the texts of a file that are nearest to one query, best first; see `search_all`."""
     return search_all(model, file, [query], top_k, batch_size)[0]
 
 
@@ -41,44 +45,46 @@ def search_all(
     top_k: int = 5,
     batch_size: int = 32,
 ) -> list[list[Hit]]:
-    """Encode a file once and return what is nearest to each query, best first.
+    """Encode a file once, and return the texts that are nearest to each query.
 
-    The file's texts get the model's document prompt, queries its query prompt.
-    Memory grows with ``top_k`` and not with the file.
+    The texts get the model's document prompt, the queries its query prompt. Memory grows with
+    `top_k`, not with the file.
 
     Args:
         model: any sentence-transformers model.
-        file: .txt (one text a line), .jsonl, .csv or .parquet with a column ``text``.
+        file: `.txt` with one text per line, or `.jsonl`, `.csv` or `.parquet` with a column `text`.
         queries: what to look for.
-        top_k: texts a query, fewer if the file has fewer.
-        batch_size: texts of 64 tokens at once, as in :func:`.encode.encode_file`.
+        top_k: texts per query; fewer if the file has fewer.
+        batch_size: as in `llm2comp.inference.encode_file.encode_file`.
+
+    Returns:
+        One list per query, best first; texts with equal scores are in the order of the file.
 
     Raises:
-        UserError: if ``top_k`` is not positive, there is no query, or the file
-            has a bad row or no rows.
+        UserError: if `top_k` is not positive, there is no query, or the file has no texts or a row
+            without a text.
     """
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
     if not queries:
-        raise UserError("no query to search for")
+        raise UserError("there is no query to search for; give at least one")
     require_texts(file)
     cleaned = [replace_surrogates(query) for query in queries]
-    wanted = torch.from_numpy(embed(model, cleaned, batch_size, "query"))
+    query_embeddings = torch.from_numpy(embed(model, cleaned, batch_size, "query"))
     best: list[list[Hit]] = [[] for _ in queries]
     total = sum(1 for _ in read_texts(file))
-    before = 0
+    rows_before = 0
     with text_progress() as progress:
-        bar = progress.add_task(file.name, total=total)
-        with track_texts(model, progress, bar):
+        task = progress.add_task(file.name, total=total)
+        with track_texts(model, progress, task):
             for texts in chunks(read_texts(file), batch_size):
-                vectors = embed(model, texts, batch_size, "document")
-                nearest = semantic_search(wanted, torch.from_numpy(vectors), top_k=top_k)
-                for index, found in enumerate(nearest):
-                    places = [(int(hit["corpus_id"]), hit["score"]) for hit in found]
-                    hits = [Hit(before + at, score, texts[at]) for at, score in places]
-                    # By row where scores are equal, so that the order never varies.
+                embeddings = torch.from_numpy(embed(model, texts, batch_size, "document"))
+                nearest = semantic_search(query_embeddings, embeddings, top_k=top_k)
+                for index, neighbours in enumerate(nearest):
+                    places = [(int(hit["corpus_id"]), hit["score"]) for hit in neighbours]
+                    hits = [Hit(rows_before + i, score, texts[i]) for i, score in places]
                     best[index] = heapq.nsmallest(
                         top_k, [*best[index], *hits], key=lambda hit: (-hit.score, hit.row)
                     )
-                before += len(texts)
+                rows_before += len(texts)
     return best

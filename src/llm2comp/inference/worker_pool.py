@@ -1,11 +1,13 @@
-"""Processes that encode one model's batches, for machines of many cores or several sockets.
+"""Processes that encode batches of one model, for machines with many cores or several sockets.
 
-sentence-transformers has a pool of its own. Its processes run the stock model's encoding,
-whatever the model's class: batches of so many texts, in the order of their characters, and
-each process with as many threads as the machine has cores.
+sentence-transformers has a pool of its own. Its processes use the stock model's `encode` whatever
+the model's class: batches of a fixed number of texts, sorted by characters, and in each process as
+many threads as the machine has cores.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +23,14 @@ from llm2comp.errors import UserError
 from llm2comp.utils.hardware import retain_freed_memory
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Workers:
-    """Processes that hold a model; made by :func:`start`.
+    """Processes that hold a model, as `start` makes them.
+
+    Args:
+        processes: each has the model in `_model`.
 
     Attributes:
         on_batch: called with the number of texts of every batch that was embedded.
@@ -35,8 +40,12 @@ class Workers:
         self.processes = processes
         self.on_batch: Callable[[int], object] = lambda _: None
 
-    def map(self, call: Callable[[Any, Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-        """Yield ``call(model, item)`` of each item in order; they are computed at the same time.
+    def map(self, call: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `call(model, item)` for each item, in order; the processes compute in parallel.
+
+        Args:
+            call: a function that can be pickled.
+            items: are sent to the processes at once.
 
         Raises:
             UserError: if a process ended.
@@ -44,26 +53,26 @@ class Workers:
         try:
             yield from self.processes.map(partial(_call, call), items)
         except BrokenProcessPool as error:
-            raise _ended() from error
+            raise _worker_ended() from error
 
 
 @contextmanager
 def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
-    """Start processes that share the model's memory and divide this one's threads.
+    """Start processes that share the model's memory and divide the threads of this process.
 
-    A script that calls this needs ``if __name__ == "__main__":`` around what it does, as the
-    processes import it.
+    The processes import the script that calls this function, so the script needs
+    `if __name__ == "__main__":` around what it does.
 
     Args:
         model: on the processor; its weights move into shared memory.
-        count: of processes.
+        count: number of processes.
 
     Raises:
-        UserError: if the model is not on the processor, there is too little shared memory, or a
+        UserError: if the model is on another device, it does not fit into shared memory, or a
             process does not start.
     """
     if model.device.type != "cpu":
-        raise UserError(f"workers share processors, and this model is on {model.device}")
+        raise UserError(f"workers run on the processor, but this model is on {model.device}")
     try:
         model.share_memory()
     except RuntimeError as error:
@@ -75,19 +84,22 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
     context = multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(count, context, _begin, (model, threads))
     try:
-        with _interrupts_held():
-            ready = [processes.submit(_ready) for _ in range(count)]
+        with _interrupts_blocked():
+            ready = [processes.submit(_do_nothing) for _ in range(count)]
         wait(ready)
-        if any(isinstance(one.exception(), BrokenProcessPool) for one in ready):
-            raise _ended()
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in ready):
+            raise _worker_ended()
         yield Workers(processes)
     finally:
         processes.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: this one ends them, without their tracebacks."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C in processes that are started in a block.
+
+    This process alone handles Ctrl-C and ends them, so that they print no tracebacks.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -95,23 +107,36 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ended() -> UserError:
-    return UserError("a worker process ended, perhaps for want of memory; try fewer workers")
+def _worker_ended() -> UserError:
+    return UserError("a worker process ended, perhaps for lack of memory; try fewer workers")
 
 
 _model: SentenceTransformer | None = None
-"""That of a worker process."""
+"""The model of a worker process."""
 
 
 def _begin(model: SentenceTransformer, threads: int) -> None:
+    """Set up a worker process."""
     global _model
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     retain_freed_memory()
     torch.set_num_threads(threads)
     _model = model
 
 
-def _ready() -> None:
-    """Nothing to do: that it was done tells that a process has started."""
+def _end_with_parent() -> None:
+    """End this process when its parent has ended.
+
+    A parent that is killed, or interrupted while it starts workers, does not end them itself.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _do_nothing() -> None:
+    """Return at once; the first result shows that a process has started."""
 
 
 def _call(call: Callable[[Any, Any], Any], item: Any) -> Any:

@@ -1,8 +1,7 @@
 """The encoder folder: a plain sentence-transformers model, and how stages make it.
 
-An encoder is its source (a backbone, or the encoder of the stage before) plus
-the adapter that a stage trained, merged in float32. The folder is made of
-stock modules and loads without this package.
+An encoder is a backbone, or the encoder of the stage before, with the adapter that a stage trained
+merged in float32. The folder consists of stock modules and loads without this package.
 """
 
 import tempfile
@@ -18,13 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import body_of, load_backbone
 from llm2comp.model.lineage import Lineage
-from llm2comp.model.memory_tokens import add_memory_tokens, pooling
+from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
-from llm2comp.model.prompt_format import COMPRESSION, PromptFormat
+from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
-"""Subfolder of an encoder folder that holds what its stage trained, in PEFT's format."""
+"""Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
 
 
 def assemble(
@@ -35,18 +34,18 @@ def assemble(
     causal: bool,
     prompts: dict[str, str] | None = None,
     max_length: int = 512,
-    prompt_format: PromptFormat = COMPRESSION,
+    prompt_format: PromptFormat = DEFAULT_FORMAT,
 ) -> SentenceTransformer:
-    """Make a sentence-transformers model of a causal LM's body with k memory rows.
+    """Make a sentence-transformers model from a causal language model with memory tokens.
 
     Args:
-        model: causal LM, or its body, with the memory rows appended.
-        tokenizer: extended by :func:`llm2comp.memory.add_memory_tokens`.
-        k: number of memory tokens.
-        causal: the encoder's attention, recorded in the configuration.
-        prompts: for ``encode_query`` and ``encode_document``.
-        max_length: tokens of a text, specials, prompts and memory not counted.
-        prompt_format: of the objective that trains it.
+        model: causal language model, or its body, with memory embeddings appended.
+        tokenizer: as `llm2comp.model.memory_tokens.add_memory_tokens` returns it.
+        k: number of memory tokens in the recipe.
+        causal: whether the encoder's attention is causal; the model's configuration records it.
+        prompts: for `encode_query` and `encode_document`.
+        max_length: tokens per text, without BOS, prompts and memory tokens.
+        prompt_format: what surrounds a text and what is pooled.
     """
     body = body_of(model)
     body.config.is_causal = causal
@@ -60,20 +59,24 @@ def assemble(
         body.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         transformer = Transformer(scratch, unpad_inputs=False)
-    modules = [transformer, *pooling(tokenizer, prompt_format, k, body.config.hidden_size)]
+    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, body.config.hidden_size)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
-    """Return the transformers model within an encoder."""
+    """Return the transformers model inside an encoder."""
     return cast(PreTrainedModel, encoder[0].model)
 
 
 def merge(encoder: SentenceTransformer, adapter: Path) -> None:
-    """Merge an adapter folder (LoRA and memory rows) into an encoder, in place.
+    """Merge an adapter, LoRA factors and memory embeddings, into an encoder.
+
+    Args:
+        encoder: changed in place.
+        adapter: folder in PEFT's format.
 
     Raises:
-        UserError: if the adapter cannot be read or is of another shape.
+        UserError: if the adapter cannot be read, or its shape does not fit the encoder.
     """
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
@@ -86,7 +89,14 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
 
 
 def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lineage) -> None:
-    """Write an encoder folder whole, with its adapter and ``llm2comp.json``."""
+    """Write an encoder folder with its adapter, its lineage and its model card.
+
+    Args:
+        encoder: to save.
+        folder: to write; it appears only when it is complete.
+        adapter: folder of the adapter that the last stage trained.
+        lineage: of the encoder.
+    """
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         card = model_card(lineage, encoder_body(encoder).config.hidden_size)
@@ -96,17 +106,21 @@ def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lin
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copy the two files of an adapter folder."""
+    """Copy the two files of an adapter folder into a new folder."""
     target.mkdir(parents=True)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (target / name).write_bytes((source / name).read_bytes())
 
 
 def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
-    """Build an encoder from its lineage's backbone and the adapters of its stages, in float32.
+    """Build an encoder in float32 from its backbone and the adapters of its stages.
+
+    Args:
+        lineage: names the backbone and the stages.
+        adapters: folders of the first stages, in order.
 
     Raises:
-        UserError: if the backbone cannot be had or an adapter does not fit.
+        UserError: if the backbone cannot be loaded or an adapter does not fit.
     """
     last = lineage.stages[len(adapters) - 1]
     model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)

@@ -1,4 +1,4 @@
-"""The lineage of an encoder: what ``llm2comp.json`` in its folder says of its making."""
+"""The lineage of an encoder: `llm2comp.json` in its folder, which says how it was made."""
 
 import importlib.metadata
 import platform
@@ -16,23 +16,31 @@ from llm2comp.version import __version__
 
 LINEAGE = "llm2comp.json"
 FORMAT_VERSION = 2
-"""Version 1, which llm2comp 0.1 wrote, had neither this number nor the prompt format."""
+"""llm2comp 0.1 wrote version 1, which has neither this number nor the prompt format."""
 _FORMATS_OF_VERSION_1 = {"mntp": "text", "embedding_prediction": "summarize"}
-"""Prompt formats by pretext objective; those of all other objectives were ``memory``."""
+"""Prompt formats in version 1 by pretext objective; all other objectives used `memory`."""
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
 
 
 class StageRecord(BaseModel):
-    """A stage that was trained: the stage of the recipe, and the attention that came of it.
+    """A stage that was trained: its settings in the recipe, and the encoder's attention after it.
 
-    It keeps keys that it does not know, so that a folder of another version loses nothing.
+    Unknown keys are kept, so that a folder of another version loses nothing.
+
+    Attributes:
+        stage: `pretext`, `unsupervised` or `supervised`.
+        objective: of a pretext stage.
+        data: sources of its texts.
+        steps: of the optimizer.
+        batch_size: texts or pairs per step.
+        learning_rate: the highest.
+        causal: whether the encoder's attention is causal.
     """
 
     model_config = ConfigDict(extra="allow")
 
     stage: str
     objective: str | None = None
-    """Of a pretext stage."""
     data: list[DataSource]
     steps: int
     batch_size: int
@@ -41,12 +49,22 @@ class StageRecord(BaseModel):
 
     @classmethod
     def of(cls, stage: StageBase, *, causal: bool) -> "StageRecord":
-        """Record a stage of a recipe."""
+        """Record a stage of a recipe.
+
+        Args:
+            stage: as the recipe has it.
+            causal: whether the encoder's attention is causal after the stage.
+        """
         return cls.model_validate(stage.model_dump() | {"causal": causal})
 
 
 class Compiled(BaseModel):
-    """What an encoder was compiled for, and how it differed from the original."""
+    """What an encoder was compiled for, with the figures of its check as further keys.
+
+    Attributes:
+        to: the back end.
+        int8: whether the weights have 8 bits.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -55,20 +73,20 @@ class Compiled(BaseModel):
 
 
 class Lineage(BaseModel):
-    """Where an encoder comes from.
+    """How an encoder was made.
 
     Attributes:
-        format_version: of this file's format.
+        format_version: of `llm2comp.json`.
         name: of the recipe.
         backbone: the causal language model.
-        memory: its memory tokens.
-        prompt_format: a key of :data:`.prompt_format.PROMPT_FORMATS`.
+        memory: number, initialisation and scale of the memory tokens.
+        prompt_format: a key of `llm2comp.model.prompt_format.PROMPT_FORMATS`.
         prompts: for queries and documents.
-        max_length: tokens of a text that the encoder reads; memory tokens are not counted.
+        max_length: tokens per text, without BOS, prompts and memory tokens.
         seed: of the run.
-        stages: those trained so far, in their order.
+        stages: that were trained so far, in order.
         versions: of Python and of the packages that made the encoder.
-        compiled: of a compiled encoder.
+        compiled: what a compiled encoder was compiled for; None for other encoders.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -104,7 +122,12 @@ class Lineage(BaseModel):
 
     @classmethod
     def start(cls, recipe: Recipe, prompt_format: str) -> "Lineage":
-        """Begin the lineage of a run, without stages."""
+        """Return the lineage of a run before its first stage.
+
+        Args:
+            recipe: of the run.
+            prompt_format: of the pretext objective.
+        """
         return cls(
             name=recipe.name,
             backbone=recipe.backbone,
@@ -125,7 +148,7 @@ class Lineage(BaseModel):
         """Read the lineage of an encoder folder.
 
         Raises:
-            UserError: if the folder is not one of this package's, or of a later version.
+            UserError: if the folder has no lineage, or one that this version cannot read.
         """
         file = folder / LINEAGE
         try:
@@ -135,32 +158,32 @@ class Lineage(BaseModel):
                 f"{folder} is not an encoder folder of llm2comp: it has no {LINEAGE}"
             ) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{file} cannot be used: {where} {first['msg']}") from error
+            detail = error.errors()[0]
+            key = ".".join(map(str, detail["loc"]))
+            raise UserError(f"{file} cannot be used: {key} {detail['msg']}") from error
 
     def write(self, folder: Path) -> None:
-        """Write ``llm2comp.json`` in an encoder folder."""
+        """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            nothing = {"compiled"} if self.compiled is None else None
-            text = self.model_dump_json(indent=2, exclude=nothing)
+            unset = {"compiled"} if self.compiled is None else None
+            text = self.model_dump_json(indent=2, exclude=unset)
             partial.write_text(text + "\n", encoding="utf-8")
 
     def after(self, stage: StageRecord) -> "Lineage":
-        """Return the lineage with one stage more."""
+        """Return the lineage after one more stage."""
         return self.model_copy(update={"stages": [*self.stages, stage]})
 
     def until(self, count: int) -> "Lineage":
-        """Return the lineage with the first ``count`` stages only."""
+        """Return the lineage after the first `count` stages."""
         return self.model_copy(update={"stages": self.stages[:count]})
 
     @property
     def format(self) -> PromptFormat:
-        """How the encoder reads a text."""
+        """The prompt format itself."""
         return PROMPT_FORMATS[self.prompt_format]
 
     @property
     def trained_with_instructions(self) -> bool:
         """Whether queries had a prompt or an instruction in training."""
         sources = [source for stage in self.stages for source in stage.data]
-        return any(self.prompts.values()) or any(one.query_instruction for one in sources)
+        return any(self.prompts.values()) or any(source.query_instruction for source in sources)

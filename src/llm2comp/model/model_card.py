@@ -1,4 +1,4 @@
-"""The model card of an encoder folder: what it is, what it was trained on, how to use it."""
+"""The model card of an encoder folder: what the encoder is, its training, and how to use it."""
 
 from llm2comp.model.lineage import Lineage, StageRecord
 
@@ -9,36 +9,37 @@ tags: [sentence-transformers, feature-extraction, llm2comp]
 ---
 # {name}, after stage {count} ({last})
 
-A text encoder made of the causal language model `{backbone}` by llm2comp, whose pretext objective
-was `{objective}`. An embedding is {embedding}. Attention is {attention}; vectors have {width}
-dimensions and unit length; texts are cut at {length} tokens. Method: *Learning to Compress* (Zhang
-et al., AAAI-26, arXiv 2511.17129), and the peers that it compares itself to.
+A text encoder that llm2comp made from the causal language model `{backbone}`. Its pretext
+objective was `{objective}`. An embedding is {embedding}. Attention is {attention}. Embeddings have
+{dimension} dimensions and unit length. Texts are truncated to {length} tokens. The method is
+*Learning to Compress* (Zhang et al., AAAI-26, arXiv 2511.17129) or one that it is compared with
+there.
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/of/this/folder"{backend})
-vectors = model.encode(["The river rises in the mountains."])
+model = SentenceTransformer("path/to/this/folder"{backend})
+embeddings = model.encode(["The river rises in the mountains."])
 ```
 
 | stage | objective | data | steps x batch | peak learning rate |
 |---|---|---|---|---|
 {stages}
 
-Seed {seed}. The whole lineage, with package versions, is in `llm2comp.json`; {weights}.
+The seed was {seed}. `llm2comp.json` holds all settings and package versions. {weights}.
 """
 
 
-def model_card(lineage: Lineage, width: int) -> str:
-    """Write the card of an encoder from its lineage.
+def model_card(lineage: Lineage, dimension: int) -> str:
+    """Return the card of an encoder, in Markdown.
 
     Args:
         lineage: with at least one stage.
-        width: dimensions of an embedding.
+        dimension: of an embedding.
     """
     last = lineage.stages[-1]
     to = lineage.compiled.to if lineage.compiled else None
-    adapter = "`adapter/` holds what\nthe last stage trained, in PEFT's format"
+    adapter = "`adapter/` holds\nthe adapter that the last stage trained, in PEFT's format"
     return TEMPLATE.format(
         backend=f', backend="{to}"' if to else "",
         weights=f"`{to}/` holds\nthe compiled weights" if to else adapter,
@@ -49,7 +50,7 @@ def model_card(lineage: Lineage, width: int) -> str:
         objective=lineage.stages[0].objective,
         embedding=_embedding(lineage),
         attention="causal" if last.causal else "bidirectional",
-        width=width,
+        dimension=dimension,
         length=lineage.max_length,
         stages="\n".join(map(_row, lineage.stages)),
         seed=lineage.seed,
@@ -60,7 +61,7 @@ def _embedding(lineage: Lineage) -> str:
     if lineage.format.pooling == "text":
         return "the mean over the text's own tokens"
     k = lineage.memory.tokens
-    return f"the mean over the outputs of {k} memory tokens, which stand behind every text"
+    return f"the mean over the outputs of the {k} memory tokens that follow every text"
 
 
 def _row(stage: StageRecord) -> str:

@@ -1,8 +1,8 @@
-"""Clustering-then-merging: memory tokens that say the same count once in the embedding.
+"""Clustering-then-merging: memory tokens with similar states count once in the embedding.
 
-The paper's remedy for redundant memory tokens; it does not give the algorithm.
-Here it is average linkage on cosine distance: the two clusters whose tokens
-are most alike on average merge, as long as that average reaches the threshold.
+This is the paper's remedy for redundant memory tokens. The paper does not give the algorithm. Here
+it is average linkage on cosine distance: the two clusters with the highest average cosine between
+their tokens merge, as long as this average reaches a threshold.
 """
 
 from typing import Any, NoReturn
@@ -17,36 +17,40 @@ from sentence_transformers.base.modules.module import Module
 from sentence_transformers.sentence_transformer.modules import WordWeights
 
 from llm2comp.errors import UserError
-from llm2comp.model.memory_tokens import memory_tokens
+from llm2comp.model.memory_tokens import memory_token_names
 
 ROUNDING = 1e-9
-"""Above float64's error in a cosine, so that equal vectors merge at a threshold of 1."""
+"""More than the error of a cosine in float64, so that equal states merge at a threshold of 1."""
 
 
 class UnsavableModule(Module):
-    """A module that refuses to be saved: the folder would not load without this package."""
+    """A module that cannot be saved, because the folder would not load without this package."""
 
     def save(self, output_path: str, *_: Any, **__: Any) -> NoReturn:
-        """Refuse.
+        """Refuse to save.
 
         Raises:
             UserError: always.
         """
-        raise UserError(f"{output_path}: {type(self).__name__} works in memory only, not saved")
+        raise UserError(
+            f"{output_path} is not written: {type(self).__name__} works in memory only; save the "
+            "model without it"
+        )
 
 
 class MergeMemory(UnsavableModule):
-    """Stands in the place of ``WordWeights``: clusters weigh 1, not memory tokens.
+    """Replaces `WordWeights`, so that each cluster of memory tokens has the weight 1.
 
-    The mean over clusters of each one's mean is the mean over tokens where a
-    token weighs 1 / size of its cluster, which ``Pooling(mean)`` then takes.
+    The embedding is the mean over clusters of the mean over each cluster's tokens. That is a
+    weighted mean over tokens with the weight 1 / (size of the token's cluster), which
+    `Pooling(mean)` computes afterwards.
 
     Args:
-        word_weights: weighs memory tokens 1 and all else 0.
+        word_weights: gives memory tokens the weight 1 and all others 0.
         threshold: clusters merge if the average cosine between their tokens is at least this.
     """
 
-    config_keys = ["threshold"]  # noqa: RUF012 (as sentence-transformers has it)
+    config_keys = ["threshold"]  # noqa: RUF012 (sentence-transformers reads a list)
 
     def __init__(self, word_weights: WordWeights, threshold: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,18 +58,29 @@ class MergeMemory(UnsavableModule):
         self.threshold = threshold
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Weigh ``token_embeddings`` ``(batch, length, hidden)`` and give the sum of the weights.
+        """Multiply token outputs by their weights.
 
-        ``token_weights_sum`` ``(batch,)`` is the number of a text's clusters.
+        Args:
+            features: with `token_embeddings` `(batch, length, hidden)`, and `input_ids` and
+                `attention_mask` `(batch, length)`.
+
+        Returns:
+            The features with weighted `token_embeddings`, and `token_weights_sum` `(batch,)`, which
+            is the number of clusters of each text.
         """
         states, mask = features["token_embeddings"], features["attention_mask"]
-        # In float32 whatever the model is in, as WordWeights has it: 1/3 needs the precision.
-        plain = self.word_weights.emb_layer(features["input_ids"]).squeeze(-1) * mask.float()
-        memory = plain > 0
-        read = states[memory].detach().float().cpu().numpy()  # one copy a batch, whatever device
-        texts = np.split(read, memory.sum(1).cumsum(0)[:-1].cpu().numpy())
+        # Weights are float32 whatever the dtype of the model, as in WordWeights, because bfloat16
+        # would round 1/3.
+        token_weights = (
+            self.word_weights.emb_layer(features["input_ids"]).squeeze(-1) * mask.float()
+        )
+        is_memory = token_weights > 0
+        memory = states[is_memory].detach().float().cpu().numpy()  # one copy per batch
+        texts = np.split(memory, is_memory.sum(1).cumsum(0)[:-1].cpu().numpy())
         merged = np.concatenate([cluster_weights(text, self.threshold) for text in texts])
-        weights = plain.masked_scatter(memory, torch.from_numpy(merged).to(plain))
+        weights = token_weights.masked_scatter(
+            is_memory, torch.from_numpy(merged).to(token_weights)
+        )
         return features | {
             "token_embeddings": states * weights.unsqueeze(-1),
             "token_weights_sum": weights.sum(1),
@@ -75,9 +90,16 @@ class MergeMemory(UnsavableModule):
 def cluster_weights(
     states: npt.NDArray[np.floating[Any]], threshold: float
 ) -> npt.NDArray[np.float64]:
-    """Return ``(k,)``: 1 / size of the cluster that each of a text's ``(k, hidden)`` states is in.
+    """Return 1 / (size of the cluster) for each memory token of a text.
 
-    A state without a direction (zero, or not finite) is like no other.
+    A state without a direction, zero or not finite, is a cluster of its own.
+
+    Args:
+        states: `(k, hidden)`, of one text.
+        threshold: as in `MergeMemory`.
+
+    Returns:
+        `(k,)`.
     """
     if len(states) < 2:
         return np.ones(len(states))
@@ -88,14 +110,14 @@ def cluster_weights(
 
 
 def merge_memory(model: SentenceTransformer, threshold: float) -> SentenceTransformer:
-    """Make an encoder merge its memory tokens before pooling, in place and in memory only.
+    """Let an encoder merge its memory tokens before pooling, in memory only.
 
-    Given again, the last threshold counts. A text with an average cosine within
-    rounding of the threshold may come out differently in another batch.
+    A second call replaces the threshold. If an average cosine is within rounding of the threshold,
+    the text may be embedded differently in another batch.
 
     Args:
-        model: an encoder that pools over memory tokens.
-        threshold: in (0, 1]; at 1 only equal tokens merge.
+        model: an encoder that pools over memory tokens; changed in place.
+        threshold: above 0 and at most 1; with 1 only equal states merge.
 
     Returns:
         The same model.
@@ -114,7 +136,7 @@ def merge_memory(model: SentenceTransformer, threshold: float) -> SentenceTransf
 
 
 def memory_weights(model: SentenceTransformer) -> WordWeights | None:
-    """Return the module by which a model pools over memory tokens alone; None if it does not."""
+    """Return the module that selects memory tokens for pooling; None if a model pools otherwise."""
     for module in model.children():
         weights = module.word_weights if isinstance(module, MergeMemory) else module
         if isinstance(weights, WordWeights) and _weighs_memory_only(weights):
@@ -123,6 +145,7 @@ def memory_weights(model: SentenceTransformer) -> WordWeights | None:
 
 
 def _weighs_memory_only(module: WordWeights) -> bool:
+    """Return whether all weights that are not zero are those of memory tokens."""
     weights = module.emb_layer.weight.flatten().tolist()
     weighed = {word for word, weight in zip(module.vocab, weights, strict=True) if weight}
-    return bool(weighed) and weighed.issubset(memory_tokens(len(module.vocab)))
+    return bool(weighed) and weighed.issubset(memory_token_names(len(module.vocab)))

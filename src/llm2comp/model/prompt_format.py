@@ -1,4 +1,4 @@
-"""Prompt formats: what stands around a text, and which outputs become its embedding."""
+"""Prompt formats: which tokens surround a text, and which outputs become its embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ class PromptFormat:
     """How an encoder reads a text.
 
     Attributes:
-        pooling: the embedding is the mean over the outputs of the ``memory`` tokens behind the
-            text, or over those of the ``text``'s own tokens. With ``text`` there are no memory
-            tokens.
-        before: prompt in front of the text, behind BOS.
+        pooling: `memory` if the embedding is the mean over the outputs of the memory tokens after
+            the text; `text` if it is the mean over the text's own tokens. With `text` there are no
+            memory tokens.
+        before: prompt between BOS and the text.
         after: prompt between the text and its memory tokens.
-        extra_tokens: whether the objective trains as many memory tokens again, which the encoder
-            does not read. Their rows stand before the others' in the token table.
+        extra_tokens: whether the objective trains k further memory tokens, which the encoder does
+            not use. In the token table they come before the k that it uses.
     """
 
     pooling: Literal["memory", "text"] = "memory"
@@ -27,21 +27,21 @@ class PromptFormat:
     after: str = ""
     extra_tokens: bool = False
 
-    def tokens(self, k: int) -> int:
-        """Return how many memory tokens stand behind a text, given the recipe's k."""
+    def num_memory_tokens(self, k: int) -> int:
+        """Return the number of memory tokens after a text, given the recipe's k."""
         return k if self.pooling == "memory" else 0
 
     def num_memory_embeddings(self, k: int) -> int:
-        """Return how many rows are appended to the token table and trained, given k."""
-        return self.tokens(k) * (2 if self.extra_tokens else 1)
+        """Return the number of rows that are appended to the token table, given k."""
+        return self.num_memory_tokens(k) * (2 if self.extra_tokens else 1)
 
 
 PROMPT_FORMATS: dict[str, PromptFormat] = {
-    # The paper's: k memory tokens behind the text, and nothing else around it.
+    # The paper's format: BOS, the text, k memory tokens.
     "memory": PromptFormat(),
-    # LLM2Vec's: the text alone.
+    # LLM2Vec's format: BOS and the text.
     "text": PromptFormat(pooling="text"),
-    # Llama2Vec's (LLARA): EBAE's prompt; EBAR's special tokens are the extra ones.
+    # Llama2Vec's format (LLARA): the prompt is EBAE's, the extra tokens are EBAR's special tokens.
     "summarize": PromptFormat(
         before='"',
         after='", summarize the above passage within eight words: ',
@@ -50,14 +50,19 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 }
 """Every format by its name, which an encoder folder records."""
 
-COMPRESSION = PROMPT_FORMATS["memory"]
+DEFAULT_FORMAT = PROMPT_FORMATS["memory"]
 
 
 def set_template(backend: Tokenizer, before: Sequence[int], after: Sequence[int]) -> None:
-    """Put token ids in front of every text and behind it, in place.
+    """Let a tokenizer put token ids before and after every text.
 
-    The tokenizer's own post-processor does it. Truncation therefore cuts the text and never what
-    is around it, and an encoder folder needs no code of this package.
+    Its post-processor does this, so truncation shortens the text only, and an encoder folder needs
+    no code of this package.
+
+    Args:
+        backend: changed in place.
+        before: token ids before the text.
+        after: token ids after the text.
     """
     ids = {"before": list(before), "after": list(after)}
     front, behind = ([name] if ids[name] else [] for name in ids)

@@ -1,8 +1,8 @@
-"""Models by name: released encoders kept in this package, local folders, peers, hub ids.
+"""Encoders by name: those that this package contains, local folders, peers, hub ids.
 
-A release holds, per stage, the adapter that the stage trained (LoRA and memory
-rows, bfloat16) with the lineage; :func:`fetch` merges them into the packaged
-backbone, once, in the user's cache.
+This package contains the adapter of each stage of a released encoder (LoRA factors and memory
+embeddings in bfloat16) and its lineage. `fetch` merges the adapters into the packaged backbone,
+once, in the user's cache.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from llm2comp.utils.files import cache_dir
 
 RELEASED = Path(__file__).parent / "released"
 PEERS = ("minilm",)
-"""Encoders of others that install from a package index."""
+"""Encoders by others that install from a package index."""
 
 
 def names() -> list[str]:
@@ -30,8 +30,8 @@ def fetch(name: str) -> Path:
     """Return the encoder folder of a released model, building it in the cache the first time.
 
     Args:
-        name: as in :func:`names`; ``NAME/1-pretext`` or ``NAME/2-unsupervised``
-            is the encoder after that stage.
+        name: one of `names()`; `NAME/1-pretext` and `NAME/2-unsupervised` are the encoders after
+            these stages.
 
     Raises:
         UserError: if there is no such release.
@@ -54,15 +54,18 @@ def fetch(name: str) -> Path:
 
 
 def _digest(adapters: list[Path]) -> str:
-    """Name the weights, so that a package's next release is not taken for the last one's."""
-    whole = hashlib.sha256()
+    """Return a digest of the weights, because another version of the package may change them."""
+    digest = hashlib.sha256()
     for adapter in adapters:
-        whole.update((adapter / "adapter_model.safetensors").read_bytes())
-    return whole.hexdigest()[:8]
+        digest.update((adapter / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def adapter_of(name: str) -> Path:
-    """Return the adapter folder of a local encoder folder or of a released stage.
+    """Return the adapter folder of an encoder.
+
+    Args:
+        name: encoder folder, or name of a release; without a stage the adapter of its first.
 
     Raises:
         UserError: if there is none.
@@ -77,8 +80,11 @@ def adapter_of(name: str) -> Path:
     return shipped
 
 
-def source_of(name: str) -> str:
-    """Return what an encoder's name stands for: a local folder, or a hub id as it is.
+def resolve_encoder(name: str) -> str:
+    """Return the local folder or the hub id of an encoder.
+
+    Args:
+        name: released encoder, peer, local folder, or hub id.
 
     Raises:
         UserError: if there is no such release, or neither a folder nor a hub model of that name.
@@ -93,6 +99,10 @@ def source_of(name: str) -> str:
 
 
 def lineage_of(name: str) -> Lineage | None:
-    """Return the lineage of an encoder by name; None if it is not one of ours."""
+    """Return the lineage of an encoder; None if it was not made by this package.
+
+    Args:
+        name: released encoder, local folder, or hub id.
+    """
     folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
     return Lineage.read(folder) if (folder / LINEAGE).is_file() else None

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.evaluation.metrics import memory_tokens
-from llm2comp.inference import memory_vectors
+from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
 from llm2comp.training import held_out
@@ -186,7 +186,7 @@ class CollapseWatch(EvalCallback):
         anchors, positives = (list(side) for side in zip(*self.pairs, strict=True))
         states: list[npt.NDArray[np.floating]] = []
         self.model.eval()
-        with memory_vectors.memory_states(self.model, states):
+        with collect_memory_states(self.model, states):
             without_dropout = self._embed(positives)
         self.model.train(self.dropout)
         anchor_embeddings = normalize(self._embed(anchors), dim=-1)

@@ -91,7 +91,7 @@ def train_contrastive(
     assert context.source is not None
     stage, recipe = context.stage, context.recipe
     lineage = Lineage.read(context.source)
-    num_memory_tokens = lineage.format.tokens(lineage.memory.tokens)
+    num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
     model = _load(context.source, stage, dtype, attention_dropout)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights

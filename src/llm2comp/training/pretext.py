@@ -17,8 +17,9 @@ from llm2comp.data.passages import load_passages
 from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.compressor import Compressor, trainable_parameters
+from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe, Split
 from llm2comp.training import held_out
