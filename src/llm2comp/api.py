@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
     Raises:
         UserError: if there is no such release.
 
-    Example:
+    Examples:
         >>> from sentence_transformers import SentenceTransformer
         >>> folder = llm2comp.fetch("smollm2-135m-llm2comp")
         >>> model = SentenceTransformer(str(folder))
@@ -68,7 +68,7 @@ def load(
     Raises:
         UserError: if the encoder cannot be found or loaded, or has no memory tokens to merge.
 
-    Example:
+    Examples:
         >>> model = llm2comp.load("smollm2-135m-llm2comp")
         >>> query = model.encode_query("how do whales breathe")
         >>> documents = model.encode_document(["Whales breathe air.", "Roman coins were found."])
@@ -99,7 +99,7 @@ def encode(
     Raises:
         UserError: if the model cannot be loaded, or an option is not for a loaded model.
 
-    Example:
+    Examples:
         >>> embeddings = llm2comp.encode("smollm2-135m-llm2comp", ["Whales are mammals.", ""])
         >>> (embeddings @ embeddings.T).shape
         (2, 2)
@@ -133,7 +133,7 @@ def encode_file(
         UserError: if a file is missing or of another kind, a row is bad (the message names its
             line), or the model cannot be loaded.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> llm2comp.encode_file("smollm2-135m-llm2comp", "texts.txt", "embeddings.npy")
         8
@@ -171,7 +171,7 @@ def search(
     Raises:
         UserError: if the file or the model cannot be read, or `top_k` is below 1.
 
-    Example:
+    Examples:
         >>> hits = llm2comp.search("smollm2-135m-llm2comp", "texts.txt", "animals of the sea")
         >>> hits[0].score >= hits[-1].score
         True
@@ -200,7 +200,7 @@ def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str]
         UserError: if the recipe is wrong, its data or backbone is not available, or `out` holds a
             run of another recipe.
 
-    Example:
+    Examples:
         >>> folder = llm2comp.train("my-recipe.yaml", "runs/mine", ["seed=1"])
         >>> len(llm2comp.search(folder, "texts.txt", "animals of the sea", top_k=2))
         2
@@ -239,7 +239,7 @@ def study(
     Raises:
         UserError: if the study is wrong, or `out` holds another study.
 
-    Example:
+    Examples:
         >>> results = llm2comp.study("my-study.yaml", "runs/study")
         >>> results.score_table()[0]
         ['setting', 'runs', 'STS17', 'mean']
@@ -285,7 +285,7 @@ def evaluate(
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
 
-    Example:
+    Examples:
         >>> scores = llm2comp.evaluate(["minilm"], tasks=["STS17"])
         >>> {score.task: round(score.main_score, 1) for score in scores["minilm"]}
         {'STS17': ...}
@@ -324,7 +324,7 @@ def analyze(
     Raises:
         UserError: if a model or the data is not available, or matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> (analysis,) = llm2comp.analyze(["smollm2-135m-llm2comp"], "out", data="texts.txt")
         >>> analysis.spectrum.rankme > 1
         True
@@ -354,7 +354,7 @@ def report(
     Raises:
         UserError: if a model or the data is not available, or plotly is not installed.
 
-    Example:
+    Examples:
         >>> page = llm2comp.report(["smollm2-135m-llm2comp"], "report.html", data="texts.txt")
         >>> page.name
         'report.html'
@@ -380,7 +380,7 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
         UserError: if the encoder cannot be loaded, the backend is not installed, `out` holds
             something else, or the export differs too much.
 
-    Example:
+    Examples:
         >>> check = llm2comp.export("smollm2-135m-llm2comp", "onnx", "encoder-onnx")
         >>> check.passed
         True
