@@ -35,6 +35,7 @@ from llm2comp.data import catalog, sample
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.inference import worker_pool
 from llm2comp.inference.load import load_in
+from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.token_batching import TOKENS_PER_TEXT
 from llm2comp.model import encoder, released
 from llm2comp.model.attention import BLOCK
@@ -181,14 +182,9 @@ def _measure(
             totals[name].tokens[part.long] += int(tokens.sum())
         for name, vectors in found.items():
             if name not in (LINEAR, ROOFLINE, MINILM):
-                difference = _largest_difference(vectors, found[STOCK])
+                difference = 1 - smallest_cosine(vectors, found[STOCK])
                 totals[name].difference = max(totals[name].difference, difference)
     return totals
-
-
-def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float(1 - ((one * other).sum(1) / lengths).min())
 
 
 def _table(totals: dict[str, Total]) -> tuple[list[str], list[list[object]]]:
