@@ -183,7 +183,7 @@ def test_a_finished_run_s_scores_are_taken_as_they_are() -> None:
 @pytest.mark.usefixtures("sts")
 def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     study, out, expected = load_study(Path("study.yaml")), Path("study"), EXPECTED["study"]
-    before = results.read(out, study.name).cells
+    before = results.read(out, study.name).trials
     cells = {path.name for path in (out / "cells").iterdir()}
     whole, stopped = (
         out / "cells" / name for name in (expected["cells"][0], expected["cells"][-1])
@@ -191,15 +191,15 @@ def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     trained, logged = files(whole), lines(stopped / "run.jsonl")
     found = StudyRun(study, out, quiet()).run()
     assert not found.failed
-    assert list(found.cells) == expected["cells"]
+    assert list(found.trials) == expected["cells"]
     assert found.tuning_table() == expected["tuning"]
-    assert {name: found.cells[name] for name in before} == before
+    assert {name: found.trials[name] for name in before} == before
     # Any other cell that was trained would have a folder again.
     assert {path.name for path in (out / "cells").iterdir()} == cells
     assert files(whole) == trained
     more = lines(stopped / "run.jsonl")[len(logged) :]
     assert [event["step"] for event in more if "loss" in event] == [4, 6]  # the checkpoint is of 3
-    one = found.cells[expected["missing"]]
+    one = found.trials[expected["missing"]]
     assert one.tokens == expected["tokens"]
     (scored,) = one.scores.values()
     # On another processor one pair may change its place in the order of 24.

@@ -100,7 +100,7 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
         assert loaded.encode(text) @ vector == pytest.approx(1, abs=1e-3)
     file = tmp_path / "texts.txt"
     file.write_text("a text\n")
-    with pytest.raises(UserError, match="compiled one divides its work by itself"):
+    with pytest.raises(UserError, match="compiled one uses all threads without workers"):
         encode_file(loaded, file, tmp_path / "v.npy", workers=2)
 
 

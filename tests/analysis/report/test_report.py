@@ -15,6 +15,7 @@ from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import Score
 from llm2comp.training import pipeline, run_folder
+from llm2comp.training.run_folder import read_events
 
 CHROMIUM = shutil.which("chromium")
 QUERIES = ("how do whales <b>breathe</b>", "old coins")
@@ -103,16 +104,16 @@ def test_one_text_is_an_error(run: Path, sentences: list[str]) -> None:
         gather.gather([str(run / "model")], Sample("s", sentences[:1], [], 1), ["whales"])
 
 
-def test_the_log_of_0_1_gives_the_same_plot() -> None:
-    def log(matched: str, mismatched: str) -> list[dict[str, Any]]:
+def test_the_log_of_0_1_gives_the_same_plot(tmp_path: Path) -> None:
+    def lines(matched: str, mismatched: str) -> list[str]:
         values = {matched: 3.0, mismatched: 3.5, "last_tokens": 3.2}
-        return [{"stage": "pretext", "step": 10, "held_out": values}]
-
-    def points(events: list[dict[str, Any]]) -> list[str]:
+        event = {"stage": "pretext", "step": 10, "held_out": values}
+        (tmp_path / "run.jsonl").write_text(json.dumps(event) + "\n")
+        events = read_events(tmp_path)
         return re.findall(r'"name":"held out, [^"]+"', plots.curves(events, "pretext") or "")
 
-    assert len(points(log("own", "other"))) == 3
-    assert points(log("own", "other")) == points(log("matched", "mismatched"))
+    assert len(lines("own", "other")) == 3
+    assert lines("own", "other") == lines("matched", "mismatched")
 
 
 def test_a_damaged_run_is_named(run: Path, tmp_path: Path) -> None:
