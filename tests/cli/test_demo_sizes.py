@@ -5,8 +5,15 @@ import math
 import pytest
 from rich.console import Console
 
-from llm2comp.cli import demo_sizes
-from llm2comp.cli.demo_sizes import BUDGET, LEAST_SHARE, REST_COST, STAGE_SECONDS, STEP_COST, Sizes
+from llm2comp.cli.demo_sizes import (
+    BUDGET,
+    CHECK_COST,
+    LEAST_SHARE,
+    REST_COST,
+    STAGE_SECONDS,
+    STEP_COST,
+    Sizes,
+)
 from llm2comp.recipe import Recipe, load_recipe, recipe_path
 
 
@@ -32,7 +39,8 @@ class Machine:
             self.seconds *= (slower or {}).get(stage.stage, 1.0)
             planned = sizes.plan(stage)
             steps[stage.stage] = planned.steps
-            self.now += STAGE_SECONDS + planned.steps * STEP_COST[stage.stage] * self.seconds
+            cost = planned.steps * STEP_COST[stage.stage] + CHECK_COST[stage.stage]
+            self.now += STAGE_SECONDS + cost * self.seconds
         self.now += REST_COST * self.seconds
         return steps
 
@@ -85,4 +93,4 @@ def test_what_hangs_on_the_number_of_steps_shrinks_with_it(recipe: Recipe) -> No
 
 
 def test_every_stage_has_a_cost(recipe: Recipe) -> None:
-    assert demo_sizes.STEP_COST.keys() == whole(recipe).keys()
+    assert STEP_COST.keys() == CHECK_COST.keys() == whole(recipe).keys()

@@ -26,6 +26,7 @@ from llm2comp.training import pipeline
 from llm2comp.training.pretext import step_seconds
 from llm2comp.training.run_folder import Run, Scores, costs, read_scores
 from llm2comp.training.scoring import score_run
+from llm2comp.utils.choices import Precision
 from llm2comp.utils.files import atomic_file
 
 PASSAGES = 300
@@ -69,7 +70,7 @@ def run(out: Path) -> None:
     note = f"{', '.join(released.names())}: {ABOUT_RELEASED}"
     console.print(f"{note}\n")
     _search(load(model_folder, recipe.backbone.dtype), out, console)
-    _report(out, rows, note, console)
+    _report(out, rows, note, recipe.backbone.dtype, console)
     console.print("[bold]Use it[/bold]")
     console.print(_python(model_folder), markup=False, soft_wrap=True)  # to be copied whole
     took = time.monotonic() - deadline + BUDGET
@@ -103,7 +104,7 @@ def _search(model: SentenceTransformer, out: Path, console: Console) -> None:
     console.print()
 
 
-def _report(out: Path, rows: Scores, note: str, console: Console) -> None:
+def _report(out: Path, rows: Scores, note: str, dtype: Precision, console: Console) -> None:
     """Write `report.html` about the run, with the beginnings of the passages, which cost little.
 
     Its scores are those of the table, with the released encoder's, which is not of the run.
@@ -111,7 +112,7 @@ def _report(out: Path, rows: Scores, note: str, console: Console) -> None:
     passages = itertools.islice(read_texts(out / PASSAGES_FILE), REPORT_TEXTS)
     beginnings = [cut(text, REPORT_CHARACTERS) for text in passages]
     shown = Sample(f"the beginnings of {PASSAGES_FILE}", beginnings, [], len(beginnings))
-    content = replace(gather.gather([str(out)], shown, QUERIES), rows=rows, note=note)
+    content = replace(gather.gather([str(out)], shown, QUERIES, dtype=dtype), rows=rows, note=note)
     write.write(content, out / "report.html")
     console.print(f"[bold]Report[/bold] {out / 'report.html'}: open it in a browser\n")
 
