@@ -1,5 +1,6 @@
 """Sizes of the demonstration: how many steps of each stage end in time on this machine."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -89,6 +90,5 @@ class Sizes:
 def _resized(stage: Stage, share: float) -> Stage:
     """Return a stage with a share of its steps, of its warm-up and of what is between checks."""
     keys = ("steps", "warmup_steps", "eval_steps", "log_steps", "save_steps")
-    return stage.model_copy(
-        update={key: max(1, round(share * getattr(stage, key))) for key in keys}
-    )
+    # Rounded up, so that the last check is not followed by one of a single step more.
+    return stage.model_copy(update={key: math.ceil(share * getattr(stage, key)) for key in keys})
