@@ -104,9 +104,9 @@ def encode(
         >>> (embeddings @ embeddings.T).shape
         (2, 2)
     """
-    from llm2comp.inference.embed import embed
+    from llm2comp.inference.embed import as_texts, embed
 
-    return embed(_loaded(model, dtype, merge_threshold), list(texts), batch_size, prompt)
+    return embed(_loaded(model, dtype, merge_threshold), as_texts(texts), batch_size, prompt)
 
 
 def encode_file(
@@ -185,9 +185,7 @@ def search(
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Train an encoder from a recipe, score it, and return its folder, `out/model`.
-
-    Call it again with the same `out` to continue a run that was stopped. The result is the same.
+    """Train and score an encoder; return its folder, `out/model`. The same call continues a run.
 
     Args:
         recipe: a recipe, a recipe file, or the name of a shipped recipe (`smollm2-135m`).
@@ -208,16 +206,19 @@ def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str]
     from llm2comp.recipe import Recipe, load_recipe, recipe_path
 
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe_path(str(recipe)), list(overrides))
+        changes = [overrides] if isinstance(overrides, str) else list(overrides)
+        recipe = load_recipe(recipe_path(str(recipe)), changes)
     elif overrides:
         raise UserError("overrides are for a recipe given by name; change the Recipe itself")
 
     from llm2comp.training import pipeline
 
+    if recipe.evaluation.tasks:
+        from llm2comp.training.scoring import check_evaluation, score_run
+
+        check_evaluation(recipe)
     folder = pipeline.train(recipe, Path(out))
     if recipe.evaluation.tasks:
-        from llm2comp.training.scoring import score_run
-
         score_run(recipe, Path(out))
     return folder
 
@@ -227,8 +228,7 @@ def study(
 ) -> Results:
     """Compare settings of a recipe over seeds, at an equal budget, and return all scores.
 
-    Call it again with the same `out` to continue a study that was stopped. A trial that fails is
-    reported in the results and does not stop the others.
+    The same call continues a study. A trial that fails does not stop the others.
 
     Args:
         study: a study file, or the name of a shipped study (`pretext`).

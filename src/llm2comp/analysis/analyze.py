@@ -7,7 +7,8 @@ from pathlib import Path
 from llm2comp.analysis import figures, summary
 from llm2comp.analysis.measure import Analysis, analyze_embeddings, analyze_model
 from llm2comp.data.sample import Sample, draw
-from llm2comp.inference.load import load
+from llm2comp.errors import UserError
+from llm2comp.inference.load import load, model_names
 from llm2comp.utils.choices import Precision
 
 
@@ -25,7 +26,9 @@ def analyze(
 
     The arguments and errors are those of `llm2comp.analyze`.
     """
-    names = [str(model) for model in models]
+    names = model_names(models)
+    if not names:
+        raise UserError("name an encoder, or a .npy file, to analyze")
     analyses = []
     sample: Sample | None = None
     for name, short_name in zip(names, summary.short_names(names), strict=True):

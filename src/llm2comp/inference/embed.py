@@ -1,11 +1,13 @@
 """Embeddings of a list of texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.data.text_files import replace_surrogates
+from llm2comp.errors import UserError
 from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.inference.worker_pool import Workers
 
@@ -29,13 +31,36 @@ def embed(
 
     Returns:
         `(len(texts), dimension)`, float32.
+
+    Raises:
+        UserError: if there is no such prompt, or `batch_size` is below 1.
     """
     encoders: dict[str | None, Callable[..., npt.ArrayLike]] = {
         None: model.encode,
         "query": model.encode_query,
         "document": model.encode_document,
     }
+    if prompt_name not in encoders:
+        raise UserError(f"prompt {prompt_name!r} is neither 'query' nor 'document'")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+    if not texts:
+        return np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     embeddings = encoders[prompt_name](
         texts, batch_size=batch_size, show_progress_bar=False, pool=workers
     )
     return np.asarray(embeddings, dtype=np.float32)
+
+
+def as_texts(texts: Sequence[str]) -> list[str]:
+    """Return texts as a list, with lone surrogates replaced by U+FFFD.
+
+    Raises:
+        UserError: if `texts` is a single string, or something in it is not a string.
+    """
+    if isinstance(texts, str):
+        raise UserError("texts is one string; give a list of texts")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {place} is not a string but {type(text).__name__}")
+    return [replace_surrogates(text) for text in texts]

@@ -1,7 +1,9 @@
 """Load an encoder by name, in the precision that suits the processor."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -41,6 +43,8 @@ def load(
             to merge.
     """
     name = str(name)
+    if dtype not in get_args(Precision):
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(get_args(Precision))}")
     source = released.resolve_encoder(name)
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
@@ -80,3 +84,10 @@ def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransforme
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
     return model
+
+
+def model_names(models: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return the names of models as a list of strings; one name alone is a list of one."""
+    if isinstance(models, str | Path):
+        return [str(models)]
+    return [str(model) for model in models]

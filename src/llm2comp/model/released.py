@@ -89,6 +89,8 @@ def resolve_encoder(name: str) -> str:
     Raises:
         UserError: if there is no such release, or neither a folder nor a hub model of that name.
     """
+    if not name:
+        raise UserError("the name of the encoder is empty; give a folder, a name or a hub id")
     if name.partition("/")[0] in names() and not Path(name).exists():
         return str(fetch(name))
     if name in PEERS:

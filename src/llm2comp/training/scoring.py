@@ -18,6 +18,17 @@ Models = dict[str, Callable[[], SentenceTransformer]]
 """For each row of the table, its name and a function that loads its model."""
 
 
+def check_evaluation(recipe: Recipe) -> None:
+    """Check the names of a recipe's tasks and baselines before anything is trained.
+
+    Raises:
+        UserError: if one of them is unknown.
+    """
+    suites.tasks(recipe.evaluation.tasks, quick=recipe.evaluation.quick)
+    for name in recipe.evaluation.baselines:
+        baselines.require_baseline(name)
+
+
 def score_run(recipe: Recipe, out: Path) -> Scores:
     """Score the recipe's baselines and the encoder after each stage.
 

@@ -10,7 +10,9 @@ from llm2comp.analysis import summary
 from llm2comp.analysis.report import plots
 from llm2comp.analysis.report.gather import Content, gather
 from llm2comp.data.sample import draw
+from llm2comp.errors import UserError
 from llm2comp.evaluation.results import score_cells
+from llm2comp.inference.load import model_names
 from llm2comp.recipe import Pretext
 from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run
@@ -42,7 +44,9 @@ def report(
 
     The arguments and errors are those of `llm2comp.report`.
     """
-    names = [str(model) for model in models]
+    names = model_names(models)
+    if not names:
+        raise UserError("name a run folder, or encoders, to report")
     sample = draw(data, texts, seed)
     write(gather(names, sample, queries or QUERIES, batch_size, dtype), out)
     return out

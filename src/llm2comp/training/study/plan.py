@@ -23,6 +23,7 @@ class Tuning(Strict):
     key: str
     """A key of the recipe, written as in an override: `pretext.learning_rate`."""
     values: list[Any] = Field(min_length=2)
+    """Values that every setting tries."""
     tasks: list[str] = Field(default=list(DEVELOPMENT), min_length=1)
     """Development tasks. The value with the best mean over them is taken. Test sets are refused."""
 
@@ -31,6 +32,7 @@ class Quick(Strict):
     """What `--quick` changes, so that the study ends in minutes."""
 
     seeds: list[int] = Field(default=[0], min_length=1)
+    """Seeds of the quick version."""
     overrides: list[str] = Field(default=[])
     """Changes to the shared recipe."""
     settings: dict[str, list[str]] | None = None
@@ -72,13 +74,17 @@ class Study(Strict):
     """A whole study."""
 
     name: str
+    """Name of the study, in messages and of its runs."""
     recipe: dict[str, Any]
     """The recipe that all trials share. Its `evaluation.baselines` are scored once."""
     settings: dict[str, list[str]] = Field(min_length=1)
     """For each row of the table, its name and its overrides of the recipe."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    """Seeds; every setting is trained with each of them."""
     tuning: Tuning | None = None
+    """A key to tune for every setting; `null` tunes nothing."""
     quick: Quick = Quick()
+    """The small version that `--quick` runs."""
     plot: Plot | None = None
     """How to draw the figure; bars if there is no plot."""
 
