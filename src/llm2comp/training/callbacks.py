@@ -259,7 +259,7 @@ def _memory_line(step: int, result: HeldOut) -> str:
     """Return the line that shows a measurement of an objective that compresses."""
     return (
         f"[dim]step {step}: held-out loss {result.matched:.3f}, with another text's memory "
-        f"{result.mismatched:.3f}, gap {result.gap:.3f}; with the last k tokens instead "
+        f"{result.mismatched:.3f}, gap {result.gap:.3f}; with the last k tokens in place of memory "
         f"{result.last_tokens:.3f}; cosine between memory tokens {result.token_cosine:.2f}, "
         f"between texts {result.text_cosine:.2f}; effective dimension {result.rankme:.1f}"
     )
