@@ -31,7 +31,7 @@ def test_held_out_losses_of_0_1_get_their_present_names() -> None:
 def test_a_report_draws_the_held_out_losses_of_0_1() -> None:
     curve = plots.curves(Run.read(V0_1).events, "pretext")
     assert curve is not None
-    assert "held out, own memory" in curve
+    assert "held out, memory of the text" in curve
     assert "held out, another text" in curve
 
 
