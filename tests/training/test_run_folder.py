@@ -32,7 +32,7 @@ def test_a_report_draws_the_held_out_losses_of_0_1() -> None:
     curve = plots.curves(Run.read(V0_1).events, "pretext")
     assert curve is not None
     assert "held out, memory of the text" in curve
-    assert "held out, another text" in curve
+    assert "held out, memory of another text" in curve
 
 
 def test_a_damaged_log_is_named_with_its_line(tmp_path: Path) -> None:
