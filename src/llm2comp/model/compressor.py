@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from llm2comp.data.length_batching import batch_by_tokens
-from llm2comp.model.backbone import body_of, token_table
+from llm2comp.model.causal_lm import body_of, token_table
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Lora
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
-from llm2comp.model.backbone import token_table
+from llm2comp.model.causal_lm import token_table
 from llm2comp.recipe import Lora
 
 
