@@ -79,8 +79,9 @@ class Lora(Strict):
     """The output of the LoRA is scaled by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the input of the LoRA, in training only."""
-    target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear layers that get a LoRA."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
+    layer that computes keys alone (docs/guides/own-backbone.md)."""
 
 
 class DataSource(Strict):
