@@ -216,6 +216,8 @@ class Contrastive(StageBase):
     mini_batch_size: PositiveInt = 32
     """Texts in memory at once. It changes the cost and not the result. A batch of scored pairs is
     not split."""
+    mini_batch_tokens: PositiveInt | None = None
+    """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20
