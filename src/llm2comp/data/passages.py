@@ -90,5 +90,7 @@ def _tokenize(
 ) -> Iterator[list[int]]:
     while batch := list(islice(texts, TOKENIZE_BATCH)):
         for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            if len(ids) > 1 and (limits.crop or len(ids) <= limits.max_tokens):
-                yield ids[: limits.max_tokens]
+            kept = ids[: limits.max_tokens]
+            # A passage of one token cannot be cut into text and continuation.
+            if len(kept) > 1 and (limits.crop or len(kept) == len(ids)):
+                yield kept
