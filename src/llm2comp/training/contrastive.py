@@ -161,7 +161,7 @@ def _write(source: Path, target: Path, stage: Contrastive, adapter: Path, lineag
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
     lineage = lineage.after(StageRecord.of(stage, causal=config.is_causal))
-    encoder.save(merged, target, adapter, lineage)
+    encoder.save(merged, target, adapter, lineage, source)
 
 
 def _losses(

@@ -17,10 +17,9 @@ from llm2comp.recipe import (
     Stage,
     Supervised,
     Unsupervised,
-    load_recipe,
 )
 from llm2comp.training.pretext import train_pretext
-from llm2comp.training.run_folder import LOG, MODEL, RECIPE
+from llm2comp.training.run_folder import LOG, MODEL, RECIPE, as_begun, read_recipe
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
@@ -161,7 +160,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if not path.exists():
         _write_recipe(recipe, out)
         return recipe
-    known = load_recipe(path)
+    known, recipe = read_recipe(out), as_begun(recipe, out)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(

@@ -211,7 +211,9 @@ def _extended_backbone(
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    return model, add_memory_tokens(
+        model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos
+    )
 
 
 def _compressor(

@@ -7,7 +7,8 @@ from typing import Any
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
-from llm2comp.recipe import STAGE_FOLDERS, Recipe, load_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
+from llm2comp.utils.yaml_files import read_yaml
 
 MODEL = "model"
 """Folder of the final encoder."""
@@ -25,6 +26,43 @@ NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
 
 Scores = dict[str, list[store.Score]]
 """Scores by the name of a row."""
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a run.
+
+    Raises:
+        UserError: if the file is missing or cannot be used.
+    """
+    path = folder / RECIPE
+    content = with_choice_of_bos(read_yaml(path, "recipe"), default=True)
+    return parse_recipe(content, [], f"recipe {path}")
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe with the choice of BOS that the run in a folder began with.
+
+    Versions without the key `backbone.add_bos` put BOS before every text. Later ones always write
+    the key. A recipe that makes a choice keeps it.
+
+    Raises:
+        UserError: if the folder's recipe cannot be read.
+    """
+    written = read_yaml(folder / RECIPE, "recipe")
+    if chooses_bos(written) or recipe.backbone.add_bos is not None:
+        return recipe
+    backbone = recipe.backbone.model_copy(update={"add_bos": True})
+    return recipe.model_copy(update={"backbone": backbone})
+
+
+def chooses_bos(recipe: dict[str, Any]) -> bool:
+    """Return whether a recipe, as YAML has it, has the key `backbone.add_bos`."""
+    return "add_bos" in (recipe.get("backbone") or {})
+
+
+def with_choice_of_bos(recipe: dict[str, Any], *, default: bool | None) -> dict[str, Any]:
+    """Return a recipe, as YAML has it, with the key `backbone.add_bos`."""
+    return recipe | {"backbone": {"add_bos": default} | (recipe.get("backbone") or {})}
 
 
 def read_scores(folder: Path) -> Scores:
@@ -101,7 +139,7 @@ class Run:
             UserError: if a file in it cannot be read.
         """
         events = read_events(folder)
-        return cls(folder, load_recipe(folder / RECIPE), events, read_scores(folder))
+        return cls(folder, read_recipe(folder), events, read_scores(folder))
 
     @property
     def encoders(self) -> dict[str, Path]:
