@@ -36,16 +36,20 @@ def memory_ids(model: SentenceTransformer, k: int) -> list[int]:
     return list(range(rows - k, rows))
 
 
-@pytest.fixture(params=[True, False], ids=["causal", "bidirectional"])
+@pytest.fixture(
+    params=[(True, None), (False, None), (True, False)],
+    ids=["causal", "bidirectional", "without BOS"],
+)
 def trained(
     request: pytest.FixtureRequest, tiny_backbone: Path, tmp_path: Path
 ) -> tuple[Compressor, Path]:
     """A compressor with a non-trivial adapter, and the encoder folder written from it."""
     torch.manual_seed(0)
+    causal, add_bos = request.param
     run = recipe.Recipe.model_validate(
         {
             "name": "tiny",
-            "backbone": {"name": str(tiny_backbone)},
+            "backbone": {"name": str(tiny_backbone), "add_bos": add_bos},
             "memory": {"tokens": 4},
             "stages": [
                 {"stage": "pretext", "data": [{"source": "x"}], "steps": 1}
@@ -55,15 +59,16 @@ def trained(
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    add_memory_tokens(model, tokenizer, run.memory, run.seed)
+    extended = add_memory_tokens(model, tokenizer, run.memory, run.seed, add_bos=add_bos)
+    assert (extended.bos_token_id is None) == (add_bos is False)
     compressor = Compressor(
-        model, 4, recipe.Lora(r=4), bos_id=tokenizer.bos_token_id, causal=request.param
+        model, 4, recipe.Lora(r=4), bos_id=extended.bos_token_id, causal=causal
     ).eval()
     with torch.no_grad():
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
-    record = StageRecord.of(run.stages[0], causal=request.param)
+    record = StageRecord.of(run.stages[0], causal=causal)
     lineage = Lineage.start(run, "memory").after(record)
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)

@@ -180,14 +180,22 @@ def test_true_puts_no_bos_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     assert case.tokenizer("")["input_ids"] == case.memory
 
 
-def test_add_bos_token_in_the_configuration_counts_as_the_tokenizer_s_own(tmp_path: Path) -> None:
-    backbone = make_backbone(tmp_path / "backbone", "plain", add_bos_token=True)
-    state = json.loads((backbone / "tokenizer.json").read_text())
-    # transformers reads the key only where tokenizer.json says nothing itself.
-    (backbone / "tokenizer.json").write_text(json.dumps(state | {"post_processor": None}))
-    model = encoder.build(lineage_of(backbone, "memory", None), [])
-    assert model.tokenizer.bos_token == "<s>"
-    assert model.tokenizer("")["input_ids"][0] == model.tokenizer.bos_token_id
+def test_a_tokenizer_that_transformers_makes_of_other_files_puts_its_bos(tmp_path: Path) -> None:
+    """Where there is no tokenizer.json, tokenizer_config.json says whether there is a BOS."""
+    options = {"tokenizer_class": "GPT2Tokenizer", "unk_token": "</s>", "add_bos_token": True}
+    backbone = make_backbone(tmp_path / "backbone", "plain", **options)
+    Tokenizer.from_file(str(backbone / "tokenizer.json")).model.save(str(backbone))
+    (backbone / "tokenizer.json").unlink()
+    lineage = lineage_of(backbone, "memory", None)
+    model = encoder.build(lineage, [])
+    encoder.save(model, tmp_path / "encoder", empty_adapter(tmp_path), lineage)
+    alone = Tokenizer.from_file(str(tmp_path / "encoder" / "tokenizer.json"))
+    original = AutoTokenizer.from_pretrained(backbone)
+    for text in ("The river rises.", "", "a <s> b"):
+        plain = original(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = model.tokenizer(text)["input_ids"]
+        assert ids[:-K] == [original.bos_token_id, *plain]
+        assert alone.encode(text).ids == ids
 
 
 def test_several_tokens_before_a_text_are_one_clear_line(tmp_path: Path) -> None:

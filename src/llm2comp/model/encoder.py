@@ -125,24 +125,26 @@ def save(
     """
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        write_tokenizer(encoder, partial, source)
+        if source is None:
+            _write_tokenizer(encoder, partial)
+        else:
+            copy_tokenizer(source, partial)
         card = model_card(lineage, encoder_body(encoder).config.hidden_size)
         (partial / "README.md").write_text(card, encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
         lineage.write(partial)
 
 
-def write_tokenizer(encoder: SentenceTransformer, folder: Path, source: Path | None) -> None:
-    """Write `tokenizer.json` without the added tokens that transformers makes of special tokens.
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy `tokenizer.json` from one encoder folder to another that was saved by transformers.
 
-    Args:
-        encoder: was saved to the folder.
-        folder: of the encoder.
-        source: encoder folder whose tokenizer is copied; None to take the encoder's own.
+    transformers makes special tokens added tokens again, which other programs find in texts.
     """
-    if source is not None:
-        shutil.copyfile(source / TOKENIZER, folder / TOKENIZER)
-        return
+    shutil.copyfile(source / TOKENIZER, target / TOKENIZER)
+
+
+def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write `tokenizer.json` without the added tokens that transformers makes of special tokens."""
     rows = len(token_table(encoder_body(encoder)).weight)
     plain = without_special_tokens(encoder.tokenizer.backend_tokenizer, rows)
     plain.save(str(folder / TOKENIZER))
