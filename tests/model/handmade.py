@@ -16,7 +16,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 WORDS = (
     "A compiler translates source code into instructions that a processor can run. The river "
@@ -95,6 +95,18 @@ def _normalized() -> tuple[Tokenizer, Named]:
     backend = on_bytes()
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     return backend, NAMED
+
+
+def _qwen2() -> tuple[Tokenizer, Named]:
+    """The tokenizer that transformers makes for every model of the type `qwen2`."""
+    regex = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer.__getstate__()
+    pattern = json.loads(regex)["pretokenizers"][0]["pattern"]["Regex"]
+    backend = on_bytes([], regex=pattern)
+    backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens(["<tool_call>"])
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend, {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 
 
 def _spm_bpe() -> tuple[Tokenizer, Named]:
@@ -176,6 +188,7 @@ MADE: dict[str, Callable[[], tuple[Tokenizer, Named]]] = {
     "llama 3": _llama3,
     "whole pieces": _whole_pieces,
     "normalized": _normalized,
+    "qwen2": _qwen2,
     "llama 2": _spm_bpe,
     "unigram": _unigram,
     "wordpiece": _wordpiece,

@@ -8,7 +8,7 @@ import pytest
 from handmade import MADE, SPECIAL, make_backbone
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from llm2comp import recipe
 from llm2comp.errors import UserError
@@ -243,6 +243,20 @@ def test_tokenizer_json_counts_where_the_class_is_a_wrong_one(tmp_path: Path, wr
         assert model.tokenizer(text)["input_ids"][:-K] == alone.encode(text).ids
         vector = baselines.build("mean", backbone).encode(text)
         np.testing.assert_allclose(vector, baselines.build("mean", right).encode(text), atol=1e-6)
+
+
+def test_a_type_whose_class_builds_the_tokenizer_anew_gives_the_same_ids(tmp_path: Path) -> None:
+    backbone = make_backbone(tmp_path / "backbone", "qwen2", model_type="qwen2")
+    lineage = lineage_of(backbone, "memory", None)
+    model = encoder.build(lineage, [])
+    encoder.save(model, tmp_path / "encoder", empty_adapter(tmp_path), lineage)
+    stock = AutoTokenizer.from_pretrained(tmp_path / "encoder")
+    assert type(stock) is Qwen2Tokenizer
+    alone = Tokenizer.from_file(str(tmp_path / "encoder" / "tokenizer.json"))
+    rows = len(encoder.encoder_body(model).get_input_embeddings().weight)
+    for text, ids in zip(TEXTS, stock(TEXTS)["input_ids"], strict=True):
+        assert ids == alone.encode(text).ids == model.tokenizer(text)["input_ids"]
+        assert [i for i in ids if i >= rows - K] == list(range(rows - K, rows))
 
 
 def test_a_type_whose_folder_would_load_another_tokenizer_is_one_clear_line(
