@@ -10,6 +10,7 @@ from typing import cast
 
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.loading.checkpoint import silent
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
@@ -56,12 +58,34 @@ def assemble(
         max_length + specials,
         getattr(body.config, "max_position_embeddings", max_length + specials),
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        body.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        transformer = Transformer(scratch, unpad_inputs=False)
+    transformer = _around(body, tokenizer)
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, body.config.hidden_size)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
+
+
+def _around(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Transformer:
+    """Return the stock module around a body in memory, without a copy of its weights.
+
+    The module can only be made from a folder. So it is made from one that holds everything but the
+    weights, with a model that has no memory, and gets the body afterwards.
+    """
+    own_code = type(body).__module__.startswith("transformers_modules.")
+    if own_code:  # so that it is saved with the weights; the user allowed it when the body loaded
+        type(body).register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
+    trust = {"trust_remote_code": own_code}
+    with silent(), tempfile.TemporaryDirectory() as folder:
+        body.save_pretrained(folder, state_dict={})
+        save_file({}, Path(folder) / "model.safetensors", {"format": "pt"})
+        tokenizer.save_pretrained(folder)
+        transformer: Transformer = Transformer(
+            folder,
+            model_kwargs={"device_map": "meta", **trust},
+            config_kwargs=trust,
+            processor_kwargs=trust,
+            unpad_inputs=False,
+        )
+    transformer.model = body
+    return transformer
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
@@ -124,7 +148,13 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
         UserError: if the backbone cannot be loaded or an adapter does not fit.
     """
     last = lineage.stages[len(adapters) - 1]
-    model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
+    backbone = lineage.backbone
+    model, tokenizer = load_backbone(
+        backbone.name,
+        bidirectional=not last.causal,
+        trust_remote_code=backbone.trust_remote_code,
+        revision=backbone.revision,
+    )
     tokenizer = add_memory_tokens(model, tokenizer, lineage.memory, lineage.seed, lineage.format)
     encoder = assemble(
         model,

@@ -204,12 +204,15 @@ def _extended_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the backbone and its tokenizer, with memory tokens added to both."""
     prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
-    bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    bidirectional = stage.bidirectional_from_step is not None or any(
+        later.attention == "bidirectional" for later in recipe.stages
+    )
     model, tokenizer = load_backbone(
         recipe.backbone.name,
         dtype=dtype,
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
+        revision=recipe.backbone.revision,
     )
     return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
 
