@@ -137,9 +137,9 @@ def _hub_errors(kind: str, name: str, revision: str | None = None) -> Iterator[N
             ) from error
         at = "" if revision is None else f" at revision {revision!r}"
         raise UserError(
-            f"there is no local {name!r}{at}, and the hub cannot be reached to look for it "
-            f"({_reason(error)}); check the name and the network, or use a local {kind} or "
-            "one that `llm2comp data list` shows"
+            f"there is no whole {name!r}{at} on this machine, and the hub cannot be reached to "
+            f"look for it ({_reason(error)}); check the name and the network, or use a local "
+            f"{kind} or one that `llm2comp data list` shows"
         ) from error
 
 

@@ -21,6 +21,9 @@ from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
+from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
+from llm2comp.model.loading.stock_module import module_around
 from llm2comp.model.modules import UnsavableModule
 from llm2comp.model.prompt_format import set_template
 from llm2comp.recipe import Backbone
@@ -224,31 +227,38 @@ def require_baseline(name: str) -> None:
         raise UserError(f"unknown baseline {name!r}; the baselines are {', '.join(BASELINES)}")
 
 
-def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+def build(
+    name: str,
+    backbone_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_remote_code: bool = False,
+) -> SentenceTransformer:
     """Build a training-free encoder.
 
     Args:
         name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
         dtype: dtype of the weights in memory.
+        trust_remote_code: run the Python code that comes with the model, if it has any.
 
     Returns:
         A model whose embeddings have unit length and the dimension of the backbone's hidden states.
 
     Raises:
-        UserError: if there is no such baseline or folder, or the tokenizer has no fast version.
+        UserError: if there is no such baseline, the folder cannot be loaded, or the tokenizer has
+            no fast version.
     """
     require_baseline(name)
-    if not (backbone_dir / "config.json").is_file():
-        raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
     baseline = BASELINES[name]
     several_parts = len(baseline.prompts) > 1 or baseline.prompts[0].again
-    transformer_class = Prompted if several_parts else Transformer
-    transformer = transformer_class(
-        str(backbone_dir),
+    source, trust = str(backbone_dir), {"trust_remote_code": trust_remote_code}
+    config = read_config(backbone_dir, source, **trust)
+    transformer = module_around(
+        body_of(read_model(backbone_dir, source, config, dtype=dtype, **trust)),
+        read_tokenizer(backbone_dir, source, **trust),
+        Prompted if several_parts else Transformer,
         max_seq_length=MAX_TOKENS,
-        model_kwargs={"dtype": dtype},
-        unpad_inputs=False,
         # Without this, the chat template of a tokenizer would be put around every text.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
@@ -263,19 +273,29 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 
 
-def load_baseline(name: str, backbone: str, dtype: Precision = "auto") -> SentenceTransformer:
+def load_baseline(
+    name: str,
+    backbone: str,
+    dtype: Precision = "auto",
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> SentenceTransformer:
     """Load a training-free encoder in a precision.
 
     Args:
         name: key of `BASELINES`.
         backbone: causal language model, as a recipe names it.
         dtype: as in `llm2comp.load`.
+        revision: of a hub model, as a recipe has it.
+        trust_remote_code: as in `build`.
 
     Raises:
         UserError: if `build` raises it, or the backbone is not available.
     """
-    folder = backbone_folder(backbone)
-    return load_checked(row_name(name, backbone), dtype, partial(build, name, folder), str(folder))
+    folder = backbone_folder(backbone, revision, code=trust_remote_code)
+    load = partial(build, name, folder, trust_remote_code=trust_remote_code)
+    return load_checked(row_name(name, backbone), dtype, load, str(folder))
 
 
 def row_name(name: str, backbone: str) -> str:

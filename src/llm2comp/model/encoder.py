@@ -4,13 +4,11 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
-import tempfile
 from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +17,7 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
-from llm2comp.model.loading.checkpoint import silent
+from llm2comp.model.loading.stock_module import module_around
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
@@ -58,34 +56,9 @@ def assemble(
         max_length + specials,
         getattr(body.config, "max_position_embeddings", max_length + specials),
     )
-    transformer = _around(body, tokenizer)
+    transformer = module_around(body, tokenizer, Transformer)
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, body.config.hidden_size)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
-
-
-def _around(body: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Transformer:
-    """Return the stock module around a body in memory, without a copy of its weights.
-
-    The module can only be made from a folder. So it is made from one that holds everything but the
-    weights, with a model that has no memory, and gets the body afterwards.
-    """
-    own_code = type(body).__module__.startswith("transformers_modules.")
-    if own_code:  # so that it is saved with the weights; the user allowed it when the body loaded
-        type(body).register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
-    trust = {"trust_remote_code": own_code}
-    with silent(), tempfile.TemporaryDirectory() as folder:
-        body.save_pretrained(folder, state_dict={})
-        save_file({}, Path(folder) / "model.safetensors", {"format": "pt"})
-        tokenizer.save_pretrained(folder)
-        transformer: Transformer = Transformer(
-            folder,
-            model_kwargs={"device_map": "meta", **trust},
-            config_kwargs=trust,
-            processor_kwargs=trust,
-            unpad_inputs=False,
-        )
-    transformer.model = body
-    return transformer
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:

@@ -97,7 +97,14 @@ def train_contrastive(
     lineage = Lineage.read(context.source)
     num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
-    model = _load(context.source, stage, dtype, attention_dropout)
+    trust_remote_code = recipe.backbone.trust_remote_code
+    model = _load(
+        context.source,
+        stage,
+        dtype,
+        attention_dropout,
+        trust_remote_code=trust_remote_code,
+    )
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     adapted = add_adapter(encoder.encoder_body(model), stage.lora, num_memory_tokens)
     if isinstance(stage, Unsupervised):
@@ -136,7 +143,13 @@ def train_contrastive(
     run_training(trainer, context, counter)
     adapter = context.workdir / encoder.ADAPTER
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
-    _write(context.source, context.target, stage, adapter, lineage)
+    merged = SentenceTransformer(
+        str(context.source),
+        device="cpu",
+        trust_remote_code=trust_remote_code,
+        config_kwargs=_attention(stage),
+    )
+    _write(merged, context.target, stage, adapter, lineage)
 
 
 def _attention(stage: Contrastive) -> dict[str, bool]:
@@ -145,7 +158,12 @@ def _attention(stage: Contrastive) -> dict[str, bool]:
 
 
 def _load(
-    source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
+    source: Path,
+    stage: Contrastive,
+    dtype: torch.dtype,
+    attention_dropout: float,
+    *,
+    trust_remote_code: bool,
 ) -> SentenceTransformer:
     """Return the encoder to train on, with frozen weights.
 
@@ -153,10 +171,12 @@ def _load(
         UserError: if it does not pass the probe, for example because its attention cannot become
             bidirectional.
     """
-    dropout = dropout_settings(AutoConfig.from_pretrained(source), attention_dropout)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    dropout = dropout_settings(config, attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
+        trust_remote_code=trust_remote_code,
         model_kwargs={"dtype": dtype},
         config_kwargs=dropout | _attention(stage),
     )
@@ -167,14 +187,15 @@ def _load(
     return model
 
 
-def _write(source: Path, target: Path, stage: Contrastive, adapter: Path, lineage: Lineage) -> None:
+def _write(
+    source: SentenceTransformer, target: Path, stage: Contrastive, adapter: Path, lineage: Lineage
+) -> None:
     """Merge the adapter into the source encoder, and write the next encoder folder."""
-    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=_attention(stage))
-    encoder.merge(merged, adapter)
-    config = encoder.encoder_body(merged).config
+    encoder.merge(source, adapter)
+    config = encoder.encoder_body(source).config
     config.use_bidirectional_attention = not config.is_causal
     lineage = lineage.after(StageRecord.of(stage, causal=config.is_causal))
-    encoder.save(merged, target, adapter, lineage)
+    encoder.save(source, target, adapter, lineage)
 
 
 def _losses(

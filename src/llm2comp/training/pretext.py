@@ -184,7 +184,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
     return median(seconds[1:])
 
 
-def _objective(stage: Pretext) -> type[Objective]:
+def objective_of(stage: Pretext) -> type[Objective]:
     """Return the class of the stage's objective.
 
     Raises:
@@ -205,7 +205,7 @@ def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Original]:
     """Return the backbone and its tokenizer with memory tokens, and what it computed before."""
-    prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
+    prompt_format = objective_of(stage).format()  # a wrong objective fails before the model loads
     bidirectional = stage.bidirectional_from_step is not None or any(
         later.attention == "bidirectional" for later in recipe.stages
     )
@@ -228,7 +228,7 @@ def _compressor(
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     compressor = Compressor(
         model,
-        _objective(stage).format().num_memory_embeddings(recipe.memory.tokens),
+        objective_of(stage).format().num_memory_embeddings(recipe.memory.tokens),
         stage.lora,
         bos_id=tokenizer.bos_token_id,
         causal=stage.attention != "bidirectional",
@@ -249,7 +249,7 @@ def _pretext_model(
     """Return the model that stage 1 trains, and what makes its batches."""
     compressor = _compressor(recipe, stage, model, tokenizer)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    return PretextModel(compressor, _objective(stage).of(tokenizer)), collator
+    return PretextModel(compressor, objective_of(stage).of(tokenizer)), collator
 
 
 def _passages(
@@ -330,7 +330,7 @@ def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
     """Merge the adapter into the backbone in float32, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
     compressor.save_adapter(adapter)
-    objective = _objective(context.stage)
+    objective = objective_of(context.stage)
     lineage = Lineage.start(context.recipe, objective.prompt_format).after(
         StageRecord.of(context.stage, causal=compressor.causal)
     )

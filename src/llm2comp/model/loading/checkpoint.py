@@ -61,7 +61,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             reason = (
                 "it comes with Python code of its own; read the code, and if you trust it, set "
-                "backbone.trust_remote_code=true"
+                "backbone.trust_remote_code=true, or LLM2COMP_TRUST_REMOTE_CODE=1 without a recipe"
             )
         raise UserError(f"backbone {name!r} cannot be loaded: {reason}") from error
 
