@@ -393,7 +393,6 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:
-    """Load a model that is given by name."""
     if isinstance(model, str | Path):
         return load(model, dtype, merge_threshold)
     if dtype != "auto" or merge_threshold is not None:

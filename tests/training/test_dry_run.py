@@ -82,29 +82,23 @@ def test_the_space_that_a_run_needs_is_what_it_writes(
 def test_a_folder_that_would_not_load_is_known_before_the_training(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = encoder.save
-
-    def without_tokenizer(built: Any, folder: Path, *rest: Any) -> None:
-        save(built, folder, *rest)
+    def without_config(built: Any, folder: Path) -> None:
         (folder / "config.json").unlink()
 
-    monkeypatch.setattr(encoder, "save", without_tokenizer)
-    refused_before_training(tiny_recipe, tmp_path / "run", "does not load again")
+    monkeypatch.setattr(encoder, "_write_tokenizer", without_config)
+    refused_before_training(tiny_recipe, tmp_path / "run", "cannot be saved and loaded again")
 
 
 def test_other_embeddings_after_loading_are_known_before_the_training(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = encoder.save
-
-    def with_a_wrong_norm(built: Any, folder: Path, *rest: Any) -> None:
-        save(built, folder, *rest)
+    def with_a_wrong_weight(built: Any, folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         weights["layers.0.mlp.down_proj.weight"] *= 2
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(encoder, "save", with_a_wrong_norm)
-    refused_before_training(tiny_recipe, tmp_path / "run", "other embeddings after it is saved")
+    monkeypatch.setattr(encoder, "_write_tokenizer", with_a_wrong_weight)
+    refused_before_training(tiny_recipe, tmp_path / "run", "embeddings differ from those in memory")
 
 
 def test_a_full_rehearsal_leaves_nothing_and_draws_no_random_numbers(

@@ -154,8 +154,8 @@ def save(
         difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:
             raise UserError(
-                f"{folder} is not written, because its embeddings differ from those of the encoder "
-                f"in memory (by a cosine distance of {difference:.1e})"
+                f"its embeddings differ from those in memory by a cosine distance of "
+                f"{difference:.1e}; {folder} is not written"
             )
         last = lineage.stages[-1].model_copy(update=asdict(attention))
         lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})

@@ -215,12 +215,10 @@ def _save_and_load(
         record = StageRecord.of(stage, causal=causal, lora={})
         try:
             encoder.save(built, folder, adapter, lineage.after(record), context.source)
-        except UserError:
-            raise
         except Exception as error:  # a model may raise anything when it is loaded in a new way
             raise UserError(
-                f"backbone {name!r} is refused: an encoder made of it does not load again "
-                f"({type(error).__name__}: {one_line(error)}); choose another backbone"
+                f"backbone {name!r} is refused: an encoder made of it cannot be saved and loaded "
+                f"again ({one_line(error)}); choose another backbone"
             ) from error
 
 
