@@ -29,6 +29,7 @@ from llm2comp.model.backbone import backbone_folder, load_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import Collator
@@ -66,7 +67,7 @@ class Literal:
         config = LoraConfig(
             r=LORA.r,
             lora_alpha=LORA.alpha,
-            target_modules=LORA.target_modules,
+            target_modules=target_modules(body_of(encoder), LORA.target_modules),
             trainable_token_indices={"embed_tokens": rows},
         )
         self.encoder = get_peft_model(body_of(encoder), config)

@@ -81,8 +81,9 @@ class Lora(Strict):
     """The output of the LoRA is scaled by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the input of the LoRA, in training only."""
-    target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear layers that get a LoRA."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
+    layer that computes keys alone (docs/guides/own-backbone.md)."""
 
 
 class DataSource(Strict):
@@ -217,6 +218,8 @@ class Contrastive(StageBase):
     mini_batch_size: PositiveInt = 32
     """Texts in memory at once. It changes the cost and not the result. A batch of scored pairs is
     not split."""
+    mini_batch_tokens: PositiveInt | None = None
+    """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20

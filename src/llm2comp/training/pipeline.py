@@ -35,6 +35,7 @@ SIZES = frozenset(
         "steps",
         "batch_size",
         "mini_batch_size",
+        "mini_batch_tokens",
         "warmup_steps",
         "save_steps",
         "log_steps",
@@ -44,6 +45,8 @@ SIZES = frozenset(
     }
 )
 """Keys of a stage that a plan may change."""
+TARGETS_OF_0_1 = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""What 0.1 wrote to a run's `recipe.yaml` where a recipe named no `target_modules`."""
 
 
 def train(
@@ -163,7 +166,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         planned: whether a plan decides the sizes of stages. Sizes are then not compared.
 
     Returns:
-        What to run. With a plan, the stages that have started are those of the folder's recipe.
+        What to run. Its stages are those of the folder's recipe; with a plan, only those that have
+        started.
 
     Raises:
         UserError: if the folder holds a run of another recipe.
@@ -184,10 +188,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
             f"{out} holds a run of another recipe (see {path}); "
             "give another --out, or remove that folder to start again"
         )
-    if not planned:
-        return recipe
     stages = [
-        _stage(known if _has_started(stage.stage, out) else recipe, stage.stage)
+        _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
     ]
     return _with_stages(recipe, stages)
@@ -197,6 +199,9 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
     """Return what makes two runs the same: all settings but the evaluation and ignored sizes."""
     settings = recipe.model_dump(exclude={"evaluation", "stages"})
     stages = [stage.model_dump(exclude=set(ignored)) for stage in recipe.stages]
+    for stage in stages:
+        if stage["lora"]["target_modules"] == TARGETS_OF_0_1:
+            stage["lora"]["target_modules"] = None
     return settings | {"stages": stages}
 
 

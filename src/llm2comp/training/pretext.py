@@ -18,9 +18,11 @@ from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.adapter_checks import Original, check_frozen
 from llm2comp.model.backbone import load_backbone
+from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import Adapted, adapted_layers, target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe, Split
 from llm2comp.training import held_out
@@ -33,11 +35,12 @@ from llm2comp.training.trainer import (
     AdapterCheckpoints,
     TokenCounter,
     compile_blocks,
+    log_adapted,
     parameter_groups,
     run_training,
     training_arguments,
 )
-from llm2comp.utils.hardware import compute_dtype
+from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
 class PretextModel(nn.Module):
@@ -96,6 +99,17 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     Raises:
         UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
+    adapted, causal = _train(context)
+    free_unused_memory()  # because the backbone is loaded next, in float32
+    _write(context, adapted, causal=causal)
+
+
+def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
+    """Train stage 1, and write its adapter into the work folder.
+
+    Returns:
+        What was adapted, and whether the encoder's attention is causal in the end.
+    """
     stage, recipe, log = context.stage, context.recipe, context.log
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
@@ -105,6 +119,8 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
     check_frozen(compressor, original)
+    adapted = adapted_layers(compressor.adapted)
+    log_adapted(context, adapted)
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = AdapterCheckpoints(
         model=pretext,
@@ -123,7 +139,8 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     batches = _held_out_batches(held_out_passages, collator)
     trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
-    _write(context, compressor)
+    compressor.save_adapter(context.workdir / encoder.ADAPTER)
+    return adapted, compressor.causal
 
 
 def split_points(
@@ -216,6 +233,8 @@ def _extended_backbone(
         trust_remote_code=recipe.backbone.trust_remote_code,
         revision=recipe.backbone.revision,
     )
+    for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
+        target_modules(body_of(model), later.lora.target_modules)
     original = Original.of(model)
     tokenizer = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
     return model, tokenizer, original
@@ -326,12 +345,9 @@ def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Bat
     return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
 
 
-def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
+def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) -> None:
     """Merge the adapter into the backbone in float32, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
-    compressor.save_adapter(adapter)
-    objective = objective_of(context.stage)
-    lineage = Lineage.start(context.recipe, objective.prompt_format).after(
-        StageRecord.of(context.stage, causal=compressor.causal)
-    )
+    record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
+    lineage = Lineage.start(context.recipe, objective_of(context.stage).prompt_format).after(record)
     encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

@@ -61,12 +61,12 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> A
     """
     check = _Probe(body_of(model), f"backbone {name!r}")
     with check.running():
-        attention = check.attention_and_padding()
+        attention = check.attention_and_padding("causal")
         check.same_from_embeddings()
         check.same_in_training()
         check.same_logits(model)
         if bidirectional:
-            check.attention_and_padding(is_causal=False)
+            check.attention_and_padding("bidirectional", is_causal=False)
     return attention
 
 
@@ -82,7 +82,8 @@ def probe_encoder(body: PreTrainedModel, name: str) -> Attention:
     """
     check = _Probe(body, f"encoder {name!r}")
     with check.running():
-        return check.attention_and_padding()
+        causal = getattr(body.config, "is_causal", True)
+        return check.attention_and_padding("causal" if causal else "bidirectional")
 
 
 def is_half(model: PreTrainedModel) -> bool:
@@ -145,14 +146,13 @@ class _Probe:
         finally:
             self.body.train(training)
 
-    def attention_and_padding(self, **mode: bool) -> Attention:
-        """Check that attention is causal or bidirectional, and that batches change nothing.
+    def attention_and_padding(self, kind: str, **mode: bool) -> Attention:
+        """Check that attention is what it should be, and that batches change nothing.
 
         Args:
+            kind: `causal` or `bidirectional`.
             mode: `is_causal=False` or nothing, which leaves it to the configuration.
         """
-        causal = mode.get("is_causal", getattr(self.body.config, "is_causal", True))
-        kind = "causal" if causal else "bidirectional"
         with _watched_attention(self.body) as reached:
             long = self._states(self.long, **mode)
         short = self._states(self.short, **mode)
@@ -163,7 +163,7 @@ class _Probe:
         mask = torch.ones(4, LONG, dtype=torch.long, device=long.device)
         mask[2, :gap] = mask[3, SHORT:] = 0
         batch = self._read(torch.stack(ids), mask, **mode)
-        moved = relative_difference(batch[1, :1], batch[0, :1], half=self.half)
+        moved = relative_difference(batch[1, :-1], batch[0, :-1], half=False)
         self._require_attention(kind, moved, "its attention")
         for layer, distance in reached.items():
             self._require_attention(kind, distance, f"the attention of {layer}")
