@@ -25,7 +25,13 @@ from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.stock_module import module_around
 from llm2comp.model.modules import UnsavableModule
-from llm2comp.model.prompt_format import set_template
+from llm2comp.model.tokenizer import (
+    first_token,
+    needed_first_token,
+    padding_token,
+    require_fast,
+    set_template,
+)
 from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
@@ -53,9 +59,9 @@ class Baseline:
     """How the model reads a text, and which of its outputs become the embedding.
 
     With several prompts, the embedding is the mean of the embeddings that they give. If a prompt
-    repeats the text, only the second copy is pooled. The first token is always BOS, because a
-    causal model computes unusual states for the first token, and because an empty text would
-    otherwise have no token.
+    repeats the text, only the second copy is pooled. By default the first token is BOS, because a
+    causal model computes unusual states for the first token. Without words around a text it is
+    always BOS, because an empty text would otherwise have no token.
 
     Attributes:
         pooling: pooling mode of sentence-transformers.
@@ -231,6 +237,7 @@ def build(
     name: str,
     backbone_dir: Path,
     dtype: torch.dtype = torch.float32,
+    add_bos: bool | None = True,
     *,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
@@ -240,6 +247,7 @@ def build(
         name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
         dtype: dtype of the weights in memory.
+        add_bos: as `llm2comp.model.tokenizer.first_token` takes it.
         trust_remote_code: run the Python code that comes with the model, if it has any.
 
     Returns:
@@ -254,22 +262,22 @@ def build(
     several_parts = len(baseline.prompts) > 1 or baseline.prompts[0].again
     source, trust = str(backbone_dir), {"trust_remote_code": trust_remote_code}
     config = read_config(backbone_dir, source, **trust)
+    tokenizer = read_tokenizer(backbone_dir, source, split_special_tokens=True, **trust)
+    require_fast(tokenizer)
     transformer = module_around(
         body_of(read_model(backbone_dir, source, config, dtype=dtype, **trust)),
-        read_tokenizer(backbone_dir, source, **trust),
+        tokenizer,
         Prompted if several_parts else Transformer,
-        max_seq_length=MAX_TOKENS,
         # Without this, the chat template of a tokenizer would be put around every text.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
-    tokenizer = transformer.tokenizer
-    if tokenizer is None or not tokenizer.is_fast:
-        raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
+    transformer.processor = tokenizer
+    transformer.max_seq_length = MAX_TOKENS
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = padding_token(tokenizer, tokenizer.backend_tokenizer)
     configure_attention(transformer.model)
-    pooled = _put_prompts(transformer, tokenizer, baseline)
+    pooled = _put_prompts(transformer, tokenizer, baseline, add_bos)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 
 
@@ -277,6 +285,7 @@ def load_baseline(
     name: str,
     backbone: str,
     dtype: Precision = "auto",
+    add_bos: bool | None = True,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -287,6 +296,7 @@ def load_baseline(
         name: key of `BASELINES`.
         backbone: causal language model, as a recipe names it.
         dtype: as in `llm2comp.load`.
+        add_bos: the recipe's `backbone.add_bos`.
         revision: of a hub model, as a recipe has it.
         trust_remote_code: as in `build`.
 
@@ -294,8 +304,8 @@ def load_baseline(
         UserError: if `build` raises it, or the backbone is not available.
     """
     folder = backbone_folder(backbone, revision, code=trust_remote_code)
-    load = partial(build, name, folder, trust_remote_code=trust_remote_code)
-    return load_checked(row_name(name, backbone), dtype, load, str(folder))
+    create = partial(build, name, folder, add_bos=add_bos, trust_remote_code=trust_remote_code)
+    return load_checked(row_name(name, backbone), dtype, create, str(folder))
 
 
 def row_name(name: str, backbone: str) -> str:
@@ -304,17 +314,20 @@ def row_name(name: str, backbone: str) -> str:
 
 
 def _put_prompts(
-    transformer: Transformer, tokenizer: PreTrainedTokenizerBase, baseline: Baseline
+    transformer: Transformer,
+    tokenizer: PreTrainedTokenizerBase,
+    baseline: Baseline,
+    add_bos: bool | None,
 ) -> list[torch.nn.Module]:
     """Make a transformer read texts with the prompts, and return the modules that pool its output.
 
     Prompts are tokenized apart from the text, so that the tokens of a text do not depend on them.
     """
-    first = tokenizer.bos_token_id
-    if first is None:
-        first = tokenizer.eos_token_id  # separates documents in models without BOS
+    first = first_token(tokenizer, add_bos)
+    if first is None and (add_bos or baseline.prompts == (Prompt(),)):
+        first = needed_first_token(tokenizer)
     ids = [
-        ([first, *before], again, after)
+        ([*([] if first is None else [first]), *before], again, after)
         for before, again, after in (
             tokenizer([part.before, part.again, part.after], add_special_tokens=False)["input_ids"]
             for part in baseline.prompts

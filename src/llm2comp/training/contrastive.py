@@ -207,7 +207,7 @@ def _write(
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
     record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
-    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record))
+    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 
 def _losses(

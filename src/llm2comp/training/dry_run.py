@@ -206,7 +206,14 @@ def _save_and_load(
     """
     stage = context.stage
     if context.source is None:
-        tokenizer = add_memory_tokens(body, tokenizer, lineage.memory, lineage.seed, lineage.format)
+        tokenizer = add_memory_tokens(
+            body,
+            tokenizer,
+            lineage.memory,
+            lineage.seed,
+            lineage.format,
+            lineage.backbone.add_bos,
+        )
     causal = _is_causal(stage, body)
     built = encoder.assemble(
         body,
@@ -226,7 +233,9 @@ def _save_and_load(
         adapted.unload()
         encoder.merge(built, adapter)
         try:
-            encoder.save(built, Path(scratch) / "encoder", adapter, lineage.after(record))
+            encoder.save(
+                built, Path(scratch) / "encoder", adapter, lineage.after(record), context.source
+            )
         except UserError as error:
             raise UserError(
                 f"backbone {context.recipe.backbone.name!r} fails in a dry run of what follows the "

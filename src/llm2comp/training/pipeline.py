@@ -1,12 +1,12 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from rich.console import Console
 
 from llm2comp.errors import UserError
@@ -18,17 +18,26 @@ from llm2comp.recipe import (
     Stage,
     Supervised,
     Unsupervised,
-    load_recipe,
 )
 from llm2comp.training.dry_run import rehearse
 from llm2comp.training.pretext import train_pretext
-from llm2comp.training.run_folder import LOG, MODEL, RECIPE
+from llm2comp.training.run_folder import (
+    LOG,
+    MODEL,
+    RECIPE,
+    as_begun,
+    as_yaml,
+    is_of_0_1,
+    read_recipe,
+)
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.files import atomic_file, atomic_folder
+
+logger = logging.getLogger("llm2comp")
 
 SIZES = frozenset(
     {
@@ -89,7 +98,7 @@ def train(
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)
                 _write_recipe(recipe, out)
-            if source is None:
+            if source is None and not is_of_0_1(out):
                 recipe = _pinned(recipe)
                 _write_recipe(recipe, out)
             stage = _stage(recipe, name)
@@ -176,7 +185,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if not path.exists():
         _write_recipe(recipe, out)
         return recipe
-    known = load_recipe(path)
+    known, recipe = read_recipe(out), as_begun(recipe, out)
     if recipe.backbone.revision is None:  # the commit with which the run began
         backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
         recipe = recipe.model_copy(update={"backbone": backbone})
@@ -188,6 +197,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
             f"{out} holds a run of another recipe (see {path}); "
             "give another --out, or remove that folder to start again"
         )
+    if is_of_0_1(out):
+        _warn_of_0_1(out)
     stages = [
         _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
@@ -207,5 +218,14 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
     with atomic_file(out / RECIPE) as partial:
-        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(as_yaml(recipe), encoding="utf-8")
+
+
+def _warn_of_0_1(out: Path) -> None:
+    """Warn if version 0.1 stopped within stage 1, whose steps are no longer quite the same."""
+    if _has_started("pretext", out) and not (out / STAGE_FOLDERS["pretext"]).exists():
+        logger.warning(
+            "%s was begun by version 0.1; in the steps that are left, every passage weighs the "
+            "same, whatever batch it is in, and mntp reads whole passages and draws other masks",
+            out,
+        )

@@ -12,7 +12,14 @@ from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
 from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
-from llm2comp.training.run_folder import MODEL, SCORES, STAGE_LABELS, Scores, read_scores
+from llm2comp.training.run_folder import (
+    MODEL,
+    SCORES,
+    STAGE_LABELS,
+    Scores,
+    as_begun,
+    read_scores,
+)
 from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
@@ -43,13 +50,13 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     Returns:
         Scores by row, in the order of the table.
     """
-    settings = recipe.evaluation
+    recipe, settings = as_begun(recipe, out), recipe.evaluation
     wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
-    backbone = Lineage.read(out / MODEL).backbone  # at the commit that was trained
-    baselines_of = recipe.model_copy(update={"backbone": backbone})
-    for name, load_model in (baseline_models(baselines_of) | stage_models(recipe, out)).items():
+    commit = {"revision": Lineage.read(out / MODEL).backbone.revision}  # that was trained on
+    recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
+    for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
         rows[name] = known.get(name, [])
         if [(score.task, score.quick) for score in rows[name]] != wanted:
             tasks = suites.tasks(settings.tasks, quick=settings.quick)
@@ -69,6 +76,7 @@ def baseline_models(recipe: Recipe) -> Models:
             name,
             backbone.name,
             backbone.dtype,
+            backbone.add_bos,
             revision=backbone.revision,
             trust_remote_code=backbone.trust_remote_code,
         )

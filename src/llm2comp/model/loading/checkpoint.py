@@ -9,7 +9,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.model.tokenizer import load_tokenizer
 
 TEXT_PART = {
     r"^language_model\.model\.": "model.",
@@ -168,5 +168,4 @@ def read_tokenizer(folder: Path, name: str, **options: Any) -> PreTrainedTokeniz
         UserError: if there is none, or it cannot be read.
     """
     with one_line_errors(name):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
-    return tokenizer
+        return load_tokenizer(str(folder), **options)
