@@ -24,14 +24,14 @@ from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.stock_module import module_around
-from llm2comp.model.modules import UnsavableModule
-from llm2comp.model.tokenizer import (
+from llm2comp.model.loading.tokenizer import (
     first_token,
     needed_first_token,
     padding_token,
     require_fast,
     set_template,
 )
+from llm2comp.model.modules import UnsavableModule
 from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
@@ -237,8 +237,8 @@ def build(
     name: str,
     backbone_dir: Path,
     dtype: torch.dtype = torch.float32,
-    add_bos: bool | None = True,
     *,
+    add_bos: bool | None = True,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Build a training-free encoder.
@@ -247,7 +247,7 @@ def build(
         name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
         dtype: dtype of the weights in memory.
-        add_bos: as `llm2comp.model.tokenizer.first_token` takes it.
+        add_bos: as `llm2comp.model.loading.tokenizer.first_token` takes it.
         trust_remote_code: run the Python code that comes with the model, if it has any.
 
     Returns:
@@ -285,8 +285,8 @@ def load_baseline(
     name: str,
     backbone: str,
     dtype: Precision = "auto",
-    add_bos: bool | None = True,
     *,
+    add_bos: bool | None = True,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:

@@ -23,11 +23,11 @@ from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
+from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
+from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
-from llm2comp.model.tokenizer import FILE as TOKENIZER
-from llm2comp.model.tokenizer import read_alike, without_special_tokens
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"

@@ -391,5 +391,6 @@ def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) ->
     """Merge the adapter into the backbone in float32, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
     record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
-    lineage = Lineage.start(context.recipe, objective_of(context.stage).prompt_format).after(record)
+    prompt_format = objective_of(context.stage).prompt_format
+    lineage = Lineage.start(context.recipe, prompt_format).after(record)
     encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

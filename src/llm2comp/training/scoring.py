@@ -76,7 +76,7 @@ def baseline_models(recipe: Recipe) -> Models:
             name,
             backbone.name,
             backbone.dtype,
-            backbone.add_bos,
+            add_bos=backbone.add_bos,
             revision=backbone.revision,
             trust_remote_code=backbone.trust_remote_code,
         )

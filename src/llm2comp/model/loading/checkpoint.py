@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from llm2comp.errors import UserError, one_line
-from llm2comp.model.tokenizer import load_tokenizer
+from llm2comp.model.loading.tokenizer import load_tokenizer
 
 TEXT_PART = {
     r"^language_model\.model\.": "model.",
@@ -168,4 +168,4 @@ def read_tokenizer(folder: Path, name: str, **options: Any) -> PreTrainedTokeniz
         UserError: if there is none, or it cannot be read.
     """
     with one_line_errors(name):
-        return load_tokenizer(str(folder), **options)
+        return load_tokenizer(folder, **options)
