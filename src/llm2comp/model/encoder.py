@@ -22,7 +22,7 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
-from llm2comp.model.loading.stock_module import module_around
+from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
 from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
@@ -140,6 +140,7 @@ def save(
     """
     expected = _embed_alone(encoder)
     dimension = encoder_body(encoder).config.hidden_size
+    own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         if source is None:
@@ -147,9 +148,13 @@ def save(
         else:
             copy_tokenizer(source, partial)
         encoder.to("meta")
-        stock = SentenceTransformer(
-            str(partial), device="cpu", trust_remote_code=lineage.backbone.trust_remote_code
-        )
+        try:
+            stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=own_code)
+        except Exception as error:  # transformers raises whatever comes up
+            raise UserError(
+                f"{folder} is not written, because it would not load again "
+                f"({type(error).__name__}: {one_line(error)}); choose another backbone"
+            ) from error
         attention = probe_encoder(encoder_body(stock), str(folder))
         difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:

@@ -98,7 +98,7 @@ def train(
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)
                 _write_recipe(recipe, out)
-            if source is None:
+            if source is None and not is_of_0_1(out):
                 recipe = _pinned(recipe)
                 _write_recipe(recipe, out)
             stage = _stage(recipe, name)
