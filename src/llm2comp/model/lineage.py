@@ -37,6 +37,8 @@ class StageRecord(BaseModel):
         causal: whether the encoder's attention is causal.
         lora: rank, scale and dropout of the LoRA, its `target_modules`, and `left_out`, the layers
             of the blocks without one. Folders of older versions have no `left_out`.
+        layers: of the backbone; None in folders of older versions.
+        attending: layers that have attention. The others have, for example, a convolution.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -49,6 +51,8 @@ class StageRecord(BaseModel):
     learning_rate: float
     causal: bool
     lora: dict[str, Any] = Field(default={})
+    layers: int | None = None
+    attending: int | None = None
 
     @classmethod
     def of(cls, stage: StageBase, *, causal: bool, lora: dict[str, Any]) -> "StageRecord":

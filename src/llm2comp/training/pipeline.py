@@ -1,5 +1,6 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from llm2comp.training.supervised import train_supervised
 from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.files import atomic_file, atomic_folder
+
+logger = logging.getLogger("llm2comp")
 
 SIZES = frozenset(
     {
@@ -77,6 +80,12 @@ def train(
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
     recipe = _claim(recipe, out, planned=plan is not None)
+    if recipe.lacks_query_prompt:
+        logger.warning(
+            "queries are trained with instructions, and prompts.query is empty: encode_query and "
+            "search will put nothing before a query; set prompts.query to an instruction and a "
+            'colon, for example "Given a question, retrieve passages that answer it:"'
+        )
     log = RunLog(out / LOG, console)
     source: Path | None = None
     for name in [stage.stage for stage in recipe.stages]:
