@@ -68,6 +68,11 @@ def test_overrides_address_a_stage_by_name(minimal: Path) -> None:
     assert recipe.memory.tokens == 2
 
 
+def test_an_override_of_one_stage_leaves_what_another_shares_with_it_by_an_alias() -> None:
+    recipe = load_recipe(recipe_path("llama2-7b"), ["supervised.lora.r=4"])  # has `lora: *lora`
+    assert [stage.lora.r for stage in recipe.stages] == [16, 16, 4]
+
+
 def test_overrides_reach_into_lists(minimal: Path) -> None:
     recipe = load_recipe(minimal, ["pretext.data.0.source=texts.txt", "stages.1.batch_size=8"])
     assert recipe.stages[0].data[0].source == "texts.txt"

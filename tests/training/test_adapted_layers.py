@@ -1,4 +1,4 @@
-"""What a run says about its LoRA: in the log, in the folder, and when it goes on with an old run."""
+"""What a run says about its LoRA: in the log, in the folder, and when an old run goes on."""
 
 import json
 import logging

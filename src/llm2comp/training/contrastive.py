@@ -154,10 +154,10 @@ def _train(
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
-    layers = adapted_layers(adapted)
-    log_adapted(context, layers)
     if isinstance(stage, Unsupervised):
         check_two_views(model, data["anchor"][0])
+    layers = adapted_layers(adapted)
+    log_adapted(context, layers)
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
@@ -231,7 +231,7 @@ def _write(
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
     record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
-    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record))
+    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 
 def _losses(

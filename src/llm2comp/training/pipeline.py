@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from rich.console import Console
 
 from llm2comp.errors import UserError
@@ -18,10 +17,17 @@ from llm2comp.recipe import (
     Stage,
     Supervised,
     Unsupervised,
-    load_recipe,
 )
 from llm2comp.training.pretext import train_pretext
-from llm2comp.training.run_folder import LOG, MODEL, RECIPE
+from llm2comp.training.run_folder import (
+    LOG,
+    MODEL,
+    RECIPE,
+    as_begun,
+    as_yaml,
+    is_of_0_1,
+    read_recipe,
+)
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
@@ -174,13 +180,15 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if not path.exists():
         _write_recipe(recipe, out)
         return recipe
-    known = load_recipe(path)
+    known, recipe = read_recipe(out), as_begun(recipe, out)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(
             f"{out} holds a run of another recipe (see {path}); "
             "give another --out, or remove that folder to start again"
         )
+    if is_of_0_1(out):
+        _warn_of_0_1(out)
     stages = [
         _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
@@ -200,5 +208,14 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
     with atomic_file(out / RECIPE) as partial:
-        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(as_yaml(recipe), encoding="utf-8")
+
+
+def _warn_of_0_1(out: Path) -> None:
+    """Warn if version 0.1 stopped within stage 1, whose steps are no longer quite the same."""
+    if _has_started("pretext", out) and not (out / STAGE_FOLDERS["pretext"]).exists():
+        logger.warning(
+            "%s was begun by version 0.1; in the steps that are left, every passage weighs the "
+            "same, whatever batch it is in, and mntp reads whole passages and draws other masks",
+            out,
+        )

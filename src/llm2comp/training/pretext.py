@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -64,6 +64,38 @@ class PretextModel(nn.Module):
         return {"loss": self.objective.loss(self.compressor, batch)}
 
 
+class PretextTrainer(AdapterCheckpoints):
+    """Weighs each batch by its passages, because batches by length differ in their number.
+
+    An objective's loss is a mean over the batch. With the weight, every passage counts the same,
+    whatever batch it is in (paper: the mean over samples).
+
+    Args:
+        batch_size: the average number of passages per batch.
+        **arguments: as the Trainer takes them.
+    """
+
+    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.batch_size = batch_size
+        self.weights: list[float] = []
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
+        """Return the mean loss of a batch, times its passages over the average of all batches."""
+        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
+        loss: Any = super().compute_loss(model, inputs, *args, **options)
+        return loss * self.weights[-1]
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Log the mean over the passages since the last log, where the Trainer divides by steps."""
+        if "loss" in logs:
+            logs["loss"] /= mean(self.weights)
+            self.weights.clear()
+        super().log(logs, *args, **options)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Turns passages and their splits into a `Batch`.
@@ -118,11 +150,12 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
+    check_frozen(compressor, original)
     adapted = adapted_layers(compressor.adapted)
     log_adapted(context, adapted)
-    check_frozen(compressor, original)
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
-    trainer = AdapterCheckpoints(
+    trainer = PretextTrainer(
+        batch_size=stage.batch_size,
         model=pretext,
         args=TrainingArguments(
             **training_arguments(stage, context.workdir, recipe.seed, dtype)
@@ -136,7 +169,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     )
     if stage.bidirectional_from_step is not None:
         trainer.add_callback(AttentionSwitch(compressor, stage.bidirectional_from_step))
-    batches = _held_out_batches(held_out_passages, collator)
+    batches = _held_out_batches(held_out_passages, objective, collator)
     trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
     compressor.save_adapter(context.workdir / encoder.ADAPTER)
@@ -188,8 +221,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
         [generator.randrange(pretext.compressor.vocabulary) for _ in range(length)]
         for _ in range(stage.batch_size)
     ]
-    splits = split_points([length] * stage.batch_size, stage.split, 0, generator)
-    batch = collator.batch(passages, splits)
+    batch = collator([_cut(passages, stage, 0, generator)])["batch"]
     seconds = []
     for _ in range(1 + repeats):
         start = perf_counter()
@@ -233,7 +265,9 @@ def _extended_backbone(
     for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
         target_modules(body_of(model), later.lora.target_modules)
     original = Original.of(model)
-    tokenizer = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos
+    )
     return model, tokenizer, original
 
 
@@ -265,7 +299,7 @@ def _pretext_model(
     """Return the model that stage 1 trains, and what makes its batches."""
     compressor = _compressor(recipe, stage, model, tokenizer)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    return PretextModel(compressor, _objective(stage).of(tokenizer)), collator
+    return PretextModel(compressor, _objective(stage).of(tokenizer, stage)), collator
 
 
 def _passages(
@@ -293,15 +327,18 @@ def _passages(
     trained = [list(rest[i]) for i in order[:wanted]]
     lengths = [len(passage) for passage in trained]
     batches = [[trained[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
-    rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
+    rows = [_cut(batch, stage, step, generator) for step, batch in enumerate(batches)]
     return [list(p) for p in held_out_passages], Dataset.from_list(rows)
 
 
 def _cut(
-    batch: list[list[int]], rule: Split, step: int, generator: random.Random
+    batch: list[list[int]], stage: Pretext, step: int, generator: random.Random
 ) -> dict[str, Any]:
     """Return a batch's splits, and its passages up to the end of their continuations."""
-    splits = split_points([len(passage) for passage in batch], rule, step, generator)
+    lengths, rule = [len(passage) for passage in batch], stage.split
+    if _objective(stage).whole_passage:
+        return {"input_ids": batch, "split": lengths}
+    splits = split_points(lengths, rule, step, generator)
     if rule.continuation:
         pairs = zip(batch, splits, strict=True)
         batch = [passage[: split + rule.continuation] for passage, split in pairs]
@@ -335,11 +372,16 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
         ) from error
 
 
-def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+def _held_out_batches(
+    passages: list[list[int]], objective: Objective, collator: Collator
+) -> list[Batch]:
     """Return batches of at least two passages; a last passage that would be alone is left out."""
     size = held_out.BATCH
     starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
-    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
+    return [
+        collator.batch(*held_out.cut(passages[i : i + size], whole_passage=objective.whole_passage))
+        for i in starts
+    ]
 
 
 def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) -> None:
