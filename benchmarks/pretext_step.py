@@ -26,7 +26,7 @@ from llm2comp import recipe
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.model.backbone import load_backbone, resolve_backbone
-from llm2comp.model.causal_lm import body_of
+from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens

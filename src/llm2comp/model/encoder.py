@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm import body_of
+from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card

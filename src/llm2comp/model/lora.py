@@ -11,12 +11,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
-from llm2comp.model.causal_lm import token_table
+from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.recipe import Lora
 
 
@@ -58,6 +59,12 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by name: LoRA factors and memory embeddings."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adapter_layers(adapted: PeftModel) -> list[BaseTunerLayer | TrainableTokensWrapper]:
+    """Return the layers that can switch their part of the adapter off."""
+    kinds = (BaseTunerLayer, TrainableTokensWrapper)
+    return [module for module in cast(nn.Module, adapted).modules() if isinstance(module, kinds)]
 
 
 class LoraLinear(Linear):
@@ -121,5 +128,6 @@ class MemoryEmbedding(TrainableTokensLayer):
         index = x - (table.num_embeddings - len(trained))
         memory = embedding(index.clamp(min=0), trained.to(table.weight.dtype))
         # Gemma's embedding layer scales its output.
-        memory = memory * getattr(table, "embed_scale", 1)
+        scale = getattr(table, "embed_scale", 1)
+        memory = memory * (scale.to(memory.dtype) if isinstance(scale, Tensor) else scale)
         return torch.where((index >= 0)[..., None], memory, table(x))

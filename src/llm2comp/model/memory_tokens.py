@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llm2comp.errors import UserError
-from llm2comp.model.causal_lm import token_table
+from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat, set_template
 from llm2comp.recipe import Memory
 

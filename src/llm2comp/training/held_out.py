@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llm2comp.evaluation.metrics.spectrum import RowSums, spectrum
-from llm2comp.model.causal_lm import token_table
+from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.compressor import Compressor
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
