@@ -5,18 +5,22 @@ merged in float32. The folder consists of stock modules and loads without this p
 """
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
@@ -25,6 +29,11 @@ from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
+
+SAMPLE = ("The river rises in the mountains.", "Snow")
+"""Texts whose embeddings a saved folder must reproduce."""
+SAME = 1e-5
+"""Largest cosine distance that counts as rounding of float32."""
 
 
 def assemble(
@@ -90,20 +99,47 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
 
 
 def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lineage) -> None:
-    """Write an encoder folder with its adapter, its lineage and its model card.
+    """Write an encoder folder with its adapter, its lineage and its model card, and check it.
+
+    The check loads the folder with stock sentence-transformers, probes it, and compares its
+    embeddings with those of the encoder.
 
     Args:
-        encoder: to save.
-        folder: to write; it appears only when it is complete.
+        encoder: to save. Its weights are given back before the folder is loaded, so that there are
+            never two copies in memory.
+        folder: to write; it appears only when it is complete and right.
         adapter: folder of the adapter that the last stage trained.
         lineage: of the encoder.
+
+    Raises:
+        UserError: if the folder does not pass the check.
     """
+    expected = _embed_alone(encoder)
+    dimension = encoder_body(encoder).config.hidden_size
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        card = model_card(lineage, encoder_body(encoder).config.hidden_size)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        encoder.to("meta")
+        stock = SentenceTransformer(str(partial), device="cpu")
+        attention = probe_encoder(encoder_body(stock), str(folder))
+        difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
+        if not difference <= SAME:
+            raise UserError(
+                f"{folder} is not written, because its embeddings differ from those of the encoder "
+                f"in memory (by a cosine distance of {difference:.1e})"
+            )
+        last = lineage.stages[-1].model_copy(update=asdict(attention))
+        lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})
+        (partial / "README.md").write_text(model_card(lineage, dimension), encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
         lineage.write(partial)
+
+
+def _embed_alone(encoder: SentenceTransformer) -> Tensor:
+    """Return the embeddings of the sample texts `(texts, dimension)`, each read without padding."""
+    training = encoder.training
+    texts = [encoder.encode(text, convert_to_tensor=True).float().cpu() for text in SAMPLE]
+    encoder.train(training)
+    return torch.stack(texts)
 
 
 def copy_adapter(source: Path, target: Path) -> None:

@@ -35,6 +35,8 @@ class StageRecord(BaseModel):
         batch_size: texts or pairs per step.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal.
+        layers: of the backbone; None in folders of older versions.
+        attending: layers that have attention. The others have, for example, a convolution.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -46,6 +48,8 @@ class StageRecord(BaseModel):
     batch_size: int
     learning_rate: float
     causal: bool
+    layers: int | None = None
+    attending: int | None = None
 
     @classmethod
     def of(cls, stage: StageBase, *, causal: bool) -> "StageRecord":

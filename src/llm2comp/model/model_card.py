@@ -49,11 +49,22 @@ def model_card(lineage: Lineage, dimension: int) -> str:
         backbone=lineage.backbone.name,
         objective=lineage.stages[0].objective,
         embedding=_embedding(lineage),
-        attention="causal" if last.causal else "bidirectional",
+        attention=_attention(last),
         dimension=dimension,
         length=lineage.max_length,
         stages="\n".join(map(_row, lineage.stages)),
         seed=lineage.seed,
+    )
+
+
+def _attention(stage: StageRecord) -> str:
+    if stage.causal:
+        return "causal"
+    if stage.attending == stage.layers:
+        return "bidirectional"
+    return (
+        f"bidirectional in {stage.attending} of {stage.layers} layers; the others have no "
+        "attention and stay causal"
     )
 
 

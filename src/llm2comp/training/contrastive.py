@@ -18,10 +18,14 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from transformers import AutoConfig
 
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
+from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention
+from llm2comp.model.causal_lm.dropout import dropout_settings
+from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
@@ -96,6 +100,8 @@ def train_contrastive(
     model = _load(context.source, stage, dtype, attention_dropout)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     adapted = add_adapter(encoder.encoder_body(model), stage.lora, num_memory_tokens)
+    if isinstance(stage, Unsupervised):
+        check_two_views(model, data["anchor"][0])
     if stage.gradient_checkpointing:
         body = encoder.encoder_body(model)
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
@@ -141,14 +147,21 @@ def _attention(stage: Contrastive) -> dict[str, bool]:
 def _load(
     source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
 ) -> SentenceTransformer:
-    """Return the encoder to train on, with frozen weights."""
+    """Return the encoder to train on, with frozen weights.
+
+    Raises:
+        UserError: if it does not pass the probe, for example because its attention cannot become
+            bidirectional.
+    """
+    dropout = dropout_settings(AutoConfig.from_pretrained(source), attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
         model_kwargs={"dtype": dtype},
-        config_kwargs={"attention_dropout": attention_dropout, **_attention(stage)},
+        config_kwargs=dropout | _attention(stage),
     )
     configure_attention(encoder.encoder_body(model))
+    probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     return model

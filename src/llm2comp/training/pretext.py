@@ -16,6 +16,7 @@ from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
+from llm2comp.model.adapter_checks import Original, check_frozen
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
@@ -97,12 +98,13 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     """
     stage, recipe, log = context.stage, context.recipe, context.log
     dtype = compute_dtype(recipe.backbone.dtype)
-    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
     held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
+    check_frozen(compressor, original)
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = AdapterCheckpoints(
         model=pretext,
@@ -161,7 +163,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
         UserError: if the backbone cannot be had.
     """
     dtype = compute_dtype(recipe.backbone.dtype)
-    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    model, tokenizer, _ = _extended_backbone(recipe, stage, dtype)
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     length = stage.passages.max_tokens
     generator = random.Random(recipe.seed)
@@ -201,8 +203,8 @@ def _objective(stage: Pretext) -> type[Objective]:
 
 def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the backbone and its tokenizer, with memory tokens added to both."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Original]:
+    """Return the backbone and its tokenizer with memory tokens, and what it computed before."""
     prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
     bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
     model, tokenizer = load_backbone(
@@ -211,7 +213,9 @@ def _extended_backbone(
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    original = Original.of(model)
+    tokenizer = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    return model, tokenizer, original
 
 
 def _compressor(

@@ -9,7 +9,10 @@ from transformers import PreTrainedModel
 
 def body_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model without its language-modelling head; a body itself is returned as it is."""
-    return cast(PreTrainedModel, model.base_model)
+    body = model.base_model
+    if body is model and isinstance(getattr(model, "model", None), PreTrainedModel):
+        body = model.model  # Llama 4 names its body otherwise than its class says
+    return cast(PreTrainedModel, body)
 
 
 def token_table(model: PreTrainedModel) -> nn.Embedding:
@@ -32,7 +35,11 @@ class Head(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = copy.copy(model)
-        self.model._modules = model._modules | {model.base_model_prefix: _GivenStates()}
+        body = body_of(model)
+        self.model._modules = {
+            name: _GivenStates() if child is body else child
+            for name, child in model._modules.items()
+        }
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits `(n, tokens)` of states `(n, hidden)`."""
@@ -43,7 +50,7 @@ class Head(nn.Module):
 class _GivenStates(nn.Module):
     """Stands in for a model's body, and returns its input as the states of the last layer."""
 
-    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> "_Output":
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_Output":
         return _Output(inputs_embeds)
 
     @property

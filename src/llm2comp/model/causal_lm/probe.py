@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.causal_lm.parts import Head, body_of, token_table
 
-SHORT, LONG, WINDOW = 5, 18, 6
+SHORT, LONG, WINDOW = 4, 14, 5
 """Tokens of the two texts, and of the sliding window while a model is probed. One text is shorter
 than the window and one is longer, whatever the window of the model."""
 TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
@@ -61,14 +61,12 @@ def probe(model: PreTrainedModel, name: str, *, bidirectional: bool = True) -> A
     """
     check = _Probe(body_of(model), f"backbone {name!r}")
     with check.running():
+        attention = check.attention_and_padding("causal")
         check.same_from_embeddings()
         check.same_in_training()
         check.same_logits(model)
-        attention = check.attends()
-        check.same_in_a_batch()
         if bidirectional:
-            check.attends(is_causal=False)
-            check.same_in_a_batch(is_causal=False)
+            check.attention_and_padding("bidirectional", is_causal=False)
     return attention
 
 
@@ -84,9 +82,28 @@ def probe_encoder(body: PreTrainedModel, name: str) -> Attention:
     """
     check = _Probe(body, f"encoder {name!r}")
     with check.running():
-        attention = check.attends()
-        check.same_in_a_batch()
-    return attention
+        causal = getattr(body.config, "is_causal", True)
+        return check.attention_and_padding("causal" if causal else "bidirectional")
+
+
+def is_half(model: PreTrainedModel) -> bool:
+    """Return whether a model computes in half precision."""
+    return model.dtype != torch.float32
+
+
+def relative_difference(first: Tensor, second: Tensor, *, half: bool) -> float:
+    """Return how far two tensors `(n, width)` are apart, relative to the norms of their rows.
+
+    Args:
+        first: the one.
+        second: the other, whose norms count.
+        half: whether they were computed in half precision. The median of the rows is then returned,
+            because rounding may send a token to another expert, which is no fault. Otherwise it is
+            the largest.
+    """
+    first, second = first.float(), second.float()
+    differences = (first - second).norm(dim=1) / second.norm(dim=1)
+    return float(differences.median() if half else differences.max())
 
 
 class _Probe:
@@ -104,10 +121,9 @@ class _Probe:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(min(100, size // 2), size, (LONG + SHORT,), generator=generator)
         self.long, self.short = ids[:LONG].to(body.device), ids[LONG:].to(body.device)
-        half = body.dtype != torch.float32
-        self.tolerance = TOLERANCE_HALF if half else TOLERANCE
-        # Rounding in half precision may send a token to another expert. That is not a fault.
-        self.reduce: Callable[[Tensor], Tensor] = torch.median if half else torch.max
+        self.known: dict[tuple[object, ...], Tensor] = {}
+        self.half = is_half(body)
+        self.tolerance = TOLERANCE_HALF if self.half else TOLERANCE
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -130,6 +146,37 @@ class _Probe:
         finally:
             self.body.train(training)
 
+    def attention_and_padding(self, kind: str, **mode: bool) -> Attention:
+        """Check that attention is what it should be, and that batches change nothing.
+
+        Args:
+            kind: `causal` or `bidirectional`.
+            mode: `is_causal=False` or nothing, which leaves it to the configuration.
+        """
+        with _watched_attention(self.body) as reached:
+            long = self._states(self.long, **mode)
+        short = self._states(self.short, **mode)
+        changed = self.long.clone()
+        changed[-1] = self.short[0]
+        gap = LONG - SHORT
+        ids = [self.long, changed, *(pad(self.short, to, value=1) for to in ((gap, 0), (0, gap)))]
+        mask = torch.ones(4, LONG, dtype=torch.long, device=long.device)
+        mask[2, :gap] = mask[3, SHORT:] = 0
+        batch = self._read(torch.stack(ids), mask, **mode)
+        moved = relative_difference(batch[1, :-1], batch[0, :-1], half=False)
+        self._require_attention(kind, moved, "its attention")
+        for layer, distance in reached.items():
+            self._require_attention(kind, distance, f"the attention of {layer}")
+        for row, alone, what in (
+            (batch[0], long, "a long text"),
+            (batch[2, gap:], short, "a short text with padding on the left"),
+            (batch[3, :SHORT], short, "a short text with padding on the right"),
+        ):
+            self._require_equal(
+                row, alone, f"{kind} states of {what} in a batch are not those of the text alone"
+            )
+        return Attention(self.body.config.get_text_config().num_hidden_layers, len(reached))
+
     def same_from_embeddings(self) -> None:
         """Check that token embeddings give the states of their token ids."""
         embeddings = token_table(self.body)(self.long[None])
@@ -140,12 +187,11 @@ class _Probe:
 
     def same_in_training(self) -> None:
         """Check that a model in training mode computes what it computes in evaluation mode."""
-        expected = self._states(self.short)
         self.body.train()
         states = self._states(self.short)
         self.body.train(False)
         self._require_equal(
-            states, expected, "its states are others in training mode, as if by dropout"
+            states, self._states(self.short), "in training its states are others, as if by dropout"
         )
 
     def same_logits(self, model: PreTrainedModel) -> None:
@@ -154,53 +200,28 @@ class _Probe:
         head = Head(model)(self._states(self.long))
         self._require_equal(head, logits, "its head does not give the model's own logits")
 
-    def same_in_a_batch(self, **mode: bool) -> None:
-        """Check that a text has the same states alone, and in a batch padded on either side."""
-        kind = _kind(self.body, mode)
-        alone = [self._states(text, **mode) for text in (self.long, self.short)]
-        gap = LONG - SHORT
-        for side, (left, right) in {"left": (gap, 0), "right": (0, gap)}.items():
-            ids = torch.stack([self.long, pad(self.short, (left, right), value=1)])
-            mask = torch.stack(
-                [torch.ones_like(self.long), pad(torch.ones_like(self.short), (left, right))]
-            )
-            states = self._read(ids, mask, **mode)
-            rows = (states[0], states[1, left : left + SHORT])
-            for row, expected, text in zip(rows, alone, ("long", "short"), strict=True):
-                self._require_equal(
-                    row,
-                    expected,
-                    f"in a batch with padding on the {side}, {kind} states of a {text} text differ "
-                    "from those of the text alone",
-                )
+    def _require_attention(self, kind: str, moved: float, subject: str) -> None:
+        """Refuse attention of the wrong kind.
 
-    def attends(self, **mode: bool) -> Attention:
-        """Check that attention is causal or bidirectional, as a whole and layer by layer."""
-        kind = _kind(self.body, mode)
-        with _watched_attention(self.body) as reached:
-            states = self._states(self.long, **mode)
-        changed = self.long.clone()
-        changed[-1] = self.short[0]
-        difference = self._difference(self._states(changed, **mode)[:1], states[:1])
-        remedy = "choose another backbone" + (
-            " or causal attention" if kind == "bidirectional" else ""
-        )
-        if (kind == "causal") == (difference > self.tolerance):
+        Args:
+            kind: `causal` or `bidirectional`, what is wanted.
+            moved: how far a change of the last token moves what comes before it.
+            subject: what attends, for the message.
+        """
+        if (kind == "causal") == (moved > self.tolerance):
+            other = " or causal attention" if kind == "bidirectional" else ""
             raise UserError(
-                f"{self.subject} is refused: its attention is not {kind} (a change of the last "
-                f"token moves the first state by {difference:.1e} of its norm); {remedy}"
+                f"{self.subject} is refused: {subject} is not {kind} (a change of the last token "
+                f"moves what comes before it by {moved:.1e} of its norm); choose another "
+                f"backbone{other}"
             )
-        for layer, moved in reached.items():
-            if (kind == "causal") == (moved > self.tolerance):
-                raise UserError(
-                    f"{self.subject} is refused: attention of {layer} is not {kind} (a change of "
-                    f"the last token moves earlier outputs by {moved:.1e} of their norm); {remedy}"
-                )
-        return Attention(self.body.config.get_text_config().num_hidden_layers, len(reached))
 
     def _states(self, ids: Tensor, **mode: bool) -> Tensor:
         """Return the states `(length, hidden)` of one text without padding, `(length,)`."""
-        return self._read(ids[None], torch.ones_like(ids)[None], **mode)[0]
+        key = (len(ids), self.body.training, *mode)
+        if key not in self.known:
+            self.known[key] = self._read(ids[None], torch.ones_like(ids)[None], **mode)[0]
+        return self.known[key]
 
     def _read(self, ids: Tensor, mask: Tensor, **mode: bool) -> Tensor:
         """Return the states `(batch, length, hidden)` of a batch."""
@@ -209,24 +230,13 @@ class _Probe:
         states: Tensor = output.last_hidden_state
         return states
 
-    def _difference(self, first: Tensor, second: Tensor) -> float:
-        """Return how far two tensors `(n, …)` are apart, relative to the norms of their rows."""
-        first, second = first.float().flatten(1), second.float().flatten(1)
-        return self.reduce((first - second).norm(dim=1) / second.norm(dim=1)).item()
-
     def _require_equal(self, first: Tensor, second: Tensor, broken: str) -> None:
-        difference = self._difference(first, second)
+        difference = relative_difference(first, second, half=self.half)
         if not difference <= self.tolerance:  # NaN is refused too
             raise UserError(
                 f"{self.subject} is refused: {broken} (by {difference:.1e} of their norm, "
                 f"{self.tolerance:g} allowed); choose another backbone"
             )
-
-
-def _kind(body: PreTrainedModel, mode: dict[str, bool]) -> str:
-    """Return `causal` or `bidirectional`, as a call asks or else the configuration."""
-    causal = mode.get("is_causal", getattr(body.config, "is_causal", True))
-    return "causal" if causal else "bidirectional"
 
 
 @contextmanager
