@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+ATTENTIONS = ("causal", "bidirectional")
 WINDOW = 8
 """Tokens that a layer with a sliding window sees; the texts of the tests are longer."""
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -59,6 +60,11 @@ class Family:
         options: of the configuration, beyond the sizes that most architectures share.
         sizes: the shared sizes.
         spare_rows: rows of the token table beyond the tokenizer's tokens.
+        core: whether the quick tests have the family. Together these have every mechanism.
+        refused: part of the message that refuses the family; empty if it works.
+        refused_bidirectional: the same with bidirectional attention.
+        attention_dropout: whether the architecture has dropout of attention weights.
+        remark: for the page.
     """
 
     name: str
@@ -66,6 +72,15 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=lambda: _SIZES)
     spare_rows: int = 0
+    core: bool = False
+    refused: str = ""
+    refused_bidirectional: str = ""
+    attention_dropout: bool = True
+    remark: str = ""
+
+    def refusal(self, attention: str) -> str:
+        """Return part of the message that refuses the family; empty if it works."""
+        return self.refused or (self.refused_bidirectional if attention == ATTENTIONS[1] else "")
 
     @property
     def is_known(self) -> bool:
