@@ -67,7 +67,7 @@ def backbone(
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
 
     def write(family: Family) -> Path:
-        folder = parent / family.name.replace(" ", "-").replace(",", "")
+        folder = parent / family.slug
         if not folder.exists():
             family.write(folder, tokenizer)
         return folder

@@ -87,6 +87,11 @@ class Family:
         """Whether the installed transformers has the architecture."""
         return self.model_type in CONFIG_MAPPING
 
+    @property
+    def slug(self) -> str:
+        """The name without spaces and commas, for folders and tests."""
+        return self.name.replace(", ", "-")
+
     def write(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
         """Write a model with random weights and its tokenizer, and return the folder."""
         with torch.random.fork_rng():

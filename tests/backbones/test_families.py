@@ -42,7 +42,7 @@ def cases(*, refused: bool) -> list[Any]:
     return [
         pytest.param(
             (family, attention),
-            id=f"{family.name}, {attention}",
+            id=f"{family.slug}-{attention}",
             marks=[] if family.core else [pytest.mark.slow],
         )
         for family in FAMILIES

@@ -24,6 +24,7 @@ from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.multimodal import language_model
 from llm2comp.model.causal_lm.probe import probe
 from llm2comp.utils.files import atomic_folder, cache_dir
 
@@ -66,6 +67,7 @@ def load_backbone(
             f"backbone {name!r} cannot be loaded ({one_line(error)}); "
             f"give a local folder, a .gguf file, a hub id, or one of {sorted(PACKAGED)}"
         ) from error
+    model = language_model(model, name)
     configure_attention(model)
     model.train(False)
     probe(model, name, bidirectional=bidirectional)

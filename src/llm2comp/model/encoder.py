@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
@@ -69,7 +69,9 @@ def assemble(
         body.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         transformer = Transformer(scratch, unpad_inputs=False)
-    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, body.config.hidden_size)]
+    # An OPT may have wider states inside than those that it reads and returns.
+    dimension = token_table(body).embedding_dim
+    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, dimension)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
 
@@ -115,7 +117,7 @@ def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lin
         UserError: if the folder does not pass the check.
     """
     expected = _embed_alone(encoder)
-    dimension = encoder_body(encoder).config.hidden_size
+    dimension = token_table(encoder_body(encoder)).embedding_dim
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         encoder.to("meta")
