@@ -1,4 +1,4 @@
-"""Load folders with sentence-transformers alone, and print the embeddings of texts as JSON.
+"""Load folders with sentence-transformers alone, and write the embeddings of texts as JSON.
 
 Each line of the input is `{"folder": ..., "texts": [...]}`. llm2comp is not imported.
 """
@@ -23,7 +23,8 @@ def main() -> None:
             "together": model.encode(wanted["texts"]).tolist(),
             "alone": [model.encode(text).tolist() for text in wanted["texts"]],
         }
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
 
 
 main()

@@ -23,18 +23,18 @@ WRITE = "LLM2COMP_WRITE_BACKBONES"
 
 HEAD = """# Families of backbones
 
-llm2comp accepts a backbone for what it does and not for its name, so this list is not a limit. These
-are the families that our tests take through all three stages, with tiny random models. A test
-trains each, loads the folder with stock sentence-transformers in another process, and compares the
-embeddings. It also compares the teacher's logits with those of the original model, and the first
+llm2comp accepts a backbone for what it does and not for its name, so this list is not a limit.
+These are the families that our tests take through all three stages, with tiny random models. The
+tests load each folder with stock sentence-transformers in another process and compare the
+embeddings. They also compare the teacher's logits with those of the original model, and the first
 loss with a slow reference. [Use your own backbone](../guides/own-backbone.md) says what is required
 of a model that is not listed.
 
 - **Family**: `model_type` in the model's `config.json`.
-- **Bidirectional**: with `attention: bidirectional`. In a hybrid only some layers attend. The others
-  have a convolution or a state space, and stay causal.
-- **LoRA by default**: the layers that `lora.target_modules: null` adapts. The column after it has
-  the other linear layers and the weights of experts.
+- **Bidirectional**: with `attention: bidirectional`. In a hybrid only some layers attend. The
+  others have a convolution or a state space, and stay causal.
+- **LoRA by default**: the layers that are adapted if a recipe names none. The column after it has
+  the other linear layers of the blocks, and the weights of experts.
 
 | family | causal | bidirectional | LoRA by default | without LoRA | remarks |
 |---|---|---|---|---|---|
@@ -68,9 +68,7 @@ def cell(family: Family, attention: str, backbone: Callable[[Family], Path]) -> 
     return f"in {found.attending} of {found.layers} layers"
 
 
-def attention_of(
-    family: Family, attention: str, backbone: Callable[[Family], Path]
-) -> Attention:
+def attention_of(family: Family, attention: str, backbone: Callable[[Family], Path]) -> Attention:
     bidirectional = attention == "bidirectional"
     model, _ = load_backbone(str(backbone(family)), bidirectional=bidirectional)
     return probe(model, family.name, bidirectional=bidirectional)
