@@ -29,8 +29,9 @@ from llm2comp.model.backbone import load_backbone, resolve_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.pretext import Collator
 from llm2comp.training.trainer import compile_blocks
 from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
@@ -66,7 +67,7 @@ class Literal:
         config = LoraConfig(
             r=LORA.r,
             lora_alpha=LORA.alpha,
-            target_modules=LORA.target_modules,
+            target_modules=target_modules(body_of(encoder), LORA.target_modules),
             trainable_token_indices={"embed_tokens": rows},
         )
         self.encoder = get_peft_model(body_of(encoder), config)
@@ -120,7 +121,7 @@ class Ours:
         model, tokenizer = load_backbone(backbone, dtype=dtype)
         tokenizer = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
         self.compressor = Compressor(model, K, LORA, bos_id=tokenizer.bos_token_id, causal=True)
-        self.objective = OBJECTIVES["distillation"].of(tokenizer)
+        self.objective = Distillation()
         self.collator = Collator(
             self.compressor.memory_ids, self.compressor.bos_id, tokenizer.pad_token_id
         )

@@ -144,6 +144,28 @@ def test_a_stage_goes_on_from_an_encoder_of_any_form(folder: str) -> None:
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.parametrize("objective", ["reconstruction", "mntp"])
+def test_an_objective_that_has_changed_goes_on_as_it_was(objective: str) -> None:
+    """In 0.1 reconstruction was that of the text before the split, and mntp masked all it drew."""
+    changes = [f"pretext.objective={objective}", "pretext.attention=bidirectional"]
+    run = recipe.load_recipe(Path("recipe.yaml"), changes)
+    run = run.model_copy(update={"stages": run.stages[:1]})
+    out = Path("run")
+    out.mkdir()
+    settings = run.model_dump()
+    del settings["stages"][0]["masking"], settings["stages"][0]["mask_probability"]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    (trained,) = Lineage.read(pipeline.train(run, out, quiet())).stages
+    expected = {"reconstruction": ("prefix_reconstruction", "bert"), "mntp": ("mntp", "all")}
+    assert (trained.objective, trained.masking) == expected[objective]
+    (new,) = Lineage.read(pipeline.train(run, Path("new"), quiet())).stages
+    assert (new.objective, new.masking) == (objective, "bert")
+    other = recipe.load_recipe(Path("recipe.yaml"), [*changes, "pretext.mask_probability=0.8"])
+    other = other.model_copy(update={"stages": other.stages[:1]})
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline.train(other, out, quiet())
+
+
 def test_a_stopped_run_goes_on_to_what_it_would_have_been() -> None:
     stopped = Path("run-stopped")
     logged = lines(stopped / "run.jsonl")
@@ -181,7 +203,9 @@ def test_a_finished_run_s_scores_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("sts")
-def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
+def test_a_stopped_study_goes_on_with_the_cell_that_is_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     study, out, expected = load_study(Path("study.yaml")), Path("study"), EXPECTED["study"]
     before = results.read(out, study.name).trials
     cells = {path.name for path in (out / "cells").iterdir()}
@@ -199,6 +223,8 @@ def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     assert files(whole) == trained
     more = lines(stopped / "run.jsonl")[len(logged) :]
     assert [event["step"] for event in more if "loss" in event] == [4, 6]  # the checkpoint is of 3
+    assert Lineage.read(stopped / "1-pretext").stages[0].masking == "all"  # as 0.1 masked
+    assert "every passage weighs the same" in caplog.text
     one = found.trials[expected["missing"]]
     assert one.tokens == expected["tokens"]
     (scored,) = one.scores.values()

@@ -58,7 +58,7 @@ def trained(
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
-    record = StageRecord.of(run.stages[0], causal=request.param)
+    record = StageRecord.of(run.stages[0], causal=request.param, lora={})
     lineage = Lineage.start(run, "memory").after(record)
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)

@@ -22,7 +22,7 @@ STAGE = {
 @pytest.fixture
 def lineage() -> Lineage:
     recipe = Recipe.model_validate({"name": "tiny", "stages": [STAGE]})
-    record = StageRecord.of(recipe.stages[0], causal=False)
+    record = StageRecord.of(recipe.stages[0], causal=False, lora={})
     return Lineage.start(recipe, "memory").after(record)
 
 

@@ -121,7 +121,7 @@ def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
     rows, bos = prompt_format.num_memory_embeddings(settings.memory.tokens), tokenizer.bos_token_id
     compressor = Compressor(model, rows, stage.lora, bos_id=bos, causal=causal).eval()
     compressor.load_adapter(out / "1-pretext" / "adapter")
-    return Watched(compressor, OBJECTIVES[name].of(tokenizer), tokenizer, stage)
+    return Watched(compressor, OBJECTIVES[name].of(tokenizer, stage), tokenizer, stage)
 
 
 def test_the_embedding_that_is_measured_is_the_encoder_folder_s(

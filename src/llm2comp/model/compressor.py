@@ -255,7 +255,7 @@ class Compressor(nn.Module):
         backward pass of 32 layers twenty times slower.
         """
         for layer in self._adapter_layers:
-            layer._disable_adapters = frozen
+            object.__setattr__(layer, "_disable_adapters", frozen)
         self._frozen = frozen
 
     def enable_gradient_checkpointing(self) -> None:

@@ -4,7 +4,10 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -12,12 +15,15 @@ from typing import cast
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
@@ -48,6 +54,8 @@ def assemble(
 ) -> SentenceTransformer:
     """Make a sentence-transformers model from a causal language model with memory tokens.
 
+    The encoder takes over the body's weights, so that no second copy of them is in memory.
+
     Args:
         model: causal language model, or its body, with memory embeddings appended.
         tokenizer: as `llm2comp.model.memory_tokens.add_memory_tokens` returns it.
@@ -58,21 +66,37 @@ def assemble(
         prompt_format: what surrounds a text and what is pooled.
     """
     body = body_of(model)
-    body.config.is_causal = causal
-    body.config.use_bidirectional_attention = not causal  # read by embedding servers
+    record_attention(body.config, causal=causal)
     specials = tokenizer.num_special_tokens_to_add()
     tokenizer.model_max_length = min(
         max_length + specials,
         getattr(body.config, "max_position_embeddings", max_length + specials),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        body.save_pretrained(scratch)
+        body.config.architectures = [type(body).__name__]
+        body.config.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        transformer = Transformer(scratch, unpad_inputs=False)
+        save_file({}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        with _silent_transformers():  # it would report that all weights are missing
+            transformer = Transformer(
+                scratch, model_kwargs={"device_map": "meta"}, unpad_inputs=False
+            )
+    transformer.model = body
     # An OPT may have wider states inside than those that it reads and returns.
     dimension = token_table(body).embedding_dim
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, dimension)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers from logging anything but errors."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:

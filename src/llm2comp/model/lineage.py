@@ -37,6 +37,8 @@ class StageRecord(BaseModel):
         causal: whether the encoder's attention is causal.
         layers: of the backbone; None in folders of older versions.
         attending: layers that have attention. The others have, for example, a convolution.
+        lora: rank, scale and dropout of the LoRA, its `target_modules`, and `left_out`, the layers
+            of the blocks without one. Folders of older versions have no `left_out`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -50,16 +52,20 @@ class StageRecord(BaseModel):
     causal: bool
     layers: int | None = None
     attending: int | None = None
+    lora: dict[str, Any] = Field(default={})
 
     @classmethod
-    def of(cls, stage: StageBase, *, causal: bool) -> "StageRecord":
+    def of(cls, stage: StageBase, *, causal: bool, lora: dict[str, Any]) -> "StageRecord":
         """Record a stage of a recipe.
 
         Args:
             stage: as the recipe has it.
             causal: whether the encoder's attention is causal after the stage.
+            lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
         """
-        return cls.model_validate(stage.model_dump() | {"causal": causal})
+        settings = stage.model_dump()
+        settings["lora"] |= lora
+        return cls.model_validate(settings | {"causal": causal})
 
 
 class Compiled(BaseModel):

@@ -16,8 +16,11 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from llm2comp.errors import UserError, one_line
 from llm2comp.model.causal_lm.parts import token_table
+from llm2comp.model.lora_targets import check_adapted, target_modules
 from llm2comp.recipe import Lora
 
 
@@ -35,7 +38,11 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
 
     Returns:
         The body, wrapped by PEFT.
+
+    Raises:
+        UserError: if the model has no layers for `lora.target_modules`, or PEFT cannot adapt them.
     """
+    targets = target_modules(body, lora.target_modules)
     table = token_table(body)
     name = next(name for name, module in body.named_modules() if module is table)
     memory_ids = list(range(table.num_embeddings - num_memory_embeddings, table.num_embeddings))
@@ -43,11 +50,20 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         trainable_token_indices={name: memory_ids} if memory_ids else None,
     )
-    config._register_custom_module({nn.Linear: LoraLinear})
-    adapted = get_peft_model(body, config)
+    if any(isinstance(module, Conv1D) for module in body.modules()):
+        config.fan_in_fan_out = True  # PEFT would set it too, with a warning
+    else:
+        config._register_custom_module({nn.Linear: LoraLinear})
+    try:
+        adapted = get_peft_model(body, config)
+    except ValueError as error:
+        raise UserError(
+            f"lora.target_modules: PEFT cannot adapt {', '.join(targets)}: {one_line(error)}"
+        ) from error
+    check_adapted(adapted, targets)
     for module in cast(nn.Module, adapted).modules():
         if isinstance(module, TrainableTokensWrapper):
             module.token_adapter = MemoryEmbedding.from_peft(module.token_adapter)

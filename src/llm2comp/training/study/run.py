@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
-from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.study import results
@@ -155,8 +155,9 @@ class StudyRun:
         folder = self._folder(planned)
         if not result.seconds:
             self.console.rule(self._title(planned))
-        self._reuse_stages(planned.recipe, folder)
-        pipeline.train(planned.recipe, folder, self.console)
+        recipe = self._as_begun(planned.recipe)
+        self._reuse_stages(recipe, folder)
+        pipeline.train(recipe, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
         events = run_folder.read_events(folder)
         result.seconds = sum(event.get("seconds", 0.0) for event in events)
@@ -165,6 +166,12 @@ class StudyRun:
         for event in events:
             if "passages" in event:
                 result.passages, result.tokens = event["passages"], event["tokens"]
+
+    def _as_begun(self, recipe: Recipe) -> Recipe:
+        """Return what to run, so that a study that version 0.1 began compares like with like."""
+        runs = self.out.glob(f"{TRIALS}/*/{run_folder.RECIPE}")
+        begun_by_0_1 = any(run_folder.is_of_0_1(path.parent) for path in runs)
+        return run_folder.as_in_0_1(recipe) if begun_by_0_1 else recipe
 
     def _title(self, planned: Trial) -> str:
         """Say how many trials are left and, once one is trained, how long they will take."""
@@ -184,7 +191,7 @@ class StudyRun:
             for run in self._trained_runs():
                 if not (run / names[count - 1]).exists():
                     continue
-                theirs = load_recipe(run / run_folder.RECIPE)
+                theirs = run_folder.read_recipe(run)
                 if _first_stages(theirs, count) == _first_stages(recipe, count):
                     _copy_stages(names[:count], run, folder)
                     self.console.print(f"{names[count - 1]}: copied from {run}", markup=False)
