@@ -19,6 +19,7 @@ from transformers import (
 )
 
 ATTENTIONS = ("causal", "bidirectional")
+STAYS_CAUSAL = "attention is not bidirectional"
 WINDOW = 8
 """Tokens that a layer with a sliding window sees; the texts of the tests are longer."""
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -61,7 +62,7 @@ class Family:
         sizes: the shared sizes.
         spare_rows: rows of the token table beyond the tokenizer's tokens.
         core: whether the quick tests have the family. Together these have every mechanism.
-        refused: part of the message that refuses the family; empty if it works.
+        refused: words of the message that refuses the family, in order; empty if it works.
         refused_bidirectional: the same with bidirectional attention.
         attention_dropout: whether the architecture has dropout of attention weights.
         remark: for the page.
@@ -79,8 +80,9 @@ class Family:
     remark: str = ""
 
     def refusal(self, attention: str) -> str:
-        """Return part of the message that refuses the family; empty if it works."""
-        return self.refused or (self.refused_bidirectional if attention == ATTENTIONS[1] else "")
+        """Return words of the message that refuses the family; empty if it works."""
+        own = self.refused_bidirectional if attention == "bidirectional" else ""
+        return own or self.refused
 
     @property
     def is_known(self) -> bool:
@@ -125,14 +127,14 @@ class Family:
 
 
 FAMILIES = [
-    Family("llama", "llama", {"tie_word_embeddings": True, "attention_bias": True}),
-    Family("mistral", "mistral", {"sliding_window": WINDOW}),
+    Family("llama", "llama", {"tie_word_embeddings": True, "attention_bias": True}, core=True),
+    Family("mistral", "mistral", {"sliding_window": WINDOW}, core=True),
     Family(
         "ministral",
         "ministral",
         {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]},
     ),
-    Family("qwen2", "qwen2", {"tie_word_embeddings": True}, spare_rows=7),
+    Family("qwen2", "qwen2", {"tie_word_embeddings": True}, spare_rows=7, core=True),
     Family(
         "qwen2, sliding",
         "qwen2",
@@ -152,6 +154,7 @@ FAMILIES = [
             "final_logit_softcapping": 2.0,
             "attn_logit_softcapping": 2.0,
         },
+        core=True,
     ),
     Family(
         "gemma3_text",
@@ -163,9 +166,12 @@ FAMILIES = [
             "query_pre_attn_scalar": 4,
             "rope_parameters": ROPES,
         },
+        core=True,
     ),
     Family("phi3", "phi3", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "sliding_window": WINDOW}),
-    Family("phi", "phi", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "num_key_value_heads": 4}),
+    Family(
+        "phi", "phi", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "num_key_value_heads": 4}, core=True
+    ),
     Family("olmo2", "olmo2"),
     Family("olmo3", "olmo3", {"num_hidden_layers": 4, "sliding_window": WINDOW}),
     Family("smollm3", "smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
@@ -179,6 +185,7 @@ FAMILIES = [
             "residual_multiplier": 0.5,
             "attention_multiplier": 0.2,
         },
+        core=True,
     ),
     Family("cohere", "cohere", {"tie_word_embeddings": True, "logit_scale": 0.25}),
     Family(
@@ -190,8 +197,9 @@ FAMILIES = [
             "logit_scale": 0.25,
             "sliding_window": WINDOW,
         },
+        core=True,
     ),
-    Family("gpt2", "gpt2", {"tie_word_embeddings": True}, _GPT2_SIZES),
+    Family("gpt2", "gpt2", {"tie_word_embeddings": True}, _GPT2_SIZES, core=True),
     Family("gpt_neox", "gpt_neox", {"hidden_dropout": 0.2}),
     Family(
         "opt",
@@ -215,6 +223,7 @@ FAMILIES = [
             "do_layer_norm_before": False,
             "tie_word_embeddings": True,
         },
+        core=True,
     ),
     Family(
         "starcoder2",
@@ -231,6 +240,9 @@ FAMILIES = [
         "falcon",
         {"hidden_dropout": 0.2, "tie_word_embeddings": True},
         {name: value for name, value in _SIZES.items() if name != "head_dim"},
+        refused_bidirectional=STAYS_CAUSAL,
+        attention_dropout=False,
+        core=True,
     ),
     Family(
         "exaone4",
@@ -251,6 +263,7 @@ FAMILIES = [
                 "original_max_position_embeddings": 256,
             },
         },
+        core=True,
     ),
     Family("mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Family(
@@ -272,18 +285,21 @@ FAMILIES = [
             "block_auto_adjust_ff_dim": False,
             "tie_word_embeddings": True,
         },
+        attention_dropout=False,
+        core=True,
     ),
     Family("glm4", "glm4"),
     Family("hunyuan_v1_dense", "hunyuan_v1_dense"),
-    Family("ernie4_5", "ernie4_5", {"tie_word_embeddings": True}),
+    Family("ernie4_5", "ernie4_5", {"tie_word_embeddings": True}, attention_dropout=False),
     Family("arcee", "arcee"),
     Family("bitnet", "bitnet"),
     Family(
         "bloom",
         "bloom",
         {"n_layer": 2, "n_head": 4, "hidden_dropout": 0.2, "tie_word_embeddings": True},
+        refused_bidirectional=STAYS_CAUSAL,
     ),
-    Family("gptj", "gptj", {"rotary_dim": 4}, _GPT2_SIZES),
+    Family("gptj", "gptj", {"rotary_dim": 4}, _GPT2_SIZES, refused_bidirectional=STAYS_CAUSAL),
     Family(
         "gpt_neo",
         "gpt_neo",
@@ -296,10 +312,18 @@ FAMILIES = [
             "embed_dropout": 0.2,
             "tie_word_embeddings": True,
         },
+        refused_bidirectional=STAYS_CAUSAL,
     ),
-    Family("mamba", "mamba", {"state_size": 4, "time_step_rank": 4}),
-    Family("stablelm", "stablelm", {"hidden_dropout": 0.2}),
-    Family("nemotron", "nemotron"),
+    Family(
+        "mamba",
+        "mamba",
+        {"state_size": 4, "time_step_rank": 4},
+        refused="no linear layers of attention or MLP",
+        refused_bidirectional=STAYS_CAUSAL,
+        core=True,
+    ),
+    Family("stablelm", "stablelm", {"hidden_dropout": 0.2}, refused_bidirectional=STAYS_CAUSAL),
+    Family("nemotron", "nemotron", refused_bidirectional=STAYS_CAUSAL),
     Family(
         "falcon_h1",
         "falcon_h1",
@@ -315,6 +339,7 @@ FAMILIES = [
             "attention_out_multiplier": 0.5,
             "ssm_out_multiplier": 0.5,
         },
+        refused="token embeddings give other states than token ids",
     ),
     Family(
         "qwen3_next",
@@ -341,6 +366,8 @@ FAMILIES = [
             "interleave_moe_layer_step": 2,
             "attention_chunk_size": WINDOW,
         },
+        refused_bidirectional=STAYS_CAUSAL,
+        core=True,
     ),
     Family(
         "gemma3",
@@ -382,6 +409,7 @@ FAMILIES = [
             "final_logit_softcapping": 2.0,
             "tie_word_embeddings": True,
         },
+        refused="token embeddings give other states than token ids",
     ),
     Family(
         "gemma4_text",

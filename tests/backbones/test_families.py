@@ -1,6 +1,7 @@
 """Each family goes through the three stages, and is the original model wherever it must be."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,8 @@ def slow_loss(model: PreTrainedModel, compressor: Compressor, ids: Tensor, split
     scale = table(ids).norm() / table.weight[ids].norm()  # Gemma scales its embeddings
     first, text, continuation = (table(part) for part in (bos, ids[:, :split], ids[:, split:]))
     memory = token_table(compressor.body).weight[-K:][None] * scale
-    body = getattr(model, "model", model.base_model)
+    decoder = model.get_decoder()
+    body = model.model if decoder is model else decoder
     mode = {} if compressor.causal else {"is_causal": False}
     states = body(inputs_embeds=torch.cat([first, text, memory], 1), **mode).last_hidden_state
     read = torch.cat([first, states[:, -K:], continuation], 1)
@@ -272,4 +274,4 @@ def test_what_cannot_work_is_refused_in_one_line(
         )
     message = str(error.value)
     assert "\n" not in message
-    assert family.refusal(attention) in message
+    assert re.search(".* ".join(family.refusal(attention).split()), message)
