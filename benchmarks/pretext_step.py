@@ -58,7 +58,7 @@ class Literal:
         encoder, tokenizer = load_backbone(backbone, dtype=dtype)
         self.decoder = load_backbone(backbone, dtype=dtype)[0]
         self.vocabulary = len(self.decoder.get_input_embeddings().weight)
-        add_memory_tokens(encoder, tokenizer, recipe.Memory(tokens=K), seed=0)
+        add_memory_tokens(encoder, tokenizer, recipe.Memory(tokens=K), seed=0, add_bos=True)
         self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id or 0
         for model in (encoder, self.decoder):
             model.set_attn_implementation("eager")
@@ -119,7 +119,9 @@ class Ours:
 
     def __init__(self, backbone: str, dtype: torch.dtype) -> None:
         model, tokenizer = load_backbone(backbone, dtype=dtype)
-        tokenizer = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
+        tokenizer = add_memory_tokens(
+            model, tokenizer, recipe.Memory(tokens=K), seed=0, add_bos=True
+        )
         self.compressor = Compressor(model, K, LORA, bos_id=tokenizer.bos_token_id, causal=True)
         self.objective = Distillation()
         self.collator = Collator(

@@ -24,9 +24,9 @@ from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, store, suites
 from llm2comp.inference.load import load, load_in
-from llm2comp.model import encoder
+from llm2comp.model import encoder, released
 from llm2comp.model.lineage import Lineage
-from llm2comp.training import pipeline
+from llm2comp.training import pipeline, run_folder
 from llm2comp.training.scoring import score_run
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import load_study
@@ -189,6 +189,33 @@ def test_a_finished_run_is_skipped_and_another_recipe_refused(file: str) -> None
     assert files(out) == before
     with pytest.raises(UserError, match="another recipe"):
         pipeline.train(recipe.load_recipe(Path(file), ["seed=1"]), out, quiet())
+
+
+def test_what_was_made_before_the_choice_of_bos_has_bos(tmp_path: Path) -> None:
+    """0.1 put BOS before every text, also where the tokenizer does not, and did not record it."""
+    assert recipe.load_recipe(Path("recipe.yaml")).backbone.add_bos is None
+    for folder in ("run-finished/model", "encoder-mntp"):
+        assert Lineage.read(Path(folder)).backbone.add_bos is True
+    for name in released.names():
+        assert Lineage.read(released.RELEASED / name).backbone.add_bos is True
+    assert run_folder.read_recipe(Path("run-finished")).backbone.add_bos is True
+    out = Path("run-finished")
+    pipeline.train(recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=true"]), out, quiet())
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline.train(
+            recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=false"]), out, quiet()
+        )
+
+
+def test_a_run_that_recorded_its_choice_of_bos_keeps_it(tmp_path: Path) -> None:
+    run = recipe.load_recipe(Path("recipe.yaml"))
+    (tmp_path / "run").mkdir()
+    claimed = pipeline._claim(run, tmp_path / "run", planned=False)
+    assert claimed.backbone.add_bos is None
+    assert pipeline._claim(run, tmp_path / "run", planned=False) == claimed
+    other = recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=true"])
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline._claim(other, tmp_path / "run", planned=False)
 
 
 @pytest.mark.usefixtures("nothing_scored")

@@ -52,6 +52,9 @@ class Backbone(Strict):
     otherwise."""
     trust_remote_code: bool = False
     """Allow the model to run code that comes with it."""
+    add_bos: bool | None = None
+    """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
+    An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""
 
 
 class Memory(Strict):

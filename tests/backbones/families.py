@@ -141,6 +141,7 @@ FAMILIES = [
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
         # transformers gives every Qwen2 its own tokenizer class, which adds a token.
         spare_rows=7,
+        remark="with `use_sliding_window`",
     ),
     Family("qwen3", "qwen3", {"tie_word_embeddings": True}),
     Family("gemma", "gemma", {"tie_word_embeddings": True}),
@@ -223,6 +224,7 @@ FAMILIES = [
             "do_layer_norm_before": False,
             "tie_word_embeddings": True,
         },
+        remark="with `word_embed_proj_dim` below `hidden_size`",
         core=True,
     ),
     Family(
@@ -394,6 +396,7 @@ FAMILIES = [
             "boi_token_index": 6,
             "eoi_token_index": 7,
         },
+        remark="multimodal: the language model is taken out",
     ),
     Family(
         "gemma3n_text",

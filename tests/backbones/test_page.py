@@ -55,8 +55,8 @@ def test_the_page_is_what_the_tests_find(backbone: Callable[[Family], Path]) -> 
 def row(family: Family, backbone: Callable[[Family], Path]) -> str:
     causal, bidirectional = (cell(family, attention, backbone) for attention in ATTENTIONS)
     targets, left_out = lora(family, backbone) if not family.refused else ("", "")
-    cells = [f"`{family.name}`", causal, bidirectional, targets, left_out, remarks(family)]
-    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
+    cells = [f"`{family.model_type}`", causal, bidirectional, targets, left_out, remarks(family)]
+    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def cell(family: Family, attention: str, backbone: Callable[[Family], Path]) -> str:

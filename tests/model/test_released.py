@@ -33,7 +33,9 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     ids = torch.tensor([[1, 504, 3575, 282]])
     with torch.no_grad():
         original = model(ids).logits[0].float()
-    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage.seed)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, memory, lineage.seed, add_bos=lineage.backbone.add_bos
+    )
     passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage.seed)
     compressor = Compressor(
         model,

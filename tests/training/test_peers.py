@@ -55,7 +55,8 @@ def literal(name: str, folder: Path, text: str) -> np.ndarray:
     ids = [tokenizer.bos_token_id, *plain(text)]
     pooled = slice(1, None)
     if name == "embedding_prediction":
-        special = tokenizer.convert_tokens_to_ids([f"<|memory_{i}|>" for i in range(4, 8)])
+        rows = len(body.get_input_embeddings().weight)
+        special = range(rows - 4, rows)
         prompt = plain('", summarize the above passage within eight words: ')
         ids = [ids[0], *plain('"'), *ids[1:], *prompt, *special]
         pooled = slice(-4, None)

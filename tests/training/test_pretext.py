@@ -12,7 +12,7 @@ from llm2comp import recipe
 from llm2comp.data.length_batching import WINDOW, group_by_length
 from llm2comp.errors import UserError
 from llm2comp.model.compressor import Compressor
-from llm2comp.training import held_out, pipeline
+from llm2comp.training import held_out, pipeline, pretext
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.continuation import Continuation
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
@@ -44,6 +44,31 @@ def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
         for step, batch in enumerate(batches)
         for split in split_points(batch, rule.split, step, generator)
     ]
+
+
+@pytest.mark.parametrize(("add_bos", "bos"), [(True, [1]), (None, [1]), (False, [])])
+def test_encoder_student_and_teacher_agree_on_bos(
+    tiny_recipe: Path, add_bos: bool | None, bos: list[int]
+) -> None:
+    run = recipe.load_recipe(tiny_recipe)
+    backbone = run.backbone.model_copy(update={"add_bos": add_bos})
+    run = run.model_copy(update={"backbone": backbone})
+    first = run.stages[0]
+    assert isinstance(first, recipe.Pretext)
+    model, tokenizer = pretext._extended_backbone(run, first, torch.float32)
+    trained, collator = pretext._pretext_model(run, first, model, tokenizer)
+    compressor = trained.compressor.eval()
+    batch = collator.batch([[5, 6, 7, 8]], [2])
+    assert batch.input_ids.tolist() == [[*bos, 5, 6, *compressor.memory_ids]]
+    assert batch.passage_ids.tolist() == [[*bos, 5, 6, 7, 8]]  # what the teacher reads
+    assert tokenizer("")["input_ids"] == [*bos, *compressor.memory_ids]
+    # The student reads `BOS memory n_3 n_4`, here with token embeddings in place of memory.
+    targets = torch.ones(1, 3, dtype=torch.bool)
+    memory = compressor.body.get_input_embeddings()(torch.tensor([[5, 6]]))
+    student = compressor.student_states(memory, torch.tensor([[7, 8]]), targets)
+    wanted = torch.tensor([[*bos, 0, 0, 0, 0]]) != torch.tensor([[*bos, 0, 1, 1, 1]])
+    plain = compressor.teacher_states(torch.tensor([[*bos, 5, 6, 7, 8]]), wanted)
+    torch.testing.assert_close(student, plain)
 
 
 def test_the_paper_s_split_is_uniform_between_10_and_the_length_minus_10() -> None:

@@ -26,6 +26,7 @@ from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.multimodal import language_model
 from llm2comp.model.causal_lm.probe import probe
+from llm2comp.model.tokenizer import load_tokenizer
 from llm2comp.utils.files import atomic_folder, cache_dir
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -61,7 +62,7 @@ def load_backbone(
         model = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {name!r} cannot be loaded ({one_line(error)}); "

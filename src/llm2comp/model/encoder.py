@@ -5,6 +5,7 @@ merged in float32. The folder consists of stock modules and loads without this p
 """
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
+from llm2comp.model.tokenizer import FILE as TOKENIZER
+from llm2comp.model.tokenizer import read_alike, without_special_tokens
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
@@ -64,14 +67,21 @@ def assemble(
         prompts: for `encode_query` and `encode_document`.
         max_length: tokens per text, without BOS, prompts and memory tokens.
         prompt_format: what surrounds a text and what is pooled.
+
+    Raises:
+        UserError: if the model's positions are too few for prompts and memory tokens, or if
+            transformers loads another tokenizer for a model of this type.
     """
     body = body_of(model)
     record_attention(body.config, causal=causal)
     specials = tokenizer.num_special_tokens_to_add()
-    tokenizer.model_max_length = min(
-        max_length + specials,
-        getattr(body.config, "max_position_embeddings", max_length + specials),
-    )
+    positions = getattr(body.config, "max_position_embeddings", max_length + specials)
+    if positions <= specials:
+        raise UserError(
+            f"the model has {positions} positions, and prompts and memory tokens take {specials}; "
+            "lower memory.tokens"
+        )
+    tokenizer.model_max_length = min(max_length + specials, positions)
     with tempfile.TemporaryDirectory() as scratch:
         body.config.architectures = [type(body).__name__]
         body.config.save_pretrained(scratch)
@@ -82,9 +92,16 @@ def assemble(
                 scratch, model_kwargs={"device_map": "meta"}, unpad_inputs=False
             )
     transformer.model = body
+    loaded = cast(PreTrainedTokenizerBase, transformer.tokenizer)
+    if not read_alike(loaded, tokenizer):
+        raise UserError(
+            f"transformers loads a {type(loaded).__name__} for every model of the type "
+            f"{body.config.model_type}, and the backbone's tokenizer.json gives other ids; take a "
+            "backbone with the tokenizer of its type"
+        )
     # An OPT may have wider states inside than those that it reads and returns.
-    dimension = token_table(body).embedding_dim
-    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, dimension)]
+    rows, hidden = token_table(body).weight.shape
+    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
 
@@ -124,7 +141,13 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     encoder.requires_grad_(False)
 
 
-def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lineage) -> None:
+def save(
+    encoder: SentenceTransformer,
+    folder: Path,
+    adapter: Path,
+    lineage: Lineage,
+    source: Path | None = None,
+) -> None:
     """Write an encoder folder with its adapter, its lineage and its model card, and check it.
 
     The check loads the folder with stock sentence-transformers, probes it, and compares its
@@ -136,6 +159,7 @@ def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lin
         folder: to write; it appears only when it is complete and right.
         adapter: folder of the adapter that the last stage trained.
         lineage: of the encoder.
+        source: encoder folder that the encoder was loaded from; its tokenizer is kept.
 
     Raises:
         UserError: if the folder does not pass the check.
@@ -144,6 +168,10 @@ def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lin
     dimension = token_table(encoder_body(encoder)).embedding_dim
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
+        if source is None:
+            _write_tokenizer(encoder, partial)
+        else:
+            copy_tokenizer(source, partial)
         encoder.to("meta")
         stock = SentenceTransformer(str(partial), device="cpu")
         attention = probe_encoder(encoder_body(stock), str(folder))
@@ -168,6 +196,21 @@ def _embed_alone(encoder: SentenceTransformer) -> Tensor:
     return torch.stack(texts)
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy `tokenizer.json` from one encoder folder to another that was saved by transformers.
+
+    transformers makes special tokens added tokens again, which other programs find in texts.
+    """
+    shutil.copyfile(source / TOKENIZER, target / TOKENIZER)
+
+
+def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write `tokenizer.json` without the added tokens that transformers makes of special tokens."""
+    rows = len(token_table(encoder_body(encoder)).weight)
+    plain = without_special_tokens(encoder.tokenizer.backend_tokenizer, rows)
+    plain.save(str(folder / TOKENIZER))
+
+
 def copy_adapter(source: Path, target: Path) -> None:
     """Copy the two files of an adapter folder into a new folder."""
     target.mkdir(parents=True)
@@ -187,7 +230,9 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
     """
     last = lineage.stages[len(adapters) - 1]
     model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
-    tokenizer = add_memory_tokens(model, tokenizer, lineage.memory, lineage.seed, lineage.format)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, lineage.memory, lineage.seed, lineage.format, lineage.backbone.add_bos
+    )
     encoder = assemble(
         model,
         tokenizer,

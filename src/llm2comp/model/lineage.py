@@ -122,6 +122,14 @@ class Lineage(BaseModel):
             return known | raw | {"format_version": FORMAT_VERSION}
         return raw
 
+    @model_validator(mode="before")
+    @classmethod
+    def _before_the_choice_of_bos(cls, raw: Any) -> Any:
+        """Add `add_bos` to a lineage of a version that put BOS before every text."""
+        if isinstance(raw, dict) and isinstance(raw.get("backbone"), dict):
+            return raw | {"backbone": {"add_bos": True} | raw["backbone"]}
+        return raw
+
     @model_validator(mode="after")
     def _known_format(self) -> "Lineage":
         if self.format_version > FORMAT_VERSION:

@@ -194,7 +194,7 @@ def _write(
     config = encoder.encoder_body(merged).config
     record_attention(config, causal=config.is_causal)
     record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
-    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record))
+    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 
 def _losses(

@@ -23,7 +23,7 @@ from llm2comp.training.run_folder import (
     LOG,
     MODEL,
     RECIPE,
-    as_in_0_1,
+    as_begun,
     as_yaml,
     is_of_0_1,
     read_recipe,
@@ -174,9 +174,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if not path.exists():
         _write_recipe(recipe, out)
         return recipe
-    known = read_recipe(out)
-    if is_of_0_1(out):
-        recipe = as_in_0_1(recipe)
+    known, recipe = read_recipe(out), as_begun(recipe, out)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(

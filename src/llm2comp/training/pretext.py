@@ -265,7 +265,9 @@ def _extended_backbone(
     for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
         target_modules(body_of(model), later.lora.target_modules)
     original = Original.of(model)
-    tokenizer = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos
+    )
     return model, tokenizer, original
 
 

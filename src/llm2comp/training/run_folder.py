@@ -9,7 +9,7 @@ import yaml
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
-from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, load_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, parse_recipe
 from llm2comp.utils.yaml_files import read_yaml
 
 MODEL = "model"
@@ -26,8 +26,6 @@ STAGE_LABELS = {
 NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
 """New names of held-out losses, by the names that version 0.1 wrote to the log."""
 
-KEY_SINCE_0_2 = "masking"
-"""A key of stage 1 that every version after 0.1 writes to `recipe.yaml`."""
 
 Scores = dict[str, list[store.Score]]
 """Scores by the name of a row."""
@@ -42,22 +40,31 @@ def read_recipe(folder: Path) -> Recipe:
     """Return the recipe of a run, with the present names for what version 0.1 did.
 
     Raises:
-        UserError: if the file cannot be read.
+        UserError: if the file is missing or cannot be used.
     """
-    recipe = load_recipe(folder / RECIPE)
+    path = folder / RECIPE
+    return as_begun(parse_recipe(read_yaml(path, "recipe"), [], f"recipe {path}"), folder)
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe that does what the version that began the run in a folder did with it.
+
+    Raises:
+        UserError: if the folder's recipe cannot be read.
+    """
     return as_in_0_1(recipe) if is_of_0_1(folder) else recipe
 
 
 def is_of_0_1(folder: Path) -> bool:
-    """Return whether version 0.1 wrote the recipe of a run that has a stage 1."""
-    stages = read_yaml(folder / RECIPE, "recipe")["stages"]
-    return any(stage["stage"] == "pretext" and KEY_SINCE_0_2 not in stage for stage in stages)
+    """Return whether version 0.1 began a run; later versions always write `backbone.add_bos`."""
+    return not chooses_bos(read_yaml(folder / RECIPE, "recipe"))
 
 
 def as_in_0_1(recipe: Recipe) -> Recipe:
     """Return a recipe that does what version 0.1 did with it.
 
-    Reconstruction was that of the text before the split point, and MNTP masked all drawn tokens.
+    BOS was before every text, reconstruction was that of the text before the split point, and MNTP
+    masked all drawn tokens. A recipe that makes a choice of BOS keeps it.
     """
     stages = [
         stage.model_copy(
@@ -72,7 +79,20 @@ def as_in_0_1(recipe: Recipe) -> Recipe:
         else stage
         for stage in recipe.stages
     ]
-    return recipe.model_copy(update={"stages": stages})
+    update: dict[str, Any] = {"stages": stages}
+    if recipe.backbone.add_bos is None:
+        update["backbone"] = recipe.backbone.model_copy(update={"add_bos": True})
+    return recipe.model_copy(update=update)
+
+
+def chooses_bos(recipe: dict[str, Any]) -> bool:
+    """Return whether a recipe, as YAML has it, has the key `backbone.add_bos`."""
+    return "add_bos" in (recipe.get("backbone") or {})
+
+
+def with_choice_of_bos(recipe: dict[str, Any], *, default: bool | None) -> dict[str, Any]:
+    """Return a recipe, as YAML has it, with the key `backbone.add_bos`."""
+    return recipe | {"backbone": {"add_bos": default} | (recipe.get("backbone") or {})}
 
 
 def read_scores(folder: Path) -> Scores:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -61,8 +62,7 @@ class StudyRun:
                 raise UserError(
                     f"--reuse {folder}: not the folder of a study, because it has no {STUDY}"
                 )
-        _claim(study, out)
-        self.study = study
+        self.study = study = _claim(study, out)
         self.out = out
         self.reuse = reuse
         self.console = console or Console(stderr=True)
@@ -248,24 +248,32 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
                         log.write(**event)
 
 
-def _claim(study: Study, out: Path) -> None:
+def _claim(study: Study, out: Path) -> Study:
     """Write `study.yaml`, or check that the folder's study is the same one.
 
     `plot` is not compared, because it changes only the figure, and version 0.1 did not have it.
+
+    Returns:
+        The study. If its recipe leaves BOS open, it has the choice with which the folder began, see
+        `run_folder.as_begun`.
     """
     path = out / STUDY
+    known = read_yaml(path, "study") if path.exists() else None
+    older = known is not None and not run_folder.chooses_bos(known["recipe"])
+    with_bos = partial(run_folder.with_choice_of_bos, default=True if older else None)
+    study = study.model_copy(update={"recipe": with_bos(study.recipe)})
     settings = study.model_dump(exclude={"plot"})
-    if path.exists():
-        known = read_yaml(path, "study")
+    if known is not None:
         known.pop("plot", None)
-        if known != settings:
+        if known | {"recipe": with_bos(known["recipe"])} != settings:
             raise UserError(
                 f"{out} holds another study (see {path}); "
                 "give another --out, or remove that folder to start again"
             )
-        return
+        return study
     if study.plot:
         settings["plot"] = study.plot.model_dump()
-    with atomic_file(path) as partial:
+    with atomic_file(path) as file:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        partial.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+    return study
