@@ -14,7 +14,8 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    PreTrainedModel,
+    AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -96,34 +97,36 @@ class Family:
 
     def write(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
         """Write a model with random weights and its tokenizer, and return the folder."""
+        config = self._config(tokenizer)
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        # transformers gives some architectures, as Qwen2, a tokenizer class of their own.
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = self._model(tokenizer)
+            model = AutoModelForCausalLM.from_config(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:  # biases and norms, which begin as zeros and ones
+                        parameter += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         return folder
 
-    def _model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def _config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
         rows = len(tokenizer) + self.spare_rows
-        known = {
+        shared = {
+            **self.sizes,
             "vocab_size": rows,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        settings = {**self.sizes, **known, **self.options}
-        if self.model_type in ("gemma3",):
-            text = {**_SIZES, **known, **self.options["text_config"]}
-            settings = {**self.options, "text_config": text}
+        settings = {**shared, **self.options}
+        if "text_config" in settings:  # of a multimodal model
+            settings = {**self.options, "text_config": {**shared, **self.options["text_config"]}}
         if "vocab_size_per_layer_input" in settings:
             settings["vocab_size_per_layer_input"] = rows
-        config = CONFIG_MAPPING[self.model_type](**settings)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:  # biases and norms, which begin as zeros and ones
-                    parameter += 0.1 * torch.randn_like(parameter)
-        return model
+        return CONFIG_MAPPING[self.model_type](**settings)
 
 
 FAMILIES = [
@@ -139,7 +142,6 @@ FAMILIES = [
         "qwen2, sliding",
         "qwen2",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-        # transformers gives every Qwen2 its own tokenizer class, which adds a token.
         spare_rows=7,
         remark="with `use_sliding_window`",
     ),
@@ -438,6 +440,84 @@ FAMILIES = [
             "scale_emb": 3,
             "dim_model_base": 8,
             "tie_word_embeddings": True,
+        },
+    ),
+    Family("glm", "glm"),
+    Family("olmo", "olmo", {"clip_qkv": 2.0}),
+    Family("seed_oss", "seed_oss", {"residual_dropout": 0.2}),
+    Family(
+        "apertus",
+        "apertus",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+    ),
+    Family("olmoe", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    Family(
+        "ministral3",
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 2.0,
+                "original_max_position_embeddings": 16,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
+    Family(
+        "deepseek_v3",
+        "deepseek_v3",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    Family(
+        "granitemoehybrid",
+        "granitemoehybrid",
+        {
+            "layer_types": ["mamba", "attention"],
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 16,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+        },
+    ),
+    Family(
+        "qwen3_5_text",
+        "qwen3_5_text",
+        {
+            "layer_types": ["linear_attention", FULL],
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
         },
     ),
 ]
