@@ -51,7 +51,9 @@ class Backbone(Strict):
     """Precision of training. `auto` is bfloat16 if the processor computes it natively, and float32
     otherwise."""
     trust_remote_code: bool = False
-    """Allow the model to run code that comes with it."""
+    """Run the Python code that comes with the model, if it has any. Read the code first."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. A run keeps the commit with which it began."""
     add_bos: bool | None = None
     """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
     An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""

@@ -4,11 +4,7 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
-import logging
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -16,12 +12,10 @@ from typing import cast
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.attention import record_attention
@@ -29,11 +23,12 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.loading.stock_module import module_around
+from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
+from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
-from llm2comp.model.tokenizer import FILE as TOKENIZER
-from llm2comp.model.tokenizer import read_alike, without_special_tokens
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
@@ -82,16 +77,7 @@ def assemble(
             "lower memory.tokens"
         )
     tokenizer.model_max_length = min(max_length + specials, positions)
-    with tempfile.TemporaryDirectory() as scratch:
-        body.config.architectures = [type(body).__name__]
-        body.config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        save_file({}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        with _silent_transformers():  # it would report that all weights are missing
-            transformer = Transformer(
-                scratch, model_kwargs={"device_map": "meta"}, unpad_inputs=False
-            )
-    transformer.model = body
+    transformer = module_around(body, tokenizer, Transformer)
     loaded = cast(PreTrainedTokenizerBase, transformer.tokenizer)
     if not read_alike(loaded, tokenizer):
         raise UserError(
@@ -103,17 +89,6 @@ def assemble(
     rows, hidden = token_table(body).weight.shape
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Keep transformers from logging anything but errors."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
@@ -173,7 +148,9 @@ def save(
         else:
             copy_tokenizer(source, partial)
         encoder.to("meta")
-        stock = SentenceTransformer(str(partial), device="cpu")
+        stock = SentenceTransformer(
+            str(partial), device="cpu", trust_remote_code=lineage.backbone.trust_remote_code
+        )
         attention = probe_encoder(encoder_body(stock), str(folder))
         difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:
@@ -229,9 +206,15 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
         UserError: if the backbone cannot be loaded or an adapter does not fit.
     """
     last = lineage.stages[len(adapters) - 1]
-    model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
+    backbone = lineage.backbone
+    model, tokenizer = load_backbone(
+        backbone.name,
+        bidirectional=not last.causal,
+        trust_remote_code=backbone.trust_remote_code,
+        revision=backbone.revision,
+    )
     tokenizer = add_memory_tokens(
-        model, tokenizer, lineage.memory, lineage.seed, lineage.format, lineage.backbone.add_bos
+        model, tokenizer, lineage.memory, lineage.seed, lineage.format, backbone.add_bos
     )
     encoder = assemble(
         model,

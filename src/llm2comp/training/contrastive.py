@@ -113,7 +113,8 @@ def _train(
     lineage = Lineage.read(source)
     num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
-    model = _load(source, stage, dtype, attention_dropout)
+    trust_remote_code = recipe.backbone.trust_remote_code
+    model = _load(source, stage, dtype, attention_dropout, trust_remote_code=trust_remote_code)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
@@ -162,7 +163,12 @@ def _attention(stage: Contrastive) -> dict[str, bool]:
 
 
 def _load(
-    source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
+    source: Path,
+    stage: Contrastive,
+    dtype: torch.dtype,
+    attention_dropout: float,
+    *,
+    trust_remote_code: bool,
 ) -> SentenceTransformer:
     """Return the encoder to train on, with frozen weights.
 
@@ -170,10 +176,12 @@ def _load(
         UserError: if it does not pass the probe, for example because its attention cannot become
             bidirectional.
     """
-    dropout = dropout_settings(AutoConfig.from_pretrained(source), attention_dropout)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    dropout = dropout_settings(config, attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
+        trust_remote_code=trust_remote_code,
         model_kwargs={"dtype": dtype},
         config_kwargs=dropout | _attention(stage),
     )
@@ -189,7 +197,12 @@ def _write(
 ) -> None:
     """Merge the adapter into the source encoder, and write the next encoder folder."""
     stage, adapter = context.stage, context.workdir / encoder.ADAPTER
-    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=_attention(stage))
+    merged = SentenceTransformer(
+        str(source),
+        device="cpu",
+        trust_remote_code=context.recipe.backbone.trust_remote_code,
+        config_kwargs=_attention(stage),
+    )
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
     record_attention(config, causal=config.is_causal)

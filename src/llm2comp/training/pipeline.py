@@ -10,6 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from llm2comp.errors import UserError
+from llm2comp.model.backbone import pinned
 from llm2comp.recipe import (
     STAGE_FOLDERS,
     Pretext,
@@ -18,6 +19,7 @@ from llm2comp.recipe import (
     Supervised,
     Unsupervised,
 )
+from llm2comp.training.dry_run import rehearse
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
@@ -96,6 +98,9 @@ def train(
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)
                 _write_recipe(recipe, out)
+            if source is None:
+                recipe = _pinned(recipe)
+                _write_recipe(recipe, out)
             stage = _stage(recipe, name)
             console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
             started = time.monotonic()
@@ -113,12 +118,13 @@ def train(
 
 def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> None:
     stage = context.stage
-    if isinstance(stage, Pretext):
-        train_pretext(cast(StageContext[Pretext], context))
-    elif context.source is None:
+    if context.source is None and not isinstance(stage, Pretext):
         raise UserError(
             f"recipe {context.recipe.name}: {stage.stage} needs an encoder; put pretext before it"
         )
+    rehearse(context)
+    if isinstance(stage, Pretext):
+        train_pretext(cast(StageContext[Pretext], context))
     elif isinstance(stage, Unsupervised):
         train_unsupervised(cast(StageContext[Unsupervised], context))
     else:
@@ -155,6 +161,11 @@ def _with_stages(recipe: Recipe, stages: list[Stage]) -> Recipe:
     return Recipe.model_validate(settings)
 
 
+def _pinned(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of its backbone, so that the run keeps its weights."""
+    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
+
+
 def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     """Write `recipe.yaml`, or check that the folder's run is of the same recipe.
 
@@ -175,6 +186,11 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         _write_recipe(recipe, out)
         return recipe
     known, recipe = read_recipe(out), as_begun(recipe, out)
+    if recipe.backbone.revision is None:  # the commit with which the run began
+        backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
+        recipe = recipe.model_copy(update={"backbone": backbone})
+    elif recipe.backbone != known.backbone:
+        recipe = _pinned(recipe)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(
