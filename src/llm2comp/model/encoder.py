@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
@@ -67,8 +68,7 @@ def assemble(
             transformers loads another tokenizer for a model of this type.
     """
     body = body_of(model)
-    body.config.is_causal = causal
-    body.config.use_bidirectional_attention = not causal  # read by embedding servers
+    record_attention(body.config, causal=causal)
     specials = tokenizer.num_special_tokens_to_add()
     positions = getattr(body.config, "max_position_embeddings", max_length + specials)
     if positions <= specials:
@@ -85,7 +85,8 @@ def assemble(
             f"{body.config.model_type}, and the backbone's tokenizer.json gives other ids; take a "
             "backbone with the tokenizer of its type"
         )
-    hidden, rows = body.config.hidden_size, len(token_table(body).weight)
+    # An OPT may have wider states inside than those that it reads and returns.
+    rows, hidden = token_table(body).weight.shape
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
 
@@ -139,7 +140,7 @@ def save(
         UserError: if the folder does not pass the check.
     """
     expected = _embed_alone(encoder)
-    dimension = encoder_body(encoder).config.hidden_size
+    dimension = token_table(encoder_body(encoder)).embedding_dim
     own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)

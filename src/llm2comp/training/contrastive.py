@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
-from llm2comp.model.attention import configure_attention
+from llm2comp.model.attention import configure_attention, record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
@@ -242,7 +242,7 @@ def _write(
     )
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
-    config.use_bidirectional_attention = not config.is_causal
+    record_attention(config, causal=config.is_causal)
     record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
     encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
