@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum lint bench docs release clean
+.PHONY: help demo test test-minimum test-backbones lint bench docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ test: .venv/.dev  ## run the tests, with coverage
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
 	.venv-minimum/bin/python -m pytest -m "not slow"
+
+test-backbones: .venv/.dev  ## take tiny models of all families through the stages; writes docs/reference/backbones.md
+	LLM2COMP_WRITE_BACKBONES=1 $(BIN)/python -m pytest tests/backbones
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

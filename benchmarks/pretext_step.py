@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from llm2comp import recipe
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
-from llm2comp.model.backbone import load_backbone, resolve_backbone
+from llm2comp.model.backbone import backbone_folder, load_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import trainable_parameters
@@ -197,7 +197,7 @@ def trainer(model: Ours | Literal) -> Callable[[Batch], float]:
 def draw(shape: str, count: int, *, grouped: bool) -> list[Batch]:
     """Draw batches: grouped by length as stage 1 does, or as passages come."""
     rule, size, split = SHAPES[shape]
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(BACKBONE))
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder(BACKBONE))
     source = recipe.DataSource(source="boolq-passages")
     passages = load_passages([source], tokenizer, rule, count * size, seed=0)["input_ids"]
     generator = random.Random(0)

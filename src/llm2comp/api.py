@@ -51,8 +51,9 @@ def fetch(name: str) -> Path:
 
 
 def load(
-    name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None
-) -> SentenceTransformer:
+    name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None, *,
+    trust_remote_code: bool = False,
+) -> SentenceTransformer:  # fmt: skip
     """Load an encoder for fast encoding and return it as a `SentenceTransformer`.
 
     Its embeddings are those of plain sentence-transformers. It is faster because it forms batches
@@ -64,6 +65,7 @@ def load(
             supports it natively and a check, done once per model, finds the embeddings unchanged.
         merge_threshold: merge the memory tokens of a text whose average cosine is at least this,
             above 0 and at most 1 (paper, "clustering-then-merging"). `None` merges nothing.
+        trust_remote_code: run Python code that comes with the encoder, if it has any.
 
     Raises:
         UserError: if the encoder cannot be found or loaded, or has no memory tokens to merge.
@@ -77,7 +79,7 @@ def load(
     """
     from llm2comp.inference.load import load as load_encoder
 
-    return load_encoder(name, dtype, merge_threshold)
+    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code)
 
 
 def encode(
@@ -210,7 +212,6 @@ def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str]
         recipe = load_recipe(recipe_path(str(recipe)), changes)
     elif overrides:
         raise UserError("overrides are for a recipe given by name; change the Recipe itself")
-
     from llm2comp.training import pipeline
 
     if recipe.evaluation.tasks:
@@ -248,7 +249,6 @@ def study(
     from llm2comp.training.study.plan import load_study
 
     loaded = load_study(study_path(str(study)), quick=quick)
-
     from llm2comp.training.study.run import StudyRun
 
     return StudyRun(loaded, Path(out), reuse=[Path(folder) for folder in reuse]).run()
@@ -392,7 +392,6 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:
-    """Load a model that is given by name."""
     if isinstance(model, str | Path):
         return load(model, dtype, merge_threshold)
     if dtype != "auto" or merge_threshold is not None:

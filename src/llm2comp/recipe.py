@@ -51,7 +51,9 @@ class Backbone(Strict):
     """Precision of training. `auto` is bfloat16 if the processor computes it natively, and float32
     otherwise."""
     trust_remote_code: bool = False
-    """Allow the model to run code that comes with it."""
+    """Run the Python code that comes with the model, if it has any. Read the code first."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. A run keeps the commit with which it began."""
     add_bos: bool | None = None
     """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
     An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""
@@ -289,7 +291,8 @@ class Recipe(Strict):
     memory: Memory = Memory()
     """The memory tokens."""
     prompts: dict[str, str] = {"query": "", "document": ""}
-    """What `encode_query` and `encode_document` put before a text."""
+    """What `encode_query` and `encode_document` put before a text. If queries are trained with a
+    `query_instruction`, `query` should be such an instruction and a colon."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -298,6 +301,13 @@ class Recipe(Strict):
     """What is scored after each stage."""
     on_bad_row: OnBadRow = "fail"
     """What a bad row of data does. `fail` stops the run; `skip` leaves the row out."""
+
+    @property
+    def lacks_query_prompt(self) -> bool:
+        """Whether queries are trained with an instruction and encoded without one."""
+        sources = [source for stage in self.stages for source in stage.data]
+        instructed = any(source.query_instruction for source in sources)
+        return instructed and not self.prompts.get("query")
 
     @model_validator(mode="after")
     def _check_order(self) -> "Recipe":

@@ -18,7 +18,6 @@ from llm2comp.model.lineage import StageRecord
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers, target_modules
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "own-backbone.md"
 LLAMA = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEOX = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 OPT = ["v_proj", "q_proj", "out_proj", "fc1", "fc2"]
@@ -147,16 +146,6 @@ def test_every_block_is_adapted(architecture: str) -> None:
         if isinstance(module, LoraLayer)
     }
     assert len(blocks) == adapted.config.num_hidden_layers or architecture == "jamba"
-
-
-def test_the_guide_has_the_default_of_every_architecture() -> None:
-    rows = re.findall(r"^\| (`.*`) \| (`.*`) \|$", GUIDE.read_text(), flags=re.MULTILINE)
-    told = {
-        architecture: re.findall(r"`(\w+)`", names)
-        for architectures, names in rows
-        for architecture in re.findall(r"`(\w+)`", architectures)
-    }
-    assert told == TARGETS
 
 
 def states(model: torch.nn.Module) -> Tensor:

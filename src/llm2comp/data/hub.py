@@ -1,17 +1,21 @@
-"""Datasets and models of the Hugging Face hub: stream rows, and check that a name exists."""
+"""Datasets and models of the Hugging Face hub: stream rows, download weights, check names."""
 
-from collections.abc import Callable, Iterator
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import huggingface_hub
-from huggingface_hub import HfApi, errors
+from huggingface_hub import HfApi, constants, errors
 
 from llm2comp.data.files import NumberedRow
 from llm2comp.errors import UserError, one_line
 
 REACH_SECONDS = 10.0
 """How long the hub may take to answer."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""The files of a model that transformers reads; folders of other formats are left out."""
 
 
 def read(name: str, split: str) -> Iterator[NumberedRow]:
@@ -44,7 +48,8 @@ def require_model(name: str) -> None:
         UserError: if neither is true.
     """
     if cached_model(name) is None:
-        _require("model", name, HfApi().model_info)
+        with _hub_errors("model", name):
+            HfApi().model_info(name, timeout=REACH_SECONDS)
 
 
 def require_dataset(name: str) -> None:
@@ -53,7 +58,8 @@ def require_dataset(name: str) -> None:
     Raises:
         UserError: if it does not, or cannot be reached.
     """
-    _require("dataset", name, HfApi().dataset_info)
+    with _hub_errors("dataset", name):
+        HfApi().dataset_info(name, timeout=REACH_SECONDS)
 
 
 def cached_model(name: str) -> Path | None:
@@ -65,18 +71,80 @@ def cached_model(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _require(kind: str, name: str, request: Callable[..., object]) -> None:
+def download_model(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+    """Return the folder of a model in the hub's local cache, and download what it lacks.
+
+    Without a network, or with `HF_HUB_OFFLINE`, it is the copy that an earlier download left.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit; by default the main branch.
+        code: whether to download the Python files of the model too.
+
+    Returns:
+        A folder whose name is the commit.
+
+    Raises:
+        UserError: if the hub has no such model or revision that the user may read, or there is
+            neither a network nor a whole copy in the cache.
+    """
+    wanted = [*MODEL_FILES, *(["*.py"] if code else [])]
+    folder = _snapshot(name, revision, wanted)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"])
+
+
+def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
+    """Download the files of a model that match a pattern, and return their folder."""
+    # "consolidated" files hold the same weights once more, under other names.
+    unwanted = ["*/*", "consolidated*"]
+    with _hub_errors("model", name, revision):
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=files, ignore_patterns=unwanted
+            )
+        )
+
+
+@contextmanager
+def _hub_errors(kind: str, name: str, revision: str | None = None) -> Iterator[None]:
+    """Turn any error of the hub's client in a block into one line."""
     try:
-        request(name, timeout=REACH_SECONDS)
-    # The hub answers in the same way for gated repositories.
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{kind} {name!r} is gated: accept its terms at {constants.ENDPOINT}/{name}, and log "
+            "in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"{kind} {name!r} has no revision {revision!r}; give a branch, a tag or a commit"
+        ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"the hub has no {kind} {name!r} that you may read, and there is no such file or "
             "folder; check the name, or log in with `hf auth login`"
         ) from error
     except Exception as error:  # the HTTP library below has exceptions of its own
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"the hub refuses your token for {kind} {name!r} (status {status}); log in again "
+                "with `hf auth login`, or unset HF_TOKEN"
+            ) from error
+        at = "" if revision is None else f" at revision {revision!r}"
         raise UserError(
-            f"there is no local {name!r}, and the hub cannot be reached to look for it "
-            f"({type(error).__name__}); check the name and the network, or use a local {kind} or "
-            "one that `llm2comp data list` shows"
+            f"there is no whole {name!r}{at} on this machine, and the hub cannot be reached to "
+            f"look for it ({_reason(error)}); check the name and the network, or use a local "
+            f"{kind} or one that `llm2comp data list` shows"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why the hub cannot be reached."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return type(error.__cause__ or error).__name__

@@ -21,16 +21,23 @@ from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
+<<<<<<< HEAD
 from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.modules import UnsavableModule
 from llm2comp.model.tokenizer import (
+=======
+from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
+from llm2comp.model.loading.stock_module import module_around
+from llm2comp.model.loading.tokenizer import (
+>>>>>>> main
     first_token,
-    load_tokenizer,
     needed_first_token,
     padding_token,
     require_fast,
     set_template,
 )
+from llm2comp.model.modules import UnsavableModule
 from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
@@ -236,7 +243,9 @@ def build(
     name: str,
     backbone_dir: Path,
     dtype: torch.dtype = torch.float32,
+    *,
     add_bos: bool | None = True,
+    trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Build a training-free encoder.
 
@@ -244,30 +253,31 @@ def build(
         name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
         dtype: dtype of the weights in memory.
-        add_bos: as `llm2comp.model.tokenizer.first_token` takes it.
+        add_bos: as `llm2comp.model.loading.tokenizer.first_token` takes it.
+        trust_remote_code: run the Python code that comes with the model, if it has any.
 
     Returns:
         A model whose embeddings have unit length and the dimension of the backbone's hidden states.
 
     Raises:
-        UserError: if there is no such baseline or folder, or the tokenizer has no fast version.
+        UserError: if there is no such baseline, the folder cannot be loaded, or the tokenizer has
+            no fast version.
     """
     require_baseline(name)
-    if not (backbone_dir / "config.json").is_file():
-        raise UserError(f"backbone {backbone_dir} is not a transformers folder: no config.json")
     baseline = BASELINES[name]
     several_parts = len(baseline.prompts) > 1 or baseline.prompts[0].again
-    transformer_class = Prompted if several_parts else Transformer
-    transformer = transformer_class(
-        str(backbone_dir),
-        model_kwargs={"dtype": dtype},
-        unpad_inputs=False,
+    source, trust = str(backbone_dir), {"trust_remote_code": trust_remote_code}
+    config = read_config(backbone_dir, source, **trust)
+    tokenizer = read_tokenizer(backbone_dir, source, split_special_tokens=True, **trust)
+    require_fast(tokenizer)
+    transformer = module_around(
+        body_of(read_model(backbone_dir, source, config, dtype=dtype, **trust)),
+        tokenizer,
+        Prompted if several_parts else Transformer,
         # Without this, the chat template of a tokenizer would be put around every text.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
-    tokenizer = load_tokenizer(str(backbone_dir), split_special_tokens=True)
-    require_fast(tokenizer)
     transformer.processor = tokenizer
     transformer.max_seq_length = MAX_TOKENS
     if tokenizer.pad_token is None:
@@ -279,7 +289,13 @@ def build(
 
 
 def load_baseline(
-    name: str, backbone: str, dtype: Precision = "auto", add_bos: bool | None = True
+    name: str,
+    backbone: str,
+    dtype: Precision = "auto",
+    *,
+    add_bos: bool | None = True,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load a training-free encoder in a precision.
 
@@ -288,12 +304,14 @@ def load_baseline(
         backbone: causal language model, as a recipe names it.
         dtype: as in `llm2comp.load`.
         add_bos: the recipe's `backbone.add_bos`.
+        revision: of a hub model, as a recipe has it.
+        trust_remote_code: as in `build`.
 
     Raises:
         UserError: if `build` raises it, or the backbone is not available.
     """
-    folder = backbone_folder(backbone)
-    create = partial(build, name, folder, add_bos=add_bos)
+    folder = backbone_folder(backbone, revision, code=trust_remote_code)
+    create = partial(build, name, folder, add_bos=add_bos, trust_remote_code=trust_remote_code)
     return load_checked(row_name(name, backbone), dtype, create, str(folder))
 
 

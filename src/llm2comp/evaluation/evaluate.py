@@ -12,7 +12,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import ResultStore, Score
-from llm2comp.inference.load import load, model_names
+from llm2comp.inference.load import load, model_names, trusted
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import Precision, Suite
@@ -50,7 +50,13 @@ class Encoders:
     ) -> Iterator[tuple[str, Callable[[], SentenceTransformer], Lineage | None]]:
         """Yield the name of each row, a function that loads its encoder, and its lineage."""
         for name in self.baselines:
-            build = partial(training_free.load_baseline, name, self.backbone, self.dtype)
+            build = partial(
+                training_free.load_baseline,
+                name,
+                self.backbone,
+                self.dtype,
+                trust_remote_code=trusted(),
+            )
             yield training_free.row_name(name, self.backbone), build, None
         for name in model_names(self.models):
             row = row_name(name, self.merge_threshold, instructed=instructed)

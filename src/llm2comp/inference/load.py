@@ -1,6 +1,7 @@
 """Load an encoder by name, in the precision that suits the processor."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -21,8 +22,21 @@ from llm2comp.utils.choices import Precision
 logger = logging.getLogger(__name__)
 
 
+TRUST = "LLM2COMP_TRUST_REMOTE_CODE"
+"""Environment variable with which all commands and functions run code that comes with models."""
+
+
+def trusted() -> bool:
+    """Return whether the environment allows code that comes with models."""
+    return os.environ.get(TRUST) == "1"
+
+
 def load(
-    name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None
+    name: str | Path,
+    dtype: Precision = "auto",
+    merge_threshold: float | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """Load an encoder, and log its precision in one line.
 
@@ -34,6 +48,7 @@ def load(
         merge_threshold: merge memory tokens before pooling, see
             `llm2comp.model.modules.merge_memory`; None merges nothing. The check of bfloat16
             includes merging, because rounding may move a memory token into another cluster.
+        trust_remote_code: run the Python code that comes with the encoder, if it has any.
 
     Returns:
         A sentence-transformers model whose `encode` batches texts by tokens.
@@ -48,7 +63,7 @@ def load(
     source = released.resolve_encoder(name)
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
-        model = load_in(name, wanted)
+        model = load_in(name, wanted, trust_remote_code=trust_remote_code)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
 
     if compiled.backend_of(Path(source)):
@@ -59,12 +74,15 @@ def load(
     return load_checked(label, dtype, build, source)
 
 
-def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+def load_in(
+    name: str, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+) -> SentenceTransformer:
     """Load an encoder with weights of one dtype, without the check that `load` makes.
 
     Args:
         name: as `load` takes it.
         dtype: of the weights in memory; a compiled encoder keeps its own precision.
+        trust_remote_code: as `load` takes it.
 
     Raises:
         UserError: if it cannot be loaded.
@@ -73,8 +91,17 @@ def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransforme
     if compiled.backend_of(Path(source)):
         return compiled.load(Path(source))
     try:
-        model = TokenBatched(source, model_kwargs={"dtype": dtype})
+        model = TokenBatched(
+            source,
+            model_kwargs={"dtype": dtype},
+            trust_remote_code=trust_remote_code or trusted(),
+        )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model {name!r} comes with Python code of its own; read the code, and if you "
+                f"trust it, set {TRUST}=1 or call llm2comp.load(..., trust_remote_code=True)"
+            ) from error
         known = ", ".join([*released.names(), *released.PEERS])
         raise UserError(
             f"model {name!r} cannot be loaded ({one_line(error)}); "

@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.masking_utils import sdpa_mask
 
 NAME = "llm2comp_matmul"
@@ -36,6 +42,28 @@ def configure_attention(model: PreTrainedModel) -> None:
     """
     model.config.use_cache = False
     use_matmul_attention(model)
+
+
+def record_attention(config: PreTrainedConfig, *, causal: bool) -> None:
+    """Record in an encoder's configuration whether its attention is causal.
+
+    transformers reads `is_causal`, and embedding servers read `use_bidirectional_attention`. Some
+    architectures have a setting of that name themselves. Gemma 4 has other values for it. Gemma 3
+    halves its window when it reads the setting, which transformers before 5.23 does not undo when
+    it writes: there the setting keeps its default.
+
+    Args:
+        config: changed in place.
+        causal: whether the encoder's attention is causal.
+    """
+    config.is_causal = causal
+    try:
+        config.use_bidirectional_attention = not causal
+    except StrictDataclassFieldValidationError:
+        config.use_bidirectional_attention = None if causal else "all"
+    again = type(config).from_dict(config.to_dict())
+    if getattr(again, "sliding_window", None) != getattr(config, "sliding_window", None):
+        config.use_bidirectional_attention = False
 
 
 def use_matmul_attention(model: PreTrainedModel) -> None:

@@ -4,11 +4,7 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
-import logging
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -16,23 +12,23 @@ from typing import cast
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.loading.stock_module import has_own_code, module_around
+from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
+from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
-from llm2comp.model.tokenizer import FILE as TOKENIZER
-from llm2comp.model.tokenizer import read_alike, without_special_tokens
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
@@ -72,8 +68,7 @@ def assemble(
             transformers loads another tokenizer for a model of this type.
     """
     body = body_of(model)
-    body.config.is_causal = causal
-    body.config.use_bidirectional_attention = not causal  # read by embedding servers
+    record_attention(body.config, causal=causal)
     specials = tokenizer.num_special_tokens_to_add()
     positions = getattr(body.config, "max_position_embeddings", max_length + specials)
     if positions <= specials:
@@ -82,16 +77,7 @@ def assemble(
             "lower memory.tokens"
         )
     tokenizer.model_max_length = min(max_length + specials, positions)
-    with tempfile.TemporaryDirectory() as scratch:
-        body.config.architectures = [type(body).__name__]
-        body.config.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        save_file({}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        with _silent_transformers():  # it would report that all weights are missing
-            transformer = Transformer(
-                scratch, model_kwargs={"device_map": "meta"}, unpad_inputs=False
-            )
-    transformer.model = body
+    transformer = module_around(body, tokenizer, Transformer)
     loaded = cast(PreTrainedTokenizerBase, transformer.tokenizer)
     if not read_alike(loaded, tokenizer):
         raise UserError(
@@ -99,20 +85,10 @@ def assemble(
             f"{body.config.model_type}, and the backbone's tokenizer.json gives other ids; take a "
             "backbone with the tokenizer of its type"
         )
-    hidden, rows = body.config.hidden_size, len(token_table(body).weight)
+    # An OPT may have wider states inside than those that it reads and returns.
+    rows, hidden = token_table(body).weight.shape
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Keep transformers from logging anything but errors."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
@@ -164,7 +140,8 @@ def save(
         UserError: if the folder does not pass the check.
     """
     expected = _embed_alone(encoder)
-    dimension = encoder_body(encoder).config.hidden_size
+    dimension = token_table(encoder_body(encoder)).embedding_dim
+    own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         if source is None:
@@ -172,13 +149,19 @@ def save(
         else:
             copy_tokenizer(source, partial)
         encoder.to("meta")
-        stock = SentenceTransformer(str(partial), device="cpu")
+        try:
+            stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=own_code)
+        except Exception as error:  # transformers raises whatever comes up
+            raise UserError(
+                f"{folder} is not written, because it would not load again "
+                f"({type(error).__name__}: {one_line(error)}); choose another backbone"
+            ) from error
         attention = probe_encoder(encoder_body(stock), str(folder))
         difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:
             raise UserError(
-                f"{folder} is not written, because its embeddings differ from those of the encoder "
-                f"in memory (by a cosine distance of {difference:.1e})"
+                f"its embeddings differ from those in memory by a cosine distance of "
+                f"{difference:.1e}; {folder} is not written"
             )
         last = lineage.stages[-1].model_copy(update=asdict(attention))
         lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})
@@ -228,9 +211,15 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
         UserError: if the backbone cannot be loaded or an adapter does not fit.
     """
     last = lineage.stages[len(adapters) - 1]
-    model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
+    backbone = lineage.backbone
+    model, tokenizer = load_backbone(
+        backbone.name,
+        bidirectional=not last.causal,
+        trust_remote_code=backbone.trust_remote_code,
+        revision=backbone.revision,
+    )
     tokenizer = add_memory_tokens(
-        model, tokenizer, lineage.memory, lineage.seed, lineage.format, lineage.backbone.add_bos
+        model, tokenizer, lineage.memory, lineage.seed, lineage.format, backbone.add_bos
     )
     encoder = assemble(
         model,

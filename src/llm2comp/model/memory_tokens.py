@@ -7,8 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from llm2comp.errors import UserError
 from llm2comp.model.causal_lm.parts import token_table
-from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
-from llm2comp.model.tokenizer import (
+from llm2comp.model.loading.tokenizer import (
     first_token,
     needed_first_token,
     padding_token,
@@ -16,6 +15,7 @@ from llm2comp.model.tokenizer import (
     set_template,
     without_special_tokens,
 )
+from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
 from llm2comp.recipe import Memory
 
 FIRST_TOKEN = 1e-6

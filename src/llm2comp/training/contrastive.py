@@ -1,6 +1,6 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from torch import Tensor
 from transformers import AutoConfig
 
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
-from llm2comp.model.attention import configure_attention
+from llm2comp.model.attention import configure_attention, record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
@@ -67,6 +68,42 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add no callback, because the model card is written from the lineage."""
+
+
+class TokenLimitedInfoNCE(CachedMultipleNegativesRankingLoss):
+    """The cached loss (GradCache), whose mini-batches have a limited number of tokens.
+
+    Padding counts, because it takes memory too. `mini_batch_num_tokens` of sentence-transformers
+    does not count it: a long text among many short ones would exceed the limit many times over.
+
+    Args:
+        model: the encoder.
+        tokens: the most tokens of a mini-batch. A longer text is a mini-batch of its own.
+        options: of the cached loss; `mini_batch_size` limits the rows of a mini-batch.
+    """
+
+    def __init__(self, model: SentenceTransformer, tokens: int, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.tokens = tokens
+
+    def embed_minibatch_iter(
+        self, sentence_feature: dict[str, Tensor], *args: Any, **options: Any
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Yield the embeddings `(rows, dimension)` of each mini-batch, and its random state."""
+        lengths = sentence_feature["attention_mask"].sum(1).tolist()
+        options["ranges"] = list(_token_limited(lengths, self.tokens, self.mini_batch_size))
+        yield from super().embed_minibatch_iter(sentence_feature, *args, **options)
+
+
+def _token_limited(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each mini-batch, and the row after its last one."""
+    begin, longest = 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > begin and ((row + 1 - begin) * longest > tokens or row - begin == rows):
+            yield begin, row
+            begin, longest = row, length
+    yield begin, len(lengths)
 
 
 def train_contrastive(
@@ -113,7 +150,8 @@ def _train(
     lineage = Lineage.read(source)
     num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
-    model = _load(source, stage, dtype, attention_dropout)
+    trust_remote_code = recipe.backbone.trust_remote_code
+    model = _load(source, stage, dtype, attention_dropout, trust_remote_code=trust_remote_code)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
@@ -162,7 +200,12 @@ def _attention(stage: Contrastive) -> dict[str, bool]:
 
 
 def _load(
-    source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
+    source: Path,
+    stage: Contrastive,
+    dtype: torch.dtype,
+    attention_dropout: float,
+    *,
+    trust_remote_code: bool,
 ) -> SentenceTransformer:
     """Return the encoder to train on, with frozen weights.
 
@@ -170,10 +213,12 @@ def _load(
         UserError: if it does not pass the probe, for example because its attention cannot become
             bidirectional.
     """
-    dropout = dropout_settings(AutoConfig.from_pretrained(source), attention_dropout)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    dropout = dropout_settings(config, attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
+        trust_remote_code=trust_remote_code,
         model_kwargs={"dtype": dtype},
         config_kwargs=dropout | _attention(stage),
     )
@@ -189,10 +234,15 @@ def _write(
 ) -> None:
     """Merge the adapter into the source encoder, and write the next encoder folder."""
     stage, adapter = context.stage, context.workdir / encoder.ADAPTER
-    merged = SentenceTransformer(str(source), device="cpu", config_kwargs=_attention(stage))
+    merged = SentenceTransformer(
+        str(source),
+        device="cpu",
+        trust_remote_code=context.recipe.backbone.trust_remote_code,
+        config_kwargs=_attention(stage),
+    )
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
-    config.use_bidirectional_attention = not config.is_causal
+    record_attention(config, causal=config.is_causal)
     record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
     encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
@@ -221,9 +271,10 @@ def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -
     The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
     it has the same gradient but costs one more forward pass.
     """
-    scale = 1.0 / stage.temperature
-    if stage.batch_size <= stage.mini_batch_size:
-        return MultipleNegativesRankingLoss(model, scale=scale, gather_across_devices=gather)
-    return CachedMultipleNegativesRankingLoss(
-        model, scale=scale, mini_batch_size=stage.mini_batch_size, gather_across_devices=gather
-    )
+    options: dict[str, Any] = {"scale": 1.0 / stage.temperature, "gather_across_devices": gather}
+    rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
+    if tokens is not None:
+        return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
+    if stage.batch_size <= rows:
+        return MultipleNegativesRankingLoss(model, **options)
+    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from llm2comp.errors import UserError
+from llm2comp.model.backbone import pinned
 from llm2comp.recipe import (
     STAGE_FOLDERS,
     Pretext,
@@ -18,6 +19,7 @@ from llm2comp.recipe import (
     Supervised,
     Unsupervised,
 )
+from llm2comp.training.dry_run import rehearse
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
@@ -86,6 +88,12 @@ def train(
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
     recipe = _claim(recipe, out, planned=plan is not None)
+    if recipe.lacks_query_prompt:
+        logger.warning(
+            "queries are trained with instructions, and prompts.query is empty: encode_query and "
+            "search will put nothing before a query; set prompts.query to an instruction and a "
+            'colon, for example "Given a question, retrieve passages that answer it:"'
+        )
     log = RunLog(out / LOG, console)
     source: Path | None = None
     for name in [stage.stage for stage in recipe.stages]:
@@ -95,6 +103,9 @@ def train(
         else:
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)
+                _write_recipe(recipe, out)
+            if source is None and not is_of_0_1(out):
+                recipe = _pinned(recipe)
                 _write_recipe(recipe, out)
             stage = _stage(recipe, name)
             console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
@@ -113,12 +124,13 @@ def train(
 
 def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> None:
     stage = context.stage
-    if isinstance(stage, Pretext):
-        train_pretext(cast(StageContext[Pretext], context))
-    elif context.source is None:
+    if context.source is None and not isinstance(stage, Pretext):
         raise UserError(
             f"recipe {context.recipe.name}: {stage.stage} needs an encoder; put pretext before it"
         )
+    rehearse(context)
+    if isinstance(stage, Pretext):
+        train_pretext(cast(StageContext[Pretext], context))
     elif isinstance(stage, Unsupervised):
         train_unsupervised(cast(StageContext[Unsupervised], context))
     else:
@@ -155,6 +167,11 @@ def _with_stages(recipe: Recipe, stages: list[Stage]) -> Recipe:
     return Recipe.model_validate(settings)
 
 
+def _pinned(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of its backbone, so that the run keeps its weights."""
+    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
+
+
 def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     """Write `recipe.yaml`, or check that the folder's run is of the same recipe.
 
@@ -175,6 +192,11 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         _write_recipe(recipe, out)
         return recipe
     known, recipe = read_recipe(out), as_begun(recipe, out)
+    if recipe.backbone.revision is None:  # the commit with which the run began
+        backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
+        recipe = recipe.model_copy(update={"backbone": backbone})
+    elif recipe.backbone != known.backbone:
+        recipe = _pinned(recipe)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(

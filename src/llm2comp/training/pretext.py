@@ -233,7 +233,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
     return median(seconds[1:])
 
 
-def _objective(stage: Pretext) -> type[Objective]:
+def objective_of(stage: Pretext) -> type[Objective]:
     """Return the class of the stage's objective.
 
     Raises:
@@ -254,13 +254,16 @@ def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Original]:
     """Return the backbone and its tokenizer with memory tokens, and what it computed before."""
-    prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
-    bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
+    prompt_format = objective_of(stage).format()  # a wrong objective fails before the model loads
+    bidirectional = stage.bidirectional_from_step is not None or any(
+        later.attention == "bidirectional" for later in recipe.stages
+    )
     model, tokenizer = load_backbone(
         recipe.backbone.name,
         dtype=dtype,
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
+        revision=recipe.backbone.revision,
     )
     for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
         target_modules(body_of(model), later.lora.target_modules)
@@ -278,7 +281,7 @@ def _compressor(
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     compressor = Compressor(
         model,
-        _objective(stage).format().num_memory_embeddings(recipe.memory.tokens),
+        objective_of(stage).format().num_memory_embeddings(recipe.memory.tokens),
         stage.lora,
         bos_id=tokenizer.bos_token_id,
         causal=stage.attention != "bidirectional",
@@ -299,7 +302,7 @@ def _pretext_model(
     """Return the model that stage 1 trains, and what makes its batches."""
     compressor = _compressor(recipe, stage, model, tokenizer)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    return PretextModel(compressor, _objective(stage).of(tokenizer, stage)), collator
+    return PretextModel(compressor, objective_of(stage).of(tokenizer, stage)), collator
 
 
 def _passages(
@@ -336,7 +339,7 @@ def _cut(
 ) -> dict[str, Any]:
     """Return a batch's splits, and its passages up to the end of their continuations."""
     lengths, rule = [len(passage) for passage in batch], stage.split
-    if _objective(stage).whole_passage:
+    if objective_of(stage).whole_passage:
         return {"input_ids": batch, "split": lengths}
     splits = split_points(lengths, rule, step, generator)
     if rule.continuation:
@@ -388,5 +391,6 @@ def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) ->
     """Merge the adapter into the backbone in float32, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
     record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
-    lineage = Lineage.start(context.recipe, _objective(context.stage).prompt_format).after(record)
+    prompt_format = objective_of(context.stage).prompt_format
+    lineage = Lineage.start(context.recipe, prompt_format).after(record)
     encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

@@ -10,8 +10,16 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
-from llm2comp.training.run_folder import SCORES, STAGE_LABELS, Scores, as_begun, read_scores
+from llm2comp.training.run_folder import (
+    MODEL,
+    SCORES,
+    STAGE_LABELS,
+    Scores,
+    as_begun,
+    read_scores,
+)
 from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
@@ -46,6 +54,8 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
+    commit = {"revision": Lineage.read(out / MODEL).backbone.revision}  # that was trained on
+    recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
     for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
         rows[name] = known.get(name, [])
         if [(score.task, score.quick) for score in rows[name]] != wanted:
@@ -62,7 +72,13 @@ def baseline_models(recipe: Recipe) -> Models:
     backbone = recipe.backbone
     return {
         name: partial(
-            baselines.load_baseline, name, backbone.name, backbone.dtype, backbone.add_bos
+            baselines.load_baseline,
+            name,
+            backbone.name,
+            backbone.dtype,
+            add_bos=backbone.add_bos,
+            revision=backbone.revision,
+            trust_remote_code=backbone.trust_remote_code,
         )
         for name in recipe.evaluation.baselines
     }
@@ -78,5 +94,8 @@ def stage_models(recipe: Recipe, out: Path) -> Models:
     folders = {
         STAGE_LABELS[stage.stage]: str(out / STAGE_FOLDERS[stage.stage]) for stage in recipe.stages
     }
-    dtype = recipe.backbone.dtype
-    return {label: partial(load, folder, dtype) for label, folder in folders.items()}
+    backbone = recipe.backbone
+    return {
+        label: partial(load, folder, backbone.dtype, trust_remote_code=backbone.trust_remote_code)
+        for label, folder in folders.items()
+    }

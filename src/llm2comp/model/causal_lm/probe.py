@@ -5,7 +5,8 @@ loaded: a backbone before stage 1, and an encoder before each later stage. A pro
 hold would give wrong losses or wrong embeddings without an error, so the model is refused instead.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -282,6 +283,8 @@ def _watched_attention(body: PreTrainedModel) -> Iterator[dict[str, float]]:
             states = args[0] if args else kwargs["hidden_states"]
             changed = states.clone()
             changed[:, -1] = -states[:, 0]
+            # Gemma 3n's layers write their keys into a mapping that later layers read.
+            kwargs = {n: copy.copy(v) if isinstance(v, Mapping) else v for n, v in kwargs.items()}
             args, kwargs = (
                 ((changed, *args[1:]), kwargs)
                 if args

@@ -14,7 +14,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.processors import ByteLevel, PostProcessor, TemplateProcessing
 from tokenizers.processors import Sequence as Processors
@@ -34,7 +33,7 @@ PROBES = (
 """Texts on which tokenizers are compared. They differ where pre-tokenizers and normalizers do."""
 
 
-def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Path, **options: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a backbone.
 
     The class that `tokenizer_config.json` names may build a tokenizer of its own from the
@@ -42,8 +41,8 @@ def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     differ, `tokenizer.json` counts, because it is what the model came with.
 
     Args:
-        source: local folder or hub id.
-        options: `trust_remote_code` and `revision`, as `from_pretrained` takes them.
+        source: local folder.
+        options: further arguments of `from_pretrained`.
 
     Raises:
         OSError: if there is none.
@@ -51,7 +50,7 @@ def load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     # transformers 5 has one class for every tokenizer.json that no other class rebuilds.
-    if type(tokenizer) is PreTrainedTokenizerFast or not _has_file(source, options.get("revision")):
+    if type(tokenizer) is PreTrainedTokenizerFast or not (source / FILE).is_file():
         return tokenizer
     plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(source, **options)
     return tokenizer if read_alike(tokenizer, plain) else plain
@@ -223,13 +222,6 @@ def set_template(
     )
     trimming = _offset_trimming(backend.post_processor)
     backend.post_processor = Processors([*trimming, template]) if trimming else template
-
-
-def _has_file(source: str, revision: str | None) -> bool:
-    """Return whether a folder, or what the cache has of a hub model, contains `tokenizer.json`."""
-    if Path(source).is_dir():
-        return (Path(source) / FILE).is_file()
-    return isinstance(try_to_load_from_cache(source, FILE, revision=revision), str)
 
 
 def _with_entries(vocabulary: Any, added: list[dict[str, Any]]) -> Any:

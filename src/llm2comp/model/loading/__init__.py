@@ -1,0 +1,1 @@
+"""Read the weights, configuration and tokenizer of a language model from files."""

@@ -1,0 +1,252 @@
+"""A dry run before a stage: all that comes after its training, on a model that is not trained.
+
+Whatever fails after hours of training could have been known before. So each stage begins with a
+look at the disk, at the LoRA of every stage to come, and at an encoder of few layers with random
+weights that is assembled, merged, saved and loaded again, as the trained one will be.
+"""
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from llm2comp.errors import UserError, one_line
+from llm2comp.model import encoder
+from llm2comp.model.backbone import backbone_folder
+from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
+from llm2comp.model.lora import add_adapter, trainable_parameters
+from llm2comp.model.lora_targets import adapted_layers
+from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.recipe import Backbone, Pretext, Stage, StageBase
+from llm2comp.training.pretext import objective_of
+from llm2comp.training.stage_context import StageContext
+
+CHECKPOINT_BYTES = 12
+"""Of a number that trains: itself and AdamW's two moments, in float32."""
+CHECKPOINTS = 3
+"""At once: the Trainer keeps two, and removes the older one when the third is written."""
+
+
+@torch.random.fork_rng(devices=[])
+def rehearse(context: StageContext[Stage]) -> None:
+    """Check that what follows the training of a stage will succeed, before its first step.
+
+    Args:
+        context: the stage.
+
+    Raises:
+        UserError: if the disk is too small, the LoRA of this or a later stage fits no layer, or
+            the encoder that is saved would not load again or would encode otherwise.
+    """
+    backbone, lineage = context.recipe.backbone, _lineage(context)
+    config, tokenizer = _read(context)
+    stages = context.recipe.stages
+    remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
+    whole = _random_body(config, backbone, context.source, device="meta")
+    trained = _count_trained(whole, remaining, lineage)
+    _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
+    small = _with_few_layers(config, whole)
+    try:
+        body = _random_body(small, backbone, context.source, device="cpu")
+    except Exception as error:  # the settings of some architectures depend on each other
+        context.log.console.print(
+            f"{config.model_type} cannot be cut to few layers, so saving is not rehearsed "
+            f"({one_line(error)})",
+            markup=False,
+        )
+        return
+    _scale(body)
+    _save_and_load(context, lineage, body, tokenizer)
+
+
+def _scale(body: PreTrainedModel) -> None:
+    """Draw weights that give states as large as those of a trained model.
+
+    Most models begin with so small weights that attention hardly moves the states. The probe of a
+    saved encoder would not see what it looks for.
+    """
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in body.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+
+
+def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
+    """Return the number of parameters that each stage trains.
+
+    Raises:
+        UserError: if the LoRA of a stage fits no layer of the body.
+    """
+    counts: dict[str, int] = {}
+    for stage in stages:
+        settings = stage.lora.model_dump_json()
+        if settings not in counts:
+            adapted = add_adapter(body, stage.lora, _memory_embeddings(stage, lineage))
+            counts[settings] = sum(p.numel() for p in trainable_parameters(adapted).values())
+            adapted.unload()
+    return [counts[stage.lora.model_dump_json()] for stage in stages]
+
+
+def _lineage(context: StageContext[Stage]) -> Lineage:
+    """Return the lineage of the encoder before the stage."""
+    if context.source is not None:
+        return Lineage.read(context.source)
+    assert isinstance(context.stage, Pretext)
+    return Lineage.start(context.recipe, objective_of(context.stage).prompt_format)
+
+
+def _read(context: StageContext[Stage]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Return the configuration and the tokenizer of what the stage trains."""
+    backbone, source = context.recipe.backbone, context.source
+    trust = {"trust_remote_code": backbone.trust_remote_code}
+    if source is None:
+        code = backbone.trust_remote_code
+        folder, name = backbone_folder(backbone.name, backbone.revision, code=code), backbone.name
+    else:
+        folder, name = source, str(source)
+    config = read_config(folder, name, **trust)
+    remove_dropout(config)
+    return config, read_tokenizer(folder, name, **trust)
+
+
+def _random_body(
+    config: PreTrainedConfig, backbone: Backbone, source: Path | None, *, device: str
+) -> PreTrainedModel:
+    """Return a body with random weights in float32; on the device `meta` it takes no memory."""
+    kind: Any = AutoModelForCausalLM if source is None else AutoModel
+    with silent(), torch.device(device):
+        model: PreTrainedModel = kind.from_config(
+            copy.deepcopy(config),
+            dtype=torch.float32,
+            trust_remote_code=backbone.trust_remote_code,
+        )
+    body = body_of(model)
+    body.train(False)
+    return body
+
+
+def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
+    """Return the number of memory embeddings that a stage trains."""
+    k = lineage.memory.tokens
+    if isinstance(stage, Pretext):
+        return lineage.format.num_memory_embeddings(k)
+    return lineage.format.num_memory_tokens(k)
+
+
+def _require_space(context: StageContext[Stage], numbers: int, trained: list[int]) -> None:
+    """Check that the disk holds what the rest of the run writes.
+
+    Args:
+        context: the stage.
+        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        trained: parameters that each remaining stage trains.
+
+    Raises:
+        UserError: with the space that is needed and the space that is free.
+    """
+    folder = 4 * numbers
+    checkpoints = CHECKPOINTS * CHECKPOINT_BYTES * max(trained)
+    needed = (len(trained) + 1) * folder + checkpoints + 4 * sum(trained)
+    written = sum(file.stat().st_size for file in context.workdir.rglob("*") if file.is_file())
+    out = context.target.parent
+    free = shutil.disk_usage(out).free
+    if needed - written > free:
+        raise UserError(
+            f"{out} is on a disk with {free / 1e9:.1f} GB free, and the run needs "
+            f"{(needed - written) / 1e9:.1f} GB: {len(trained) + 1} encoder folders of "
+            f"{folder / 1e9:.1f} GB and checkpoints; free some space or give another --out"
+        )
+
+
+def _with_few_layers(config: PreTrainedConfig, body: PreTrainedModel) -> PreTrainedConfig:
+    """Return a configuration with the first layers only, so many that each kind is among them."""
+    count: int = config.num_hidden_layers
+    blocks = next(
+        (m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count), ()
+    )
+    types = getattr(config, "layer_types", None) or [None] * count
+    kinds = [
+        (kind, *(f"{name} {type(m).__name__}" for name, m in block.named_modules()))
+        for kind, block in zip(types, blocks, strict=bool(blocks))
+    ]
+    few = max((kinds.index(kind) + 1 for kind in set(kinds)), default=count)
+    small = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == count:  # says something of each layer
+            setattr(small, name, value[:few])
+    small.num_hidden_layers = few
+    return small
+
+
+def _save_and_load(
+    context: StageContext[Stage],
+    lineage: Lineage,
+    body: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write an encoder as the stage will; `encoder.save` loads it again and compares.
+
+    Raises:
+        UserError: if it would not load again, or encode otherwise.
+    """
+    stage = context.stage
+    if context.source is None:
+        tokenizer = add_memory_tokens(
+            body,
+            tokenizer,
+            lineage.memory,
+            lineage.seed,
+            lineage.format,
+            lineage.backbone.add_bos,
+        )
+    causal = _is_causal(stage, body)
+    built = encoder.assemble(
+        body,
+        tokenizer,
+        lineage.memory.tokens,
+        causal=causal,
+        prompts=lineage.prompts,
+        max_length=lineage.max_length,
+        prompt_format=lineage.format,
+    )
+    # Beside the run and not in /tmp, which may be in memory.
+    with tempfile.TemporaryDirectory(prefix=".dry-run.", dir=context.target.parent) as scratch:
+        adapter = Path(scratch) / encoder.ADAPTER
+        adapted = add_adapter(body, stage.lora, _memory_embeddings(stage, lineage))
+        adapted.save_pretrained(str(adapter), save_embedding_layers=False)
+        record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
+        adapted.unload()
+        encoder.merge(built, adapter)
+        try:
+            encoder.save(
+                built, Path(scratch) / "encoder", adapter, lineage.after(record), context.source
+            )
+        except UserError as error:
+            raise UserError(
+                f"backbone {context.recipe.backbone.name!r} fails in a dry run of what follows the "
+                f"training: {error}"
+            ) from error
+
+
+def _is_causal(stage: StageBase, body: PreTrainedModel) -> bool:
+    """Return whether an encoder is causal after a stage."""
+    if isinstance(stage, Pretext) and stage.bidirectional_from_step is not None:
+        return False
+    if stage.attention is None:
+        return bool(getattr(body.config, "is_causal", True))
+    return stage.attention == "causal"
