@@ -21,16 +21,10 @@ from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
-<<<<<<< HEAD
-from llm2comp.model.causal_lm.parts import token_table
-from llm2comp.model.modules import UnsavableModule
-from llm2comp.model.tokenizer import (
-=======
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.stock_module import module_around
 from llm2comp.model.loading.tokenizer import (
->>>>>>> main
     first_token,
     needed_first_token,
     padding_token,
