@@ -1,6 +1,7 @@
 """Tokenizers of every kind: the same ids in every program, and text that is nothing but text."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ class Case:
         self.memory = list(range(self.rows, self.rows + k))
         lineage = lineage_of(self.backbone, "memory", add_bos, k)
         self.model = encoder.build(lineage, [])
-        encoder.save(self.model, self.folder, empty_adapter(tmp), lineage)
+        encoder.save(deepcopy(self.model), self.folder, empty_adapter(tmp), lineage)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -77,7 +78,9 @@ def lineage_of(backbone: Path, prompt_format: str, add_bos: bool | None, k: int 
             "stages": [stage | {"learning_rate": 1}],
         }
     )
-    return Lineage.start(run, prompt_format).after(StageRecord.of(run.stages[0], causal=True))
+    return Lineage.start(run, prompt_format).after(
+        StageRecord.of(run.stages[0], causal=True, lora={})
+    )
 
 
 def empty_adapter(tmp: Path) -> Path:
@@ -188,7 +191,7 @@ def test_a_tokenizer_that_transformers_makes_of_other_files_puts_its_bos(tmp_pat
     (backbone / "tokenizer.json").unlink()
     lineage = lineage_of(backbone, "memory", None)
     model = encoder.build(lineage, [])
-    encoder.save(model, tmp_path / "encoder", empty_adapter(tmp_path), lineage)
+    encoder.save(deepcopy(model), tmp_path / "encoder", empty_adapter(tmp_path), lineage)
     alone = Tokenizer.from_file(str(tmp_path / "encoder" / "tokenizer.json"))
     original = AutoTokenizer.from_pretrained(backbone)
     for text in ("The river rises.", "", "a <s> b"):
@@ -213,6 +216,13 @@ def test_rows_without_a_token_do_not_move_the_memory_tokens(tmp_path: Path, kind
     stock = SentenceTransformer(str(case.folder), device="cpu")
     assert case.text_ids("rivers") == case.original("rivers", add_special_tokens=False)["input_ids"]
     assert stock.tokenize([""])["input_ids"][0].tolist()[-K:] == case.memory
+    assert stock.tokenizer.pad_token_id < case.rows
+    if kind != "plain":  # it has a padding token
+        free = len(case.original)
+        assert (stock.tokenizer.pad_token_id >= free) == (kind == "none of them")
+    alone = Tokenizer.from_file(str(case.folder / "tokenizer.json"))
+    assert alone.token_to_id(stock.tokenizer.pad_token) == stock.tokenizer.pad_token_id
+    assert not any(stock.tokenizer.pad_token_id in alone.encode(text).ids for text in TEXTS)
 
 
 def test_added_tokens_without_a_row_are_text(tmp_path: Path) -> None:
@@ -249,7 +259,7 @@ def test_a_type_whose_class_builds_the_tokenizer_anew_gives_the_same_ids(tmp_pat
     backbone = make_backbone(tmp_path / "backbone", "qwen2", model_type="qwen2")
     lineage = lineage_of(backbone, "memory", None)
     model = encoder.build(lineage, [])
-    encoder.save(model, tmp_path / "encoder", empty_adapter(tmp_path), lineage)
+    encoder.save(deepcopy(model), tmp_path / "encoder", empty_adapter(tmp_path), lineage)
     stock = AutoTokenizer.from_pretrained(tmp_path / "encoder")
     assert type(stock) is Qwen2Tokenizer
     alone = Tokenizer.from_file(str(tmp_path / "encoder" / "tokenizer.json"))

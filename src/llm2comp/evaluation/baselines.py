@@ -21,7 +21,7 @@ from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.stock_module import module_around
 from llm2comp.model.loading.tokenizer import (
@@ -275,7 +275,8 @@ def build(
     transformer.processor = tokenizer
     transformer.max_seq_length = MAX_TOKENS
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = padding_token(tokenizer, tokenizer.backend_tokenizer)
+        rows = token_table(transformer.model).num_embeddings
+        tokenizer.pad_token = padding_token(tokenizer, tokenizer.backend_tokenizer, rows)
     configure_attention(transformer.model)
     pooled = _put_prompts(transformer, tokenizer, baseline, add_bos)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")

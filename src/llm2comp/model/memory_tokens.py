@@ -126,7 +126,7 @@ def _extended_tokenizer(
         truncation_side="right",
         # transformers makes the tokens below added tokens again. This keeps them out of texts.
         split_special_tokens=True,
-        pad_token=padding_token(tokenizer, backend),
+        pad_token=padding_token(tokenizer, backend, rows),
         **known,
     )
 

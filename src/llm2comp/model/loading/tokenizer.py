@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from llm2comp.errors import UserError
 
 FILE = "tokenizer.json"
+PADDING = "<|padding|>"
 PROBES = (
     "The river rises in the mountains.",
     "  Two  spaces,\ttabs\nand\r\n\nlines ",
@@ -125,22 +126,25 @@ def needed_first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def padding_token(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> str:
+def padding_token(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer, rows: int) -> str:
     """Return the token to pad with: one that the model has a row for and that no text has.
 
-    It is the tokenizer's own, else EOS, BOS, or any other special token. If there is none, it is
-    the last token of the vocabulary, which is the rarest. What a padding position holds does not
-    change an embedding.
+    It is the tokenizer's own, else EOS, BOS, or any other special token. If there is none, it is a
+    new one for a row without a token. If there is no such row, it is the last token of the
+    vocabulary, which is the rarest. What a padding position holds does not change an embedding.
 
     Args:
         tokenizer: as it was loaded.
         backend: as `without_special_tokens` returns it.
+        rows: of the model's token table.
     """
     special = sorted((i, t.content) for i, t in tokenizer.added_tokens_decoder.items() if t.special)
     names = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token]
     for name in (*names, *(name for _, name in special)):
         if name is not None and backend.token_to_id(name) is not None:
             return str(name)
+    if backend.get_vocab_size() < rows:
+        return PADDING  # transformers gives it the next free id
     return str(backend.id_to_token(max(backend.get_vocab().values())))
 
 
