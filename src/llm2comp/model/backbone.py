@@ -16,7 +16,6 @@ from llm2comp.data.hub import download_model
 from llm2comp.errors import UserError
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
-from llm2comp.model.causal_lm.multimodal import language_model
 from llm2comp.model.causal_lm.probe import probe
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.gguf import convert_gguf
@@ -56,7 +55,6 @@ def load_backbone(
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     remove_dropout(config)
     model = read_model(folder, name, config, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = language_model(model, name)
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust_remote_code)
     configure_attention(model)
     model.train(False)
