@@ -153,7 +153,12 @@ def test_an_objective_that_has_changed_goes_on_as_it_was(objective: str) -> None
     out = Path("run")
     out.mkdir()
     settings = run.model_dump()
-    del settings["stages"][0]["masking"], settings["stages"][0]["mask_probability"]
+    for keys, new in (
+        (settings["backbone"], "add_bos"),
+        (settings["stages"][0], "masking"),
+        (settings["stages"][0], "mask_probability"),
+    ):
+        del keys[new]
     (out / "recipe.yaml").write_text(yaml.safe_dump(settings))
     (trained,) = Lineage.read(pipeline.train(run, out, quiet())).stages
     expected = {"reconstruction": ("prefix_reconstruction", "bert"), "mntp": ("mntp", "all")}

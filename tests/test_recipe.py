@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llm2comp import recipe as recipe_module
+from llm2comp.data.pairs import add_instruction
 from llm2comp.errors import UserError
 from llm2comp.recipe import Pretext, Strict, load_recipe, recipe_path
 
@@ -65,6 +66,11 @@ def test_overrides_address_a_stage_by_name(minimal: Path) -> None:
     assert [stage.steps for stage in recipe.stages] == [99, 5]
     assert [stage.lora.r for stage in recipe.stages] == [16, 4]
     assert recipe.memory.tokens == 2
+
+
+def test_an_override_of_one_stage_leaves_what_another_shares_with_it_by_an_alias() -> None:
+    recipe = load_recipe(recipe_path("llama2-7b"), ["supervised.lora.r=4"])  # has `lora: *lora`
+    assert [stage.lora.r for stage in recipe.stages] == [16, 16, 4]
 
 
 def test_overrides_reach_into_lists(minimal: Path) -> None:
@@ -162,3 +168,22 @@ def test_the_shipped_stage_1_begins_causal() -> None:
     stage = load_recipe(recipe_path("smollm2-135m")).stages[0]
     assert isinstance(stage, Pretext)
     assert stage.attention == "causal"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_queries_are_encoded_as_they_were_trained(path: Path) -> None:
+    """A prompt is a prefix, so it can be all of `instruction:query` but the line break."""
+    recipe = load_recipe(path)
+    assert not recipe.lacks_query_prompt
+    trained = {s.query_instruction for stage in recipe.stages for s in stage.data} - {""}
+    formula = {add_instruction(instruction, "") for instruction in trained}
+    assert recipe.prompts["query"] in {text.removesuffix("\n") for text in formula or {""}}
+    assert recipe.prompts["document"] == ""
+
+
+def test_instructions_without_a_query_prompt_are_noticed(minimal: Path) -> None:
+    instructed = ["stages.0.data.0.query_instruction=Find the answer"]
+    assert load_recipe(minimal, instructed).lacks_query_prompt
+    prompted = [*instructed, "prompts.query='Find the answer:'"]
+    assert not load_recipe(minimal, prompted).lacks_query_prompt
+    assert not load_recipe(minimal).lacks_query_prompt

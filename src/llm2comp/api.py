@@ -65,8 +65,7 @@ def load(
             supports it natively and a check, done once per model, finds the embeddings unchanged.
         merge_threshold: merge the memory tokens of a text whose average cosine is at least this,
             above 0 and at most 1 (paper, "clustering-then-merging"). `None` merges nothing.
-        trust_remote_code: run Python code that comes with the encoder, as the environment variable
-            LLM2COMP_TRUST_REMOTE_CODE=1 allows for all functions and commands.
+        trust_remote_code: run Python code that comes with the encoder, if it has any.
 
     Raises:
         UserError: if the encoder cannot be found or loaded, or has no memory tokens to merge.
@@ -393,7 +392,6 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:
-    """Load a model that is given by name."""
     if isinstance(model, str | Path):
         return load(model, dtype, merge_threshold)
     if dtype != "auto" or merge_threshold is not None:

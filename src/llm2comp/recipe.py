@@ -291,7 +291,8 @@ class Recipe(Strict):
     memory: Memory = Memory()
     """The memory tokens."""
     prompts: dict[str, str] = {"query": "", "document": ""}
-    """What `encode_query` and `encode_document` put before a text."""
+    """What `encode_query` and `encode_document` put before a text. If queries are trained with a
+    `query_instruction`, `query` should be such an instruction and a colon."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -300,6 +301,13 @@ class Recipe(Strict):
     """What is scored after each stage."""
     on_bad_row: OnBadRow = "fail"
     """What a bad row of data does. `fail` stops the run; `skip` leaves the row out."""
+
+    @property
+    def lacks_query_prompt(self) -> bool:
+        """Whether queries are trained with an instruction and encoded without one."""
+        sources = [source for stage in self.stages for source in stage.data]
+        instructed = any(source.query_instruction for source in sources)
+        return instructed and not self.prompts.get("query")
 
     @model_validator(mode="after")
     def _check_order(self) -> "Recipe":

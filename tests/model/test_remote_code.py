@@ -95,6 +95,7 @@ def test_three_stages_and_the_saved_folder(
 ) -> None:
     recipe = allowed(tiny_recipe, with_code)
     folder = pipeline.train(recipe, tmp_path / "run")
+    assert '"path/to/this/folder", trust_remote_code=True)' in (folder / "README.md").read_text()
     assert {"modeling_tiny.py", "tiny_config.py"} <= {file.name for file in folder.iterdir()}
 
     with pytest.raises(UserError, match=r"call llm2comp\.load\(\.\.\., trust_remote_code=True"):

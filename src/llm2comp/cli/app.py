@@ -82,7 +82,8 @@ def _main(
     """Turn a causal language model into a text encoder by training it to compress.
 
     The environment variable LLM2COMP_CACHE moves the cache of downloads and results.
-    LLM2COMP_DEBUG=1 shows the traceback of an error.
+    LLM2COMP_DEBUG=1 shows the traceback of an error. LLM2COMP_TRUST_REMOTE_CODE=1 runs Python code
+    that comes with models.
 
     \b
     Examples:

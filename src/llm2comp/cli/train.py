@@ -53,7 +53,8 @@ def train(
         from llm2comp.training.run_folder import costs, read_scores
 
         show(read_scores(out), costs(loaded, out))
-    typer.echo(f"Load it with SentenceTransformer({str(model)!r})")
+    trust = ", trust_remote_code=True" if loaded.backbone.trust_remote_code else ""
+    typer.echo(f"Load it with SentenceTransformer({str(model)!r}{trust})")
 
 
 def study(

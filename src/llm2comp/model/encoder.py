@@ -23,7 +23,7 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
-from llm2comp.model.loading.stock_module import module_around
+from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
 from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
@@ -141,6 +141,7 @@ def save(
     """
     expected = _embed_alone(encoder)
     dimension = token_table(encoder_body(encoder)).embedding_dim
+    own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
         if source is None:
@@ -148,15 +149,19 @@ def save(
         else:
             copy_tokenizer(source, partial)
         encoder.to("meta")
-        stock = SentenceTransformer(
-            str(partial), device="cpu", trust_remote_code=lineage.backbone.trust_remote_code
-        )
+        try:
+            stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=own_code)
+        except Exception as error:  # transformers raises whatever comes up
+            raise UserError(
+                f"{folder} is not written, because it would not load again "
+                f"({type(error).__name__}: {one_line(error)}); choose another backbone"
+            ) from error
         attention = probe_encoder(encoder_body(stock), str(folder))
         difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:
             raise UserError(
-                f"{folder} is not written, because its embeddings differ from those of the encoder "
-                f"in memory (by a cosine distance of {difference:.1e})"
+                f"its embeddings differ from those in memory by a cosine distance of "
+                f"{difference:.1e}; {folder} is not written"
             )
         last = lineage.stages[-1].model_copy(update=asdict(attention))
         lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})

@@ -18,7 +18,7 @@ there.
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder"{backend})
+model = SentenceTransformer("path/to/this/folder"{options})
 embeddings = model.encode(["The river rises in the mountains."])
 ```
 
@@ -40,8 +40,9 @@ def model_card(lineage: Lineage, dimension: int) -> str:
     last = lineage.stages[-1]
     to = lineage.compiled.to if lineage.compiled else None
     adapter = "`adapter/` holds\nthe adapter that the last stage trained, in PEFT's format"
+    trust = ", trust_remote_code=True" if lineage.backbone.trust_remote_code else ""
     return TEMPLATE.format(
-        backend=f', backend="{to}"' if to else "",
+        options=(f', backend="{to}"' if to else "") + trust,
         weights=f"`{to}/` holds\nthe compiled weights" if to else adapter,
         name=lineage.name,
         count=len(lineage.stages),

@@ -1,6 +1,6 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from torch import Tensor
 from transformers import AutoConfig
 
 from llm2comp.data.sources import SCORE
@@ -67,6 +68,42 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add no callback, because the model card is written from the lineage."""
+
+
+class TokenLimitedInfoNCE(CachedMultipleNegativesRankingLoss):
+    """The cached loss (GradCache), whose mini-batches have a limited number of tokens.
+
+    Padding counts, because it takes memory too. `mini_batch_num_tokens` of sentence-transformers
+    does not count it: a long text among many short ones would exceed the limit many times over.
+
+    Args:
+        model: the encoder.
+        tokens: the most tokens of a mini-batch. A longer text is a mini-batch of its own.
+        options: of the cached loss; `mini_batch_size` limits the rows of a mini-batch.
+    """
+
+    def __init__(self, model: SentenceTransformer, tokens: int, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.tokens = tokens
+
+    def embed_minibatch_iter(
+        self, sentence_feature: dict[str, Tensor], *args: Any, **options: Any
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Yield the embeddings `(rows, dimension)` of each mini-batch, and its random state."""
+        lengths = sentence_feature["attention_mask"].sum(1).tolist()
+        options["ranges"] = list(_token_limited(lengths, self.tokens, self.mini_batch_size))
+        yield from super().embed_minibatch_iter(sentence_feature, *args, **options)
+
+
+def _token_limited(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each mini-batch, and the row after its last one."""
+    begin, longest = 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > begin and ((row + 1 - begin) * longest > tokens or row - begin == rows):
+            yield begin, row
+            begin, longest = row, length
+    yield begin, len(lengths)
 
 
 def train_contrastive(
@@ -234,9 +271,10 @@ def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -
     The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
     it has the same gradient but costs one more forward pass.
     """
-    scale = 1.0 / stage.temperature
-    if stage.batch_size <= stage.mini_batch_size:
-        return MultipleNegativesRankingLoss(model, scale=scale, gather_across_devices=gather)
-    return CachedMultipleNegativesRankingLoss(
-        model, scale=scale, mini_batch_size=stage.mini_batch_size, gather_across_devices=gather
-    )
+    options: dict[str, Any] = {"scale": 1.0 / stage.temperature, "gather_across_devices": gather}
+    rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
+    if tokens is not None:
+        return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
+    if stage.batch_size <= rows:
+        return MultipleNegativesRankingLoss(model, **options)
+    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)

@@ -29,6 +29,7 @@ from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
 from llm2comp.model.lora import add_adapter, trainable_parameters
+from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Backbone, Pretext, Stage, StageBase
 from llm2comp.training.pretext import objective_of
@@ -68,7 +69,21 @@ def rehearse(context: StageContext[Stage]) -> None:
             markup=False,
         )
         return
+    _scale(body)
     _save_and_load(context, lineage, body, tokenizer)
+
+
+def _scale(body: PreTrainedModel) -> None:
+    """Draw weights that give states as large as those of a trained model.
+
+    Most models begin with so small weights that attention hardly moves the states. The probe of a
+    saved encoder would not see what it looks for.
+    """
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in body.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
 
 
 def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
@@ -184,16 +199,20 @@ def _save_and_load(
     body: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write an encoder as the stage will, load it with stock classes, and compare embeddings.
+    """Write an encoder as the stage will; `encoder.save` loads it again and compares.
 
     Raises:
-        UserError: if it does not load or encodes otherwise.
+        UserError: if it would not load again, or encode otherwise.
     """
-    stage, name = context.stage, context.recipe.backbone.name
+    stage = context.stage
     if context.source is None:
-        add_bos = context.recipe.backbone.add_bos
         tokenizer = add_memory_tokens(
-            body, tokenizer, lineage.memory, lineage.seed, lineage.format, add_bos
+            body,
+            tokenizer,
+            lineage.memory,
+            lineage.seed,
+            lineage.format,
+            lineage.backbone.add_bos,
         )
     causal = _is_causal(stage, body)
     built = encoder.assemble(
@@ -207,20 +226,20 @@ def _save_and_load(
     )
     # Beside the run and not in /tmp, which may be in memory.
     with tempfile.TemporaryDirectory(prefix=".dry-run.", dir=context.target.parent) as scratch:
-        adapter, folder = Path(scratch) / "adapter", Path(scratch) / "encoder"
+        adapter = Path(scratch) / encoder.ADAPTER
         adapted = add_adapter(body, stage.lora, _memory_embeddings(stage, lineage))
         adapted.save_pretrained(str(adapter), save_embedding_layers=False)
+        record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
         adapted.unload()
         encoder.merge(built, adapter)
-        record = StageRecord.of(stage, causal=causal, lora={})
         try:
-            encoder.save(built, folder, adapter, lineage.after(record), context.source)
-        except UserError:
-            raise
-        except Exception as error:  # a model may raise anything when it is loaded in a new way
+            encoder.save(
+                built, Path(scratch) / "encoder", adapter, lineage.after(record), context.source
+            )
+        except UserError as error:
             raise UserError(
-                f"backbone {name!r} is refused: an encoder made of it does not load again "
-                f"({type(error).__name__}: {one_line(error)}); choose another backbone"
+                f"backbone {context.recipe.backbone.name!r} fails in a dry run of what follows the "
+                f"training: {error}"
             ) from error
 
 

@@ -88,6 +88,12 @@ def train(
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
     recipe = _claim(recipe, out, planned=plan is not None)
+    if recipe.lacks_query_prompt:
+        logger.warning(
+            "queries are trained with instructions, and prompts.query is empty: encode_query and "
+            "search will put nothing before a query; set prompts.query to an instruction and a "
+            'colon, for example "Given a question, retrieve passages that answer it:"'
+        )
     log = RunLog(out / LOG, console)
     source: Path | None = None
     for name in [stage.stage for stage in recipe.stages]:
@@ -98,7 +104,7 @@ def train(
             if plan is not None and not _has_started(name, out):
                 recipe = _apply(plan, recipe, name)
                 _write_recipe(recipe, out)
-            if source is None:
+            if source is None and not is_of_0_1(out):
                 recipe = _pinned(recipe)
                 _write_recipe(recipe, out)
             stage = _stage(recipe, name)

@@ -54,9 +54,9 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
-    backbone = Lineage.read(out / MODEL).backbone  # at the commit that was trained
-    baselines_of = recipe.model_copy(update={"backbone": backbone})
-    for name, load_model in (baseline_models(baselines_of) | stage_models(recipe, out)).items():
+    commit = {"revision": Lineage.read(out / MODEL).backbone.revision}  # that was trained on
+    recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
+    for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
         rows[name] = known.get(name, [])
         if [(score.task, score.quick) for score in rows[name]] != wanted:
             tasks = suites.tasks(settings.tasks, quick=settings.quick)

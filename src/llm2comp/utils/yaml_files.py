@@ -1,6 +1,5 @@
 """YAML files that hold a mapping of keys, and `key=value` overrides of them."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,20 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
     Raises:
         UserError: if an override cannot be applied.
     """
-    content = copy.deepcopy(content)
+    content = _unshared(content)
     for override in overrides:
         _apply(content, override)
     return content
+
+
+def _unshared(node: Any) -> Any:
+    """Return a copy in which what YAML shares by an alias (`lora: *lora`) is there several times.
+
+    Otherwise an override of one stage would change all stages.
+    """
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, list) else node
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from transformers import PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from llm2comp.errors import UserError, one_line
-from llm2comp.model.loading.checkpoint import read_model, read_tokenizer
+from llm2comp.model.loading.checkpoint import one_line_errors, read_model
 from llm2comp.utils.files import atomic_folder
 
 UNREAD_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -36,7 +36,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     for owner, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         with suppress(AttributeError):
             delattr(owner, attribute)
-    tokenizer = read_tokenizer(file.parent, str(file), **location)
+    with one_line_errors(str(file)):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **location)
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

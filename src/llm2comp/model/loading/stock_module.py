@@ -13,6 +13,11 @@ from llm2comp.model.loading.checkpoint import silent
 Module = TypeVar("Module", bound=Transformer)
 
 
+def has_own_code(body: PreTrainedModel) -> bool:
+    """Return whether a model's code came with it; whoever loaded the model has allowed it."""
+    return type(body).__module__.startswith("transformers_modules.")
+
+
 def module_around(
     body: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -30,8 +35,8 @@ def module_around(
         kind: `Transformer` or a subclass.
         options: further arguments of `kind`.
     """
-    own_code = type(body).__module__.startswith("transformers_modules.")
-    if own_code:  # so that it is saved with the weights; the user allowed it when the body loaded
+    own_code = has_own_code(body)
+    if own_code:  # so that it is saved with the weights
         type(body).register_for_auto_class("AutoModel")  # type: ignore[no-untyped-call]
     trust = {"trust_remote_code": own_code}
     with silent(), tempfile.TemporaryDirectory() as folder:
