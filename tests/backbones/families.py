@@ -324,7 +324,6 @@ FAMILIES = [
         {"state_size": 4, "time_step_rank": 4},
         refused="no linear layers of attention or MLP",
         refused_bidirectional=STAYS_CAUSAL,
-        core=True,
     ),
     Family("stablelm", "stablelm", {"hidden_dropout": 0.2}, refused_bidirectional=STAYS_CAUSAL),
     Family("nemotron", "nemotron", refused_bidirectional=STAYS_CAUSAL),
