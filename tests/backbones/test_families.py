@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import ATTENTIONS, FAMILIES, Family
+from families import FAMILIES
 from packaging.version import Version
 from peft import LoraConfig
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny_model import ATTENTIONS, Family
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,7 +49,7 @@ def cases(*, refused: bool) -> list[Any]:
     return [
         pytest.param(
             (family, attention),
-            id=f"{family.slug}-{attention}",
+            id=f"{family.name}-{attention}",
             marks=[] if family.core else [pytest.mark.slow],
         )
         for family in FAMILIES
