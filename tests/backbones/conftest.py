@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import Family
+from tiny_model import Family
 from transformers import AutoTokenizer
 
 Answer = dict[str, Any]
@@ -67,7 +67,7 @@ def backbone(
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
 
     def write(family: Family) -> Path:
-        folder = parent / family.slug
+        folder = parent / family.name
         if not folder.exists():
             family.write(folder, tokenizer)
         return folder

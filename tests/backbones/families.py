@@ -5,21 +5,10 @@ scalings that are not neutral, and dropouts that are not zero. A mistake in any 
 changes a number that a test compares.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from tiny_model import SIZES, Family
 
-ATTENTIONS = ("causal", "bidirectional")
 STAYS_CAUSAL = "attention is not bidirectional"
 WINDOW = 8
 """Tokens that a layer with a sliding window sees; the texts of the tests are longer."""
@@ -27,18 +16,6 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 ROPES = {
     SLIDING: {"rope_type": "default", "rope_theta": 1e4},
     FULL: {"rope_type": "default", "rope_theta": 1e6},
-}
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "attention_dropout": 0.1,
-    "tie_word_embeddings": False,
 }
 _GPT2_SIZES: dict[str, Any] = {
     "n_embd": 32,
@@ -52,103 +29,21 @@ _GPT2_SIZES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """One architecture.
-
-    Attributes:
-        name: of the tests and of the page.
-        model_type: transformers' name of the architecture.
-        options: of the configuration, beyond the sizes that most architectures share.
-        sizes: the shared sizes.
-        spare_rows: rows of the token table beyond the tokenizer's tokens.
-        core: whether the quick tests have the family. Together these have every mechanism.
-        refused: words of the message that refuses the family, in order; empty if it works.
-        refused_bidirectional: the same with bidirectional attention.
-        attention_dropout: whether the architecture has dropout of attention weights.
-        remark: for the page.
-    """
-
-    name: str
-    model_type: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, Any] = field(default_factory=lambda: _SIZES)
-    spare_rows: int = 0
-    core: bool = False
-    refused: str = ""
-    refused_bidirectional: str = ""
-    attention_dropout: bool = True
-    remark: str = ""
-
-    def refusal(self, attention: str) -> str:
-        """Return words of the message that refuses the family; empty if it works."""
-        own = self.refused_bidirectional if attention == "bidirectional" else ""
-        return own or self.refused
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the installed transformers has the architecture."""
-        return self.model_type in CONFIG_MAPPING
-
-    @property
-    def slug(self) -> str:
-        """The name without spaces and commas, for folders and tests."""
-        return self.name.replace(", ", "-")
-
-    def write(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Write a model with random weights and its tokenizer, and return the folder."""
-        config = self._config(tokenizer)
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        # transformers gives some architectures, as Qwen2, a tokenizer class of their own.
-        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    if parameter.ndim == 1:  # biases and norms, which begin as zeros and ones
-                        parameter += 0.1 * torch.randn_like(parameter)
-        model.save_pretrained(folder)
-        return folder
-
-    def _config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-        rows = len(tokenizer) + self.spare_rows
-        shared = {
-            **self.sizes,
-            "vocab_size": rows,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        settings = {**shared, **self.options}
-        if "text_config" in settings:  # of a multimodal model
-            settings = {**self.options, "text_config": {**shared, **self.options["text_config"]}}
-        if "vocab_size_per_layer_input" in settings:
-            settings["vocab_size_per_layer_input"] = rows
-        return CONFIG_MAPPING[self.model_type](**settings)
-
-
 FAMILIES = [
-    Family("llama", "llama", {"tie_word_embeddings": True, "attention_bias": True}, core=True),
-    Family("mistral", "mistral", {"sliding_window": WINDOW}, core=True),
+    Family("llama", {"tie_word_embeddings": True, "attention_bias": True}, core=True),
+    Family("mistral", {"sliding_window": WINDOW}, core=True),
+    Family("ministral", {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]}),
+    Family("qwen2", {"tie_word_embeddings": True}, spare_rows=7, core=True),
     Family(
-        "ministral",
-        "ministral",
-        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]},
-    ),
-    Family("qwen2", "qwen2", {"tie_word_embeddings": True}, spare_rows=7, core=True),
-    Family(
-        "qwen2, sliding",
         "qwen2",
         {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        variant="sliding",
         spare_rows=7,
         remark="with `use_sliding_window`",
     ),
-    Family("qwen3", "qwen3", {"tie_word_embeddings": True}),
-    Family("gemma", "gemma", {"tie_word_embeddings": True}),
+    Family("qwen3", {"tie_word_embeddings": True}),
+    Family("gemma", {"tie_word_embeddings": True}),
     Family(
-        "gemma2",
         "gemma2",
         {
             "tie_word_embeddings": True,
@@ -161,7 +56,6 @@ FAMILIES = [
     ),
     Family(
         "gemma3_text",
-        "gemma3_text",
         {
             "num_hidden_layers": 6,
             "tie_word_embeddings": True,
@@ -171,15 +65,12 @@ FAMILIES = [
         },
         core=True,
     ),
-    Family("phi3", "phi3", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "sliding_window": WINDOW}),
+    Family("phi3", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "sliding_window": WINDOW}),
+    Family("phi", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "num_key_value_heads": 4}, core=True),
+    Family("olmo2"),
+    Family("olmo3", {"num_hidden_layers": 4, "sliding_window": WINDOW}),
+    Family("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     Family(
-        "phi", "phi", {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "num_key_value_heads": 4}, core=True
-    ),
-    Family("olmo2", "olmo2"),
-    Family("olmo3", "olmo3", {"num_hidden_layers": 4, "sliding_window": WINDOW}),
-    Family("smollm3", "smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
-    Family(
-        "granite",
         "granite",
         {
             "tie_word_embeddings": True,
@@ -190,9 +81,8 @@ FAMILIES = [
         },
         core=True,
     ),
-    Family("cohere", "cohere", {"tie_word_embeddings": True, "logit_scale": 0.25}),
+    Family("cohere", {"tie_word_embeddings": True, "logit_scale": 0.25}),
     Family(
-        "cohere2",
         "cohere2",
         {
             "num_hidden_layers": 4,
@@ -202,10 +92,9 @@ FAMILIES = [
         },
         core=True,
     ),
-    Family("gpt2", "gpt2", {"tie_word_embeddings": True}, _GPT2_SIZES, core=True),
-    Family("gpt_neox", "gpt_neox", {"hidden_dropout": 0.2}),
+    Family("gpt2", {"tie_word_embeddings": True}, _GPT2_SIZES, core=True),
+    Family("gpt_neox", {"hidden_dropout": 0.2}),
     Family(
-        "opt",
         "opt",
         {
             "ffn_dim": 64,
@@ -216,7 +105,6 @@ FAMILIES = [
         },
     ),
     Family(
-        "opt, projected",
         "opt",
         {
             "ffn_dim": 64,
@@ -226,11 +114,11 @@ FAMILIES = [
             "do_layer_norm_before": False,
             "tie_word_embeddings": True,
         },
+        variant="projected",
         remark="with `word_embed_proj_dim` below `hidden_size`",
         core=True,
     ),
     Family(
-        "starcoder2",
         "starcoder2",
         {
             "sliding_window": WINDOW,
@@ -241,20 +129,16 @@ FAMILIES = [
     ),
     Family(
         "falcon",
-        "falcon",
         {"hidden_dropout": 0.2, "tie_word_embeddings": True},
-        {name: value for name, value in _SIZES.items() if name != "head_dim"},
+        {name: value for name, value in SIZES.items() if name != "head_dim"},
         refused_bidirectional=STAYS_CAUSAL,
         attention_dropout=False,
         core=True,
     ),
     Family(
-        "exaone4",
-        "exaone4",
-        {"num_hidden_layers": 4, "sliding_window": WINDOW, "sliding_window_pattern": 4},
+        "exaone4", {"num_hidden_layers": 4, "sliding_window": WINDOW, "sliding_window_pattern": 4}
     ),
     Family(
-        "gpt_oss",
         "gpt_oss",
         {
             "sliding_window": WINDOW,
@@ -262,16 +146,15 @@ FAMILIES = [
             "num_experts_per_tok": 2,
             "rope_parameters": {
                 "rope_type": "yarn",
-                "rope_theta": 1e4,
+                "rope_theta": 10000.0,
                 "factor": 2.0,
                 "original_max_position_embeddings": 256,
             },
         },
         core=True,
     ),
-    Family("mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    Family("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Family(
-        "qwen3_moe",
         "qwen3_moe",
         {
             "num_experts": 4,
@@ -282,7 +165,6 @@ FAMILIES = [
     ),
     Family(
         "lfm2",
-        "lfm2",
         {
             "num_hidden_layers": 3,
             "layer_types": ["conv", FULL, "conv"],
@@ -292,20 +174,18 @@ FAMILIES = [
         attention_dropout=False,
         core=True,
     ),
-    Family("glm4", "glm4"),
-    Family("hunyuan_v1_dense", "hunyuan_v1_dense"),
-    Family("ernie4_5", "ernie4_5", {"tie_word_embeddings": True}, attention_dropout=False),
-    Family("arcee", "arcee"),
-    Family("bitnet", "bitnet"),
+    Family("glm4"),
+    Family("hunyuan_v1_dense"),
+    Family("ernie4_5", {"tie_word_embeddings": True}, attention_dropout=False),
+    Family("arcee"),
+    Family("bitnet"),
     Family(
-        "bloom",
         "bloom",
         {"n_layer": 2, "n_head": 4, "hidden_dropout": 0.2, "tie_word_embeddings": True},
         refused_bidirectional=STAYS_CAUSAL,
     ),
-    Family("gptj", "gptj", {"rotary_dim": 4}, _GPT2_SIZES, refused_bidirectional=STAYS_CAUSAL),
+    Family("gptj", {"rotary_dim": 4}, _GPT2_SIZES, refused_bidirectional=STAYS_CAUSAL),
     Family(
-        "gpt_neo",
         "gpt_neo",
         {
             "num_layers": 2,
@@ -320,16 +200,13 @@ FAMILIES = [
     ),
     Family(
         "mamba",
-        "mamba",
         {"state_size": 4, "time_step_rank": 4},
         refused="no linear layers of attention or MLP",
         refused_bidirectional=STAYS_CAUSAL,
-        core=True,
     ),
-    Family("stablelm", "stablelm", {"hidden_dropout": 0.2}, refused_bidirectional=STAYS_CAUSAL),
-    Family("nemotron", "nemotron", refused_bidirectional=STAYS_CAUSAL),
+    Family("stablelm", {"hidden_dropout": 0.2}, refused_bidirectional=STAYS_CAUSAL),
+    Family("nemotron", refused_bidirectional=STAYS_CAUSAL),
     Family(
-        "falcon_h1",
         "falcon_h1",
         {
             "mamba_d_ssm": 32,
@@ -347,7 +224,6 @@ FAMILIES = [
     ),
     Family(
         "qwen3_next",
-        "qwen3_next",
         {
             "layer_types": ["linear_attention", FULL],
             "linear_key_head_dim": 8,
@@ -362,7 +238,6 @@ FAMILIES = [
     ),
     Family(
         "llama4_text",
-        "llama4_text",
         {
             "num_hidden_layers": 4,
             "intermediate_size_mlp": 64,
@@ -374,7 +249,6 @@ FAMILIES = [
         core=True,
     ),
     Family(
-        "gemma3",
         "gemma3",
         {
             "tie_word_embeddings": True,
@@ -402,7 +276,6 @@ FAMILIES = [
     ),
     Family(
         "gemma3n_text",
-        "gemma3n_text",
         {
             "num_hidden_layers": 4,
             "layer_types": [SLIDING, FULL, SLIDING, FULL],
@@ -418,7 +291,6 @@ FAMILIES = [
     ),
     Family(
         "gemma4_text",
-        "gemma4_text",
         {
             "layer_types": [SLIDING, FULL],
             "sliding_window": WINDOW,
@@ -428,7 +300,6 @@ FAMILIES = [
         },
     ),
     Family(
-        "minicpm3",
         "minicpm3",
         {
             "num_key_value_heads": 4,
@@ -442,16 +313,15 @@ FAMILIES = [
             "tie_word_embeddings": True,
         },
     ),
-    Family("glm", "glm"),
-    Family("olmo", "olmo", {"clip_qkv": 2.0}),
-    Family("seed_oss", "seed_oss", {"residual_dropout": 0.2}),
+    Family("glm"),
+    Family("olmo", {"clip_qkv": 2.0}),
+    Family("seed_oss", {"residual_dropout": 0.2}),
     Family(
-        "apertus",
         "apertus",
         {
             "rope_parameters": {
                 "rope_type": "llama3",
-                "rope_theta": 1e4,
+                "rope_theta": 10000.0,
                 "factor": 4.0,
                 "original_max_position_embeddings": 64,
                 "low_freq_factor": 1.0,
@@ -459,14 +329,13 @@ FAMILIES = [
             }
         },
     ),
-    Family("olmoe", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    Family("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     Family(
-        "ministral3",
         "ministral3",
         {
             "rope_parameters": {
                 "rope_type": "yarn",
-                "rope_theta": 1e4,
+                "rope_theta": 10000.0,
                 "factor": 2.0,
                 "original_max_position_embeddings": 16,
                 "llama_4_scaling_beta": 0.1,
@@ -474,7 +343,6 @@ FAMILIES = [
         },
     ),
     Family(
-        "deepseek_v3",
         "deepseek_v3",
         {
             "num_key_value_heads": 4,
@@ -493,7 +361,6 @@ FAMILIES = [
     ),
     Family(
         "granitemoehybrid",
-        "granitemoehybrid",
         {
             "layer_types": ["mamba", "attention"],
             "embedding_multiplier": 3.0,
@@ -510,7 +377,6 @@ FAMILIES = [
         },
     ),
     Family(
-        "qwen3_5_text",
         "qwen3_5_text",
         {
             "layer_types": ["linear_attention", FULL],

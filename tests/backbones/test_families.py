@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import ATTENTIONS, FAMILIES, Family
+import transformers
+from families import FAMILIES
+from packaging.version import Version
 from peft import LoraConfig
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny_model import ATTENTIONS, Family
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,6 +38,9 @@ IDS = torch.randint(3, 300, (1, 40), generator=torch.Generator().manual_seed(0))
 SHORT = 6
 """Tokens of a text that is shorter than any window. `IDS` is longer."""
 
+TESTED = Version("5.23")
+"""From this version of transformers on, no family is refused that is not expected to be."""
+
 Stock = Callable[[Path, list[str]], dict[str, Any]]
 
 
@@ -43,7 +49,7 @@ def cases(*, refused: bool) -> list[Any]:
     return [
         pytest.param(
             (family, attention),
-            id=f"{family.slug}-{attention}",
+            id=f"{family.name}-{attention}",
             marks=[] if family.core else [pytest.mark.slow],
         )
         for family in FAMILIES
@@ -81,8 +87,13 @@ def trained(
     recipe = make_recipe(folder, data, attention)
     run = folder / attention
     run.mkdir()
-    with (run / "console.txt").open("w") as console:
-        train(recipe, run / "run", Console(file=console))
+    try:
+        with (run / "console.txt").open("w") as console:
+            train(recipe, run / "run", Console(file=console))
+    except UserError as error:
+        if Version(transformers.__version__) < TESTED:
+            pytest.skip(str(error))
+        raise
     return Trained(folder, recipe, run / "run")
 
 
@@ -250,7 +261,9 @@ def load_for(trained: Trained, attention_dropout: float) -> Any:
     stage = trained.recipe.stages[1]
     assert isinstance(stage, Unsupervised)
     source = trained.run / "1-pretext"
-    return contrastive._load(source, stage, torch.float32, attention_dropout)
+    return contrastive._load(
+        source, stage, torch.float32, attention_dropout, trust_remote_code=False
+    )
 
 
 def test_every_linear_layer_that_is_named_is_adapted(trained: Trained) -> None:

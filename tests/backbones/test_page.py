@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from families import ATTENTIONS, FAMILIES, Family
+from families import FAMILIES
+from tiny_model import ATTENTIONS, Family
 
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of
@@ -31,8 +32,9 @@ loss with a slow reference. [Use your own backbone](../guides/own-backbone.md) s
 of a model that is not listed.
 
 - **Family**: `model_type` in the model's `config.json`.
-- **Bidirectional**: with `attention: bidirectional`. In a hybrid only some layers attend. The
-  others have a convolution or a state space, and stay causal.
+- **Bidirectional**: with `attention: bidirectional`. In a hybrid it holds for the layers that
+  attend (n of m in the tiny model). The others have a convolution or a state space, and stay
+  causal.
 - **LoRA by default**: the layers that are adapted if a recipe names none. The column after it has
   the other linear layers of the blocks, and the weights of experts.
 
