@@ -17,6 +17,7 @@ from llm2comp.model import released
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.linear import transpose_in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def load_in(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransforme
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
+        transpose_in_memory(body)
     return model
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from llm2comp.utils.linear import use_onednn
+
 NAME = "llm2comp_matmul"
 BLOCK = 128
 """Queries per block. With causal attention, products with later keys are skipped block by block."""
@@ -26,13 +28,16 @@ too. It is not minus infinity, because the softmax of a fully masked row would t
 
 
 def configure_attention(model: PreTrainedModel) -> None:
-    """Set a model to read each text once: without key-value cache, and by `use_matmul_attention`.
+    """Set a model to read each text once, and fast on a processor.
+
+    It has no key-value cache, attends by `use_matmul_attention`, and multiplies by `use_onednn`.
 
     Args:
         model: changed in place.
     """
     model.config.use_cache = False
     use_matmul_attention(model)
+    use_onednn(model)
 
 
 def use_matmul_attention(model: PreTrainedModel) -> None:
