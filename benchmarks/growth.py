@@ -136,7 +136,7 @@ def released_encoder() -> SentenceTransformer:
 def untrained(k: int) -> SentenceTransformer:
     """Make an encoder with k memory tokens of the backbone."""
     model, tokenizer = load_backbone("smollm2-135m", dtype=compute_dtype("auto"))
-    extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=k), 0)
+    extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=k), 0, add_bos=True)
     stock = encoder.assemble(model, extended, k, causal=True)
     token_batched = TokenBatched(modules=list(stock))
     body = encoder.encoder_body(token_batched)

@@ -26,11 +26,12 @@ from llm2comp import recipe
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.model.backbone import load_backbone, resolve_backbone
-from llm2comp.model.causal_lm import body_of
+from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.pretext import Collator
 from llm2comp.training.trainer import compile_blocks
 from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
@@ -57,7 +58,7 @@ class Literal:
         encoder, tokenizer = load_backbone(backbone, dtype=dtype)
         self.decoder = load_backbone(backbone, dtype=dtype)[0]
         self.vocabulary = len(self.decoder.get_input_embeddings().weight)
-        add_memory_tokens(encoder, tokenizer, recipe.Memory(tokens=K), seed=0)
+        add_memory_tokens(encoder, tokenizer, recipe.Memory(tokens=K), seed=0, add_bos=True)
         self.bos, self.pad = tokenizer.bos_token_id, tokenizer.pad_token_id or 0
         for model in (encoder, self.decoder):
             model.set_attn_implementation("eager")
@@ -66,7 +67,7 @@ class Literal:
         config = LoraConfig(
             r=LORA.r,
             lora_alpha=LORA.alpha,
-            target_modules=LORA.target_modules,
+            target_modules=target_modules(body_of(encoder), LORA.target_modules),
             trainable_token_indices={"embed_tokens": rows},
         )
         self.encoder = get_peft_model(body_of(encoder), config)
@@ -118,9 +119,11 @@ class Ours:
 
     def __init__(self, backbone: str, dtype: torch.dtype) -> None:
         model, tokenizer = load_backbone(backbone, dtype=dtype)
-        tokenizer = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
+        tokenizer = add_memory_tokens(
+            model, tokenizer, recipe.Memory(tokens=K), seed=0, add_bos=True
+        )
         self.compressor = Compressor(model, K, LORA, bos_id=tokenizer.bos_token_id, causal=True)
-        self.objective = OBJECTIVES["distillation"].of(tokenizer)
+        self.objective = Distillation()
         self.collator = Collator(
             self.compressor.memory_ids, self.compressor.bos_id, tokenizer.pad_token_id
         )

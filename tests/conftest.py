@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm2comp.data import catalog
@@ -53,7 +53,7 @@ def sentences() -> list[str]:
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A transformers folder with a random Llama: 2 layers of width 32, tied embeddings.
 
-    The tokenizer is BPE on bytes. As with SmolLM2, it does not add a BOS token. Tests must not
+    The tokenizer is BPE on bytes. As with Llama 3, it puts BOS before every text. Tests must not
     write to the folder.
     """
     folder = tmp_path_factory.mktemp("backbone") / "tiny-llama"
@@ -238,6 +238,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"

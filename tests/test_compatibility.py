@@ -24,9 +24,9 @@ from llm2comp.data import catalog
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, store, suites
 from llm2comp.inference.load import load, load_in
-from llm2comp.model import encoder
+from llm2comp.model import encoder, released
 from llm2comp.model.lineage import Lineage
-from llm2comp.training import pipeline
+from llm2comp.training import pipeline, run_folder
 from llm2comp.training.scoring import score_run
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import load_study
@@ -144,6 +144,28 @@ def test_a_stage_goes_on_from_an_encoder_of_any_form(folder: str) -> None:
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.parametrize("objective", ["reconstruction", "mntp"])
+def test_an_objective_that_has_changed_goes_on_as_it_was(objective: str) -> None:
+    """In 0.1 reconstruction was that of the text before the split, and mntp masked all it drew."""
+    changes = [f"pretext.objective={objective}", "pretext.attention=bidirectional"]
+    run = recipe.load_recipe(Path("recipe.yaml"), changes)
+    run = run.model_copy(update={"stages": run.stages[:1]})
+    out = Path("run")
+    out.mkdir()
+    settings = run.model_dump()
+    del settings["stages"][0]["masking"], settings["stages"][0]["mask_probability"]
+    (out / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    (trained,) = Lineage.read(pipeline.train(run, out, quiet())).stages
+    expected = {"reconstruction": ("prefix_reconstruction", "bert"), "mntp": ("mntp", "all")}
+    assert (trained.objective, trained.masking) == expected[objective]
+    (new,) = Lineage.read(pipeline.train(run, Path("new"), quiet())).stages
+    assert (new.objective, new.masking) == (objective, "bert")
+    other = recipe.load_recipe(Path("recipe.yaml"), [*changes, "pretext.mask_probability=0.8"])
+    other = other.model_copy(update={"stages": other.stages[:1]})
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline.train(other, out, quiet())
+
+
 def test_a_stopped_run_goes_on_to_what_it_would_have_been() -> None:
     stopped = Path("run-stopped")
     logged = lines(stopped / "run.jsonl")
@@ -169,6 +191,33 @@ def test_a_finished_run_is_skipped_and_another_recipe_refused(file: str) -> None
         pipeline.train(recipe.load_recipe(Path(file), ["seed=1"]), out, quiet())
 
 
+def test_what_was_made_before_the_choice_of_bos_has_bos(tmp_path: Path) -> None:
+    """0.1 put BOS before every text, also where the tokenizer does not, and did not record it."""
+    assert recipe.load_recipe(Path("recipe.yaml")).backbone.add_bos is None
+    for folder in ("run-finished/model", "encoder-mntp"):
+        assert Lineage.read(Path(folder)).backbone.add_bos is True
+    for name in released.names():
+        assert Lineage.read(released.RELEASED / name).backbone.add_bos is True
+    assert run_folder.read_recipe(Path("run-finished")).backbone.add_bos is True
+    out = Path("run-finished")
+    pipeline.train(recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=true"]), out, quiet())
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline.train(
+            recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=false"]), out, quiet()
+        )
+
+
+def test_a_run_that_recorded_its_choice_of_bos_keeps_it(tmp_path: Path) -> None:
+    run = recipe.load_recipe(Path("recipe.yaml"))
+    (tmp_path / "run").mkdir()
+    claimed = pipeline._claim(run, tmp_path / "run", planned=False)
+    assert claimed.backbone.add_bos is None
+    assert pipeline._claim(run, tmp_path / "run", planned=False) == claimed
+    other = recipe.load_recipe(Path("recipe.yaml"), ["backbone.add_bos=true"])
+    with pytest.raises(UserError, match="another recipe"):
+        pipeline._claim(other, tmp_path / "run", planned=False)
+
+
 @pytest.mark.usefixtures("nothing_scored")
 def test_a_finished_run_s_scores_are_taken_as_they_are() -> None:
     kept = json.loads(Path("run-finished/scores.json").read_text())
@@ -181,7 +230,9 @@ def test_a_finished_run_s_scores_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("sts")
-def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
+def test_a_stopped_study_goes_on_with_the_cell_that_is_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     study, out, expected = load_study(Path("study.yaml")), Path("study"), EXPECTED["study"]
     before = results.read(out, study.name).trials
     cells = {path.name for path in (out / "cells").iterdir()}
@@ -199,6 +250,8 @@ def test_a_stopped_study_goes_on_with_the_cell_that_is_missing() -> None:
     assert files(whole) == trained
     more = lines(stopped / "run.jsonl")[len(logged) :]
     assert [event["step"] for event in more if "loss" in event] == [4, 6]  # the checkpoint is of 3
+    assert Lineage.read(stopped / "1-pretext").stages[0].masking == "all"  # as 0.1 masked
+    assert "every passage weighs the same" in caplog.text
     one = found.trials[expected["missing"]]
     assert one.tokens == expected["tokens"]
     (scored,) = one.scores.values()

@@ -52,6 +52,9 @@ class Backbone(Strict):
     otherwise."""
     trust_remote_code: bool = False
     """Allow the model to run code that comes with it."""
+    add_bos: bool | None = None
+    """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
+    An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""
 
 
 class Memory(Strict):
@@ -79,8 +82,9 @@ class Lora(Strict):
     """The output of the LoRA is scaled by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the input of the LoRA, in training only."""
-    target_modules: list[str] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    """Names of the linear layers that get a LoRA."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
+    layer that computes keys alone (docs/guides/own-backbone.md)."""
 
 
 class DataSource(Strict):
@@ -112,6 +116,8 @@ class Passages(Strict):
 
 class Split(Strict):
     """Where a passage of L tokens is cut into text and continuation.
+
+    `reconstruction` and `mntp` read the whole passage and do not cut it.
 
     The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
     `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed.
@@ -189,7 +195,13 @@ class Pretext(StageBase):
     """Passages per step, on average. Passages are grouped by length, and all batches have about the
     same number of tokens."""
     objective: str = "distillation"
-    """`distillation`, `continuation`, `reconstruction`, `mntp` or `embedding_prediction`."""
+    """`distillation`, `continuation`, `reconstruction`, `prefix_reconstruction`, `mntp` or
+    `embedding_prediction`."""
+    masking: Literal["bert", "all"] = "bert"
+    """For `mntp`, what a drawn token becomes. `bert`: the mask token (80 %), a random token (10 %)
+    or itself, as LLM2Vec trains Llama; `all`: the mask token, as it trains Mistral."""
+    mask_probability: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """For `mntp`, the share of tokens that are drawn. LLM2Vec: 0.2 for Llama, 0.8 for Mistral."""
     passages: Passages = Passages()
     """Which passages are taken."""
     split: Split = Split()
@@ -215,6 +227,8 @@ class Contrastive(StageBase):
     mini_batch_size: PositiveInt = 32
     """Texts in memory at once. It changes the cost and not the result. A batch of scored pairs is
     not split."""
+    mini_batch_tokens: PositiveInt | None = None
+    """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20

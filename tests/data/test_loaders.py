@@ -46,6 +46,8 @@ def test_passages_are_filtered_by_characters_and_tokens(
     assert cut == [texts[1], tokenizer.decode(tokenizer(texts[2])["input_ids"][:longest])]
     with pytest.raises(UserError, match=r"a\.txt: no passage has at least 1000 characters"):
         load()
+    with pytest.raises(UserError, match="no passage has"):  # one token cannot be cut in two
+        load(min_chars=1, max_tokens=1, crop=True)
 
 
 def test_passages_depend_on_the_seed_and_do_not_repeat(

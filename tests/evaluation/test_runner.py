@@ -157,7 +157,7 @@ def test_scoring_without_the_instructions_of_training_gives_a_warning(
     stage = {"stage": "supervised", "data": [{"source": "x", "query_instruction": "Find it"}]}
     stage |= {"steps": 1, "batch_size": 1, "learning_rate": 1.0}
     plan = Recipe.model_validate({"name": "tiny", "stages": [stage]})
-    record = StageRecord.of(plan.stages[0], causal=True)
+    record = StageRecord.of(plan.stages[0], causal=True, lora={})
     lineage = Lineage.start(plan, "memory").after(record)
     evaluate(model, "tiny", ["STS17", "SQuADRetrieval"], lineage=lineage)
     warnings = [record.getMessage() for record in caplog.records if "instruct" in record.msg]

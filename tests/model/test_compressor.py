@@ -2,11 +2,11 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm2comp import recipe
@@ -134,6 +134,46 @@ def test_gradient_checkpointing_recomputes_with_the_right_adapter_state(
     assert any(g.abs().max() > 0 for g in gradients[0])
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+def test_the_backward_pass_computes_each_layer_once_more_and_searches_no_modules(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT's `disable_adapter` searched all modules for each layer that was computed again."""
+    compressor = make(tiny_backbone).train()
+    compressor.enable_gradient_checkpointing()
+    loss = Distillation().loss(compressor, make_batch(compressor))
+    calls: list[str] = []
+    for layer in compressor.body.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append("mlp"))
+    searched: list[str] = []
+    search = nn.Module.named_modules
+
+    def watched(self: nn.Module, *args: Any, **options: Any) -> Any:
+        searched.append(type(self).__name__)
+        return search(self, *args, **options)
+
+    monkeypatch.setattr(nn.Module, "named_modules", watched)
+    loss.backward()
+    assert len(calls) == 2 * len(compressor.body.layers)  # encoder and student
+    assert searched == []
+
+
+def test_frozen_blocks_nest_and_leave_the_adapter_as_it_was(tiny_backbone: Path) -> None:
+    compressor = make(tiny_backbone)
+    with torch.no_grad():
+        for parameter in trainable_parameters(compressor).values():
+            parameter.add_(0.1)
+    mask = torch.ones_like(IDS)
+    adapted = compressor.encode(IDS, mask)
+    with compressor.adapted.disable_adapter():  # PEFT's own switch is the reference
+        original = compressor.encode(IDS, mask)
+    with compressor.frozen():
+        with compressor.frozen():
+            assert torch.equal(compressor.encode(IDS, mask), original)
+        assert torch.equal(compressor.encode(IDS, mask), original)
+    assert torch.equal(compressor.encode(IDS, mask), adapted)
+    assert not torch.equal(adapted, original)
 
 
 def test_an_adapter_is_read_again_and_another_shape_is_refused(

@@ -18,7 +18,7 @@ from llm2comp.model import encoder
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
-from llm2comp.model.memory_tokens import add_memory_tokens, memory_token_names
+from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training.objectives.batch import Batch
 
 TEXTS = ["The river rises in the mountains.", "Tomatoes!", "a", "Roman coins, found near here"]
@@ -31,16 +31,25 @@ def untrained(backbone: Path, k: int = 4, *, causal: bool = False) -> SentenceTr
     return encoder.assemble(model, extended, k, causal=causal, max_length=64)
 
 
-@pytest.fixture(params=[True, False], ids=["causal", "bidirectional"])
+def memory_ids(model: SentenceTransformer, k: int) -> list[int]:
+    rows = len(encoder.encoder_body(model).get_input_embeddings().weight)
+    return list(range(rows - k, rows))
+
+
+@pytest.fixture(
+    params=[(True, None), (False, None), (True, False)],
+    ids=["causal", "bidirectional", "without BOS"],
+)
 def trained(
     request: pytest.FixtureRequest, tiny_backbone: Path, tmp_path: Path
 ) -> tuple[Compressor, Path]:
     """A compressor with a non-trivial adapter, and the encoder folder written from it."""
     torch.manual_seed(0)
+    causal, add_bos = request.param
     run = recipe.Recipe.model_validate(
         {
             "name": "tiny",
-            "backbone": {"name": str(tiny_backbone)},
+            "backbone": {"name": str(tiny_backbone), "add_bos": add_bos},
             "memory": {"tokens": 4},
             "stages": [
                 {"stage": "pretext", "data": [{"source": "x"}], "steps": 1}
@@ -50,15 +59,16 @@ def trained(
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    add_memory_tokens(model, tokenizer, run.memory, run.seed)
+    extended = add_memory_tokens(model, tokenizer, run.memory, run.seed, add_bos=add_bos)
+    assert (extended.bos_token_id is None) == (add_bos is False)
     compressor = Compressor(
-        model, 4, recipe.Lora(r=4), bos_id=tokenizer.bos_token_id, causal=request.param
+        model, 4, recipe.Lora(r=4), bos_id=extended.bos_token_id, causal=causal
     ).eval()
     with torch.no_grad():
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
     compressor.save_adapter(tmp_path / "adapter")
-    record = StageRecord.of(run.stages[0], causal=request.param)
+    record = StageRecord.of(run.stages[0], causal=causal, lora={})
     lineage = Lineage.start(run, "memory").after(record)
     built = encoder.build(lineage, [tmp_path / "adapter"])
     encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)
@@ -142,7 +152,7 @@ def test_padding_side_batch_and_order_do_not_matter(tiny_backbone: Path, *, caus
 @pytest.mark.parametrize("k", [1, 2, 8, 32])
 def test_memory_tokens_follow_a_text_of_any_length(tiny_backbone: Path, k: int) -> None:
     model = untrained(tiny_backbone, k)
-    memory = model.tokenizer.convert_tokens_to_ids(memory_token_names(k))
+    memory = memory_ids(model, k)
     for text in ("", "a", "sunflowers and beans " * 5000):
         ids = model.tokenize([text])["input_ids"][0].tolist()
         assert ids[0] == model.tokenizer.bos_token_id
@@ -155,7 +165,7 @@ def test_a_text_that_spells_a_memory_token_stays_text(tiny_backbone: Path, tmp_p
     untrained(tiny_backbone, 2).save_pretrained(str(tmp_path / "model"))
     model = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     ids = model.tokenize(["say <|memory_0|> twice"])["input_ids"][0].tolist()
-    memory = model.tokenizer.convert_tokens_to_ids(memory_token_names(2))
+    memory = memory_ids(model, 2)
     assert [i for i in ids if i in memory] == memory
 
 

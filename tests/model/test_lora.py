@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from llm2comp import recipe
-from llm2comp.model.causal_lm import body_of, token_table
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lora import LoraLinear, MemoryEmbedding, add_adapter, trainable_parameters
 
 K = 3

@@ -159,7 +159,6 @@ def test_batch_order_and_padding_side_do_not_matter(
     tiny_backbone: Path, sentences: list[str]
 ) -> None:
     model = merge_memory(make_encoder(tiny_backbone), MERGING)
-    model.tokenizer.pad_token = memory_token_names(1)[0]  # as without padding and EOS
     texts = [*sentences, "", "a", "Tomatoes! " * 100]
     alone = np.stack([model.encode(text) for text in texts])
     for side in ("left", "right"):

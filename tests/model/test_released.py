@@ -14,7 +14,7 @@ from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training import held_out, run_folder
-from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.pretext import Collator
 from llm2comp.utils.hardware import compute_dtype
 
@@ -33,7 +33,9 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     ids = torch.tensor([[1, 504, 3575, 282]])
     with torch.no_grad():
         original = model(ids).logits[0].float()
-    tokenizer = add_memory_tokens(model, tokenizer, memory, lineage.seed)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, memory, lineage.seed, add_bos=lineage.backbone.add_bos
+    )
     passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage.seed)
     compressor = Compressor(
         model,
@@ -46,7 +48,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
     held = [list(row) for row in passages["input_ids"]]
     batches = [collator.batch(*held_out.cut(held[i : i + 16])) for i in (0, 16)]
-    objective = OBJECTIVES[stage.objective].of(tokenizer)
+    objective = Distillation()
 
     def measure() -> held_out.HeldOut:
         # One context per call, because autocast caches the casts of weights until it ends.

@@ -55,7 +55,8 @@ def literal(name: str, folder: Path, text: str) -> np.ndarray:
     ids = [tokenizer.bos_token_id, *plain(text)]
     pooled = slice(1, None)
     if name == "embedding_prediction":
-        special = tokenizer.convert_tokens_to_ids([f"<|memory_{i}|>" for i in range(4, 8)])
+        rows = len(body.get_input_embeddings().weight)
+        special = range(rows - 4, rows)
         prompt = plain('", summarize the above passage within eight words: ')
         ids = [ids[0], *plain('"'), *ids[1:], *prompt, *special]
         pooled = slice(-4, None)
@@ -121,7 +122,7 @@ def watched(run: tuple[str, Path], tiny_backbone: Path) -> Watched:
     rows, bos = prompt_format.num_memory_embeddings(settings.memory.tokens), tokenizer.bos_token_id
     compressor = Compressor(model, rows, stage.lora, bos_id=bos, causal=causal).eval()
     compressor.load_adapter(out / "1-pretext" / "adapter")
-    return Watched(compressor, OBJECTIVES[name].of(tokenizer), tokenizer, stage)
+    return Watched(compressor, OBJECTIVES[name].of(tokenizer, stage), tokenizer, stage)
 
 
 def test_the_embedding_that_is_measured_is_the_encoder_folder_s(

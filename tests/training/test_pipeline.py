@@ -15,6 +15,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 
 from llm2comp import recipe
 from llm2comp.errors import UserError
@@ -22,6 +23,8 @@ from llm2comp.inference.load import load
 from llm2comp.model import released
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training import pipeline, trainer
+
+ENCODERS = (*STAGE_FOLDERS.values(), "model")
 
 
 def start(recipe_path: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -118,6 +121,18 @@ def test_each_stage_changes_the_encoder_and_the_model_is_the_last(uninterrupted:
     assert weights(uninterrupted / "model") == stages[-1]
     vectors = SentenceTransformer(str(uninterrupted / "model"), device="cpu").encode(["whales"])
     assert vectors.shape == (1, 32)
+
+
+def test_every_stage_s_tokenizer_keeps_special_tokens_out_of_texts(uninterrupted: Path) -> None:
+    """Also where transformers loaded the folder of the stage before and saved it again."""
+    files = {(uninterrupted / stage / "tokenizer.json").read_bytes() for stage in ENCODERS}
+    assert len(files) == 1
+    alone = Tokenizer.from_str(files.pop().decode())
+    ids = alone.encode("a <s> b</s><|memory_0|>").ids
+    rows = 300 + 4
+    assert ids[0] == alone.token_to_id("<s>")  # BOS
+    assert not {0, 1, 2} & set(ids[1:])
+    assert [i for i in ids if i >= rows - 4] == list(range(rows - 4, rows))
 
 
 def test_a_finished_run_is_skipped_and_another_recipe_refused(

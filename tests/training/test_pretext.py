@@ -11,7 +11,15 @@ import torch
 from llm2comp import recipe
 from llm2comp.data.length_batching import WINDOW, group_by_length
 from llm2comp.errors import UserError
-from llm2comp.training import held_out, pipeline
+from llm2comp.model.compressor import Compressor
+from llm2comp.training import held_out, pipeline, pretext
+from llm2comp.training.objectives.batch import Batch
+from llm2comp.training.objectives.continuation import Continuation
+from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
+from llm2comp.training.objectives.objective import Objective
+from llm2comp.training.objectives.prefix_reconstruction import PrefixReconstruction
+from llm2comp.training.objectives.reconstruction import Reconstruction
+from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import split_points
 
 
@@ -36,6 +44,31 @@ def draw(lengths: list[int], rule: recipe.Pretext) -> list[int]:
         for step, batch in enumerate(batches)
         for split in split_points(batch, rule.split, step, generator)
     ]
+
+
+@pytest.mark.parametrize(("add_bos", "bos"), [(True, [1]), (None, [1]), (False, [])])
+def test_encoder_student_and_teacher_agree_on_bos(
+    tiny_recipe: Path, add_bos: bool | None, bos: list[int]
+) -> None:
+    run = recipe.load_recipe(tiny_recipe)
+    backbone = run.backbone.model_copy(update={"add_bos": add_bos})
+    run = run.model_copy(update={"backbone": backbone})
+    first = run.stages[0]
+    assert isinstance(first, recipe.Pretext)
+    model, tokenizer = pretext._extended_backbone(run, first, torch.float32)
+    trained, collator = pretext._pretext_model(run, first, model, tokenizer)
+    compressor = trained.compressor.eval()
+    batch = collator.batch([[5, 6, 7, 8]], [2])
+    assert batch.input_ids.tolist() == [[*bos, 5, 6, *compressor.memory_ids]]
+    assert batch.passage_ids.tolist() == [[*bos, 5, 6, 7, 8]]  # what the teacher reads
+    assert tokenizer("")["input_ids"] == [*bos, *compressor.memory_ids]
+    # The student reads `BOS memory n_3 n_4`, here with token embeddings in place of memory.
+    targets = torch.ones(1, 3, dtype=torch.bool)
+    memory = compressor.body.get_input_embeddings()(torch.tensor([[5, 6]]))
+    student = compressor.student_states(memory, torch.tensor([[7, 8]]), targets)
+    wanted = torch.tensor([[*bos, 0, 0, 0, 0]]) != torch.tensor([[*bos, 0, 1, 1, 1]])
+    plain = compressor.teacher_states(torch.tensor([[*bos, 5, 6, 7, 8]]), wanted)
+    torch.testing.assert_close(student, plain)
 
 
 def test_the_paper_s_split_is_uniform_between_10_and_the_length_minus_10() -> None:
@@ -98,6 +131,98 @@ def test_passages_of_one_length_stay_as_they_were_drawn() -> None:
         list(range(14, 20)),
     ]
     assert list(group_by_length([56] * 24, 8)) == [list(range(i, i + 8)) for i in (0, 8, 16)]
+
+
+@pytest.fixture
+def uneven_recipe(tiny_recipe: Path, sentences: list[str], tmp_path: Path) -> list[str]:
+    """Overrides of the tiny recipe: stage 1 alone, on texts of very different lengths."""
+    generator = random.Random(0)
+    words = " ".join(sentences).split()
+    texts = [" ".join(generator.choices(words, k=generator.randint(8, 60))) for _ in range(60)]
+    (tmp_path / "uneven.txt").write_text("\n".join(texts) + "\n")
+    return [
+        f"pretext.data.0.source={tmp_path / 'uneven.txt'}",
+        "pretext.passages.max_tokens=200",
+        "pretext.split={low: 5, high: 8, continuation: 3}",
+        "pretext.steps=12",
+        "pretext.lora.dropout=0.0",
+    ]
+
+
+def train_stage_1(tiny_recipe: Path, overrides: list[str], out: Path) -> None:
+    run = recipe.load_recipe(tiny_recipe, overrides)
+    pipeline.train(run.model_copy(update={"stages": run.stages[:1]}), out)
+
+
+def record(monkeypatch: pytest.MonkeyPatch, kind: type[Objective]) -> list[tuple[Batch, float]]:
+    """Record the batches on which an objective is trained, and their losses."""
+    recorded: list[tuple[Batch, float]] = []
+    original = kind.loss
+
+    def loss(self: Objective, compressor: Compressor, batch: Batch) -> torch.Tensor:
+        value = original(self, compressor, batch)
+        if torch.is_grad_enabled():
+            recorded.append((batch, value.item()))
+        return value
+
+    monkeypatch.setattr(kind, "loss", loss)
+    return recorded
+
+
+@pytest.mark.parametrize("kind", [Reconstruction, MaskedNextTokenPrediction])
+def test_an_objective_of_whole_passages_cuts_none(
+    kind: type[Objective],
+    uneven_recipe: list[str],
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (name,) = (name for name, known in OBJECTIVES.items() if known is kind)
+    recorded = record(monkeypatch, kind)
+    overrides = [f"pretext.objective={name}", "pretext.attention=bidirectional"]
+    train_stage_1(tiny_recipe, [*uneven_recipe, *overrides], tmp_path / "run")
+    (first, *_) = (json.loads(line) for line in (tmp_path / "run" / "run.jsonl").open())
+    read = sum(int(batch.text_mask.sum()) for batch, _ in recorded)
+    assert read == first["tokens"]
+    assert read > 20 * first["passages"], "a text before the split has 8 tokens at most"
+
+
+def test_reconstruction_of_the_prefix_compresses_the_text_before_the_split(
+    uneven_recipe: list[str], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = record(monkeypatch, PrefixReconstruction)
+    overrides = [*uneven_recipe, "pretext.objective=prefix_reconstruction"]
+    train_stage_1(tiny_recipe, overrides, tmp_path / "run")
+    lengths = {int(n) for batch, _ in recorded for n in batch.text_mask.sum(1)}
+    assert lengths == {5, 6, 7, 8}
+
+
+@pytest.mark.parametrize("lengths", ["different", "equal"])
+def test_the_loss_in_the_log_is_the_mean_over_passages(
+    lengths: str,
+    uneven_recipe: list[str],
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorded = record(monkeypatch, Continuation)
+    crop = ["pretext.passages={min_chars: 1, max_tokens: 12, crop: true}"]
+    overrides = [
+        *uneven_recipe,
+        *(crop if lengths == "equal" else []),
+        "pretext.objective=continuation",
+        "pretext.log_steps=6",
+    ]
+    train_stage_1(tiny_recipe, overrides, tmp_path / "run")
+    events = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").open()]
+    logged = [event["loss"] for event in events if "loss" in event]
+    sizes = [len(batch.input_ids) for batch, _ in recorded]
+    assert (len(set(sizes)) == 1) == (lengths == "equal")
+    for window, found in enumerate(logged):
+        steps = slice(6 * window, 6 * window + 6)
+        rows, losses = sizes[steps], [loss for _, loss in recorded[steps]]
+        total = sum(size * loss for size, loss in zip(rows, losses, strict=True))
+        assert found == pytest.approx(total / sum(rows), rel=1e-5)
 
 
 def test_mean_cosine_equals_the_pairwise_mean() -> None:

@@ -43,7 +43,7 @@ def load_passages(
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        A dataset with the column `input_ids`: the token ids of each passage, at least one.
+        A dataset with the column `input_ids`: the token ids of each passage, at least two.
 
     Raises:
         UserError: if a source cannot be read, or no passage is within the limits.
@@ -90,5 +90,7 @@ def _tokenize(
 ) -> Iterator[list[int]]:
     while batch := list(islice(texts, TOKENIZE_BATCH)):
         for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
-            if ids and (limits.crop or len(ids) <= limits.max_tokens):
-                yield ids[: limits.max_tokens]
+            kept = ids[: limits.max_tokens]
+            # A passage of one token cannot be cut into text and continuation.
+            if len(kept) > 1 and (limits.crop or len(kept) == len(ids)):
+                yield kept

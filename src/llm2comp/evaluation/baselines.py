@@ -22,7 +22,14 @@ from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.modules import UnsavableModule
-from llm2comp.model.prompt_format import set_template
+from llm2comp.model.tokenizer import (
+    first_token,
+    load_tokenizer,
+    needed_first_token,
+    padding_token,
+    require_fast,
+    set_template,
+)
 from llm2comp.recipe import Backbone
 from llm2comp.utils.choices import Precision
 
@@ -50,9 +57,9 @@ class Baseline:
     """How the model reads a text, and which of its outputs become the embedding.
 
     With several prompts, the embedding is the mean of the embeddings that they give. If a prompt
-    repeats the text, only the second copy is pooled. The first token is always BOS, because a
-    causal model computes unusual states for the first token, and because an empty text would
-    otherwise have no token.
+    repeats the text, only the second copy is pooled. By default the first token is BOS, because a
+    causal model computes unusual states for the first token. Without words around a text it is
+    always BOS, because an empty text would otherwise have no token.
 
     Attributes:
         pooling: pooling mode of sentence-transformers.
@@ -224,13 +231,19 @@ def require_baseline(name: str) -> None:
         raise UserError(f"unknown baseline {name!r}; the baselines are {', '.join(BASELINES)}")
 
 
-def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+def build(
+    name: str,
+    backbone_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    add_bos: bool | None = True,
+) -> SentenceTransformer:
     """Build a training-free encoder.
 
     Args:
         name: key of `BASELINES`.
         backbone_dir: transformers folder of a causal language model.
         dtype: dtype of the weights in memory.
+        add_bos: as `llm2comp.model.tokenizer.first_token` takes it.
 
     Returns:
         A model whose embeddings have unit length and the dimension of the backbone's hidden states.
@@ -246,36 +259,40 @@ def build(name: str, backbone_dir: Path, dtype: torch.dtype = torch.float32) -> 
     transformer_class = Prompted if several_parts else Transformer
     transformer = transformer_class(
         str(backbone_dir),
-        max_seq_length=MAX_TOKENS,
         model_kwargs={"dtype": dtype},
         unpad_inputs=False,
         # Without this, the chat template of a tokenizer would be put around every text.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
     )
-    tokenizer = transformer.tokenizer
-    if tokenizer is None or not tokenizer.is_fast:
-        raise UserError(f"tokenizer of {backbone_dir} has no fast version; llm2comp needs one")
+    tokenizer = load_tokenizer(str(backbone_dir), split_special_tokens=True)
+    require_fast(tokenizer)
+    transformer.processor = tokenizer
+    transformer.max_seq_length = MAX_TOKENS
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = padding_token(tokenizer, tokenizer.backend_tokenizer)
     configure_attention(transformer.model)
-    pooled = _put_prompts(transformer, tokenizer, baseline)
+    pooled = _put_prompts(transformer, tokenizer, baseline, add_bos)
     return TokenBatched(modules=[transformer, *pooled, Normalize()], similarity_fn_name="cosine")
 
 
-def load_baseline(name: str, backbone: str, dtype: Precision = "auto") -> SentenceTransformer:
+def load_baseline(
+    name: str, backbone: str, dtype: Precision = "auto", add_bos: bool | None = True
+) -> SentenceTransformer:
     """Load a training-free encoder in a precision.
 
     Args:
         name: key of `BASELINES`.
         backbone: causal language model, as a recipe names it.
         dtype: as in `llm2comp.load`.
+        add_bos: the recipe's `backbone.add_bos`.
 
     Raises:
         UserError: if `build` raises it, or the backbone is not available.
     """
     folder = backbone_folder(backbone)
-    return load_checked(row_name(name, backbone), dtype, partial(build, name, folder), str(folder))
+    create = partial(build, name, folder, add_bos=add_bos)
+    return load_checked(row_name(name, backbone), dtype, create, str(folder))
 
 
 def row_name(name: str, backbone: str) -> str:
@@ -284,17 +301,20 @@ def row_name(name: str, backbone: str) -> str:
 
 
 def _put_prompts(
-    transformer: Transformer, tokenizer: PreTrainedTokenizerBase, baseline: Baseline
+    transformer: Transformer,
+    tokenizer: PreTrainedTokenizerBase,
+    baseline: Baseline,
+    add_bos: bool | None,
 ) -> list[torch.nn.Module]:
     """Make a transformer read texts with the prompts, and return the modules that pool its output.
 
     Prompts are tokenized apart from the text, so that the tokens of a text do not depend on them.
     """
-    first = tokenizer.bos_token_id
-    if first is None:
-        first = tokenizer.eos_token_id  # separates documents in models without BOS
+    first = first_token(tokenizer, add_bos)
+    if first is None and (add_bos or baseline.prompts == (Prompt(),)):
+        first = needed_first_token(tokenizer)
     ids = [
-        ([first, *before], again, after)
+        ([*([] if first is None else [first]), *before], again, after)
         for before, again, after in (
             tokenizer([part.before, part.again, part.after], add_special_tokens=False)["input_ids"]
             for part in baseline.prompts

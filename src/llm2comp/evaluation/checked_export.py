@@ -22,7 +22,7 @@ from llm2comp.inference.load import load
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
-from llm2comp.model.encoder import encoder_body
+from llm2comp.model.encoder import copy_tokenizer, encoder_body
 from llm2comp.model.lineage import Compiled
 from llm2comp.model.model_card import model_card
 from llm2comp.utils.choices import Backend
@@ -116,6 +116,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
             lineage = lineage.model_copy(update={"compiled": compiled_as})
             lineage.write(partial)
+            copy_tokenizer(Path(released.resolve_encoder(name)), partial)
             card = model_card(lineage, expected.shape[1])
             (partial / "README.md").write_text(card, encoding="utf-8")
     return check

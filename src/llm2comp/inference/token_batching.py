@@ -18,6 +18,7 @@ from torch import Tensor
 # Registers the attention, which a model needs when it is sent to a worker process.
 import llm2comp.model.attention  # noqa: F401
 from llm2comp.data.length_batching import batch_by_tokens
+from llm2comp.errors import UserError
 from llm2comp.inference.worker_pool import Workers
 
 TOKENS_PER_TEXT = 64
@@ -137,7 +138,19 @@ class TokenBatched(SentenceTransformer):
         return embeddings if convert_to_tensor else list(embeddings)
 
     def preprocess(self, inputs: Any, *args: Any, **options: Any) -> dict[str, Any]:
-        """Tokenize inputs as the stock method does, and pad texts to one of few widths."""
+        """Tokenize inputs as the stock method does, and pad texts to one of few widths.
+
+        Raises:
+            UserError: if `max_seq_length` leaves no room for text. The tokenizer would then cut
+                nothing.
+        """
+        if self._pads_texts and self.max_seq_length is not None:
+            specials = self.tokenizer.num_special_tokens_to_add()
+            if self.max_seq_length <= specials:
+                raise UserError(
+                    f"max_seq_length {self.max_seq_length} leaves no room for text: what surrounds "
+                    f"a text takes {specials} tokens"
+                )
         features: dict[str, Any] = super().preprocess(inputs, *args, **options)
         if not self._pads_texts or "input_ids" not in features:
             return features

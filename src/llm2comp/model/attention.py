@@ -26,6 +26,9 @@ MASKED = torch.finfo(torch.bfloat16).min
 """Added to the score of a key that a query must not see. float32 represents this number exactly
 too. It is not minus infinity, because the softmax of a fully masked row would then be NaN."""
 
+NOT_HANDLED = ("position_bias", "softcap", "s_aux")
+"""Options that change the attention weights. transformers' own function handles or refuses them."""
+
 
 def configure_attention(model: PreTrainedModel) -> None:
     """Set a model to read each text once, and fast on a processor.
@@ -102,7 +105,7 @@ def attend(
     self_attention = length == key_length and value.shape == key.shape
     if (
         not self_attention
-        or options.get("position_bias") is not None
+        or any(options.get(name) is not None for name in NOT_HANDLED)
         or not _products_are_faster(query, causal=skip_later_keys)
     ):
         sdpa = AttentionInterface()["sdpa"]  # type: ignore[no-untyped-call]

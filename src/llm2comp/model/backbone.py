@@ -1,7 +1,7 @@
 """Load a causal language model and its tokenizer, and check that the method can use it.
 
 A backbone is named by a packaged default (`smollm2-135m`), a local folder, a `.gguf` file or a hub
-id. It is accepted for what it does and not for its name, see `llm2comp.model.probe`.
+id. It is accepted for what it does and not for its name, see `llm2comp.model.causal_lm.probe`.
 """
 
 import hashlib
@@ -23,7 +23,9 @@ from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.attention import configure_attention
-from llm2comp.model.probe import probe
+from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.probe import probe
+from llm2comp.model.tokenizer import load_tokenizer
 from llm2comp.utils.files import atomic_folder, cache_dir
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -55,13 +57,11 @@ def load_backbone(
     source = resolve_backbone(name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        if getattr(config, "sliding_window", None) is not None:
-            # With a window, memory tokens would not see the start of a long text.
-            config.sliding_window = None
+        remove_dropout(config)
         model = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=trust_remote_code
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"backbone {name!r} cannot be loaded ({one_line(error)}); "

@@ -4,27 +4,44 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
+import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
+from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
+from llm2comp.model.tokenizer import FILE as TOKENIZER
+from llm2comp.model.tokenizer import read_alike, without_special_tokens
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
+
+SAMPLE = ("The river rises in the mountains.", "Snow")
+"""Texts whose embeddings a saved folder must reproduce."""
+SAME = 1e-5
+"""Largest cosine distance that counts as rounding of float32."""
 
 
 def assemble(
@@ -39,6 +56,8 @@ def assemble(
 ) -> SentenceTransformer:
     """Make a sentence-transformers model from a causal language model with memory tokens.
 
+    The encoder takes over the body's weights, so that no second copy of them is in memory.
+
     Args:
         model: causal language model, or its body, with memory embeddings appended.
         tokenizer: as `llm2comp.model.memory_tokens.add_memory_tokens` returns it.
@@ -47,21 +66,53 @@ def assemble(
         prompts: for `encode_query` and `encode_document`.
         max_length: tokens per text, without BOS, prompts and memory tokens.
         prompt_format: what surrounds a text and what is pooled.
+
+    Raises:
+        UserError: if the model's positions are too few for prompts and memory tokens, or if
+            transformers loads another tokenizer for a model of this type.
     """
     body = body_of(model)
     body.config.is_causal = causal
     body.config.use_bidirectional_attention = not causal  # read by embedding servers
     specials = tokenizer.num_special_tokens_to_add()
-    tokenizer.model_max_length = min(
-        max_length + specials,
-        getattr(body.config, "max_position_embeddings", max_length + specials),
-    )
+    positions = getattr(body.config, "max_position_embeddings", max_length + specials)
+    if positions <= specials:
+        raise UserError(
+            f"the model has {positions} positions, and prompts and memory tokens take {specials}; "
+            "lower memory.tokens"
+        )
+    tokenizer.model_max_length = min(max_length + specials, positions)
     with tempfile.TemporaryDirectory() as scratch:
-        body.save_pretrained(scratch)
+        body.config.architectures = [type(body).__name__]
+        body.config.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        transformer = Transformer(scratch, unpad_inputs=False)
-    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, body.config.hidden_size)]
+        save_file({}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+        with _silent_transformers():  # it would report that all weights are missing
+            transformer = Transformer(
+                scratch, model_kwargs={"device_map": "meta"}, unpad_inputs=False
+            )
+    transformer.model = body
+    loaded = cast(PreTrainedTokenizerBase, transformer.tokenizer)
+    if not read_alike(loaded, tokenizer):
+        raise UserError(
+            f"transformers loads a {type(loaded).__name__} for every model of the type "
+            f"{body.config.model_type}, and the backbone's tokenizer.json gives other ids; take a "
+            "backbone with the tokenizer of its type"
+        )
+    hidden, rows = body.config.hidden_size, len(token_table(body).weight)
+    modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
     return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers from logging anything but errors."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
@@ -89,21 +140,74 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     encoder.requires_grad_(False)
 
 
-def save(encoder: SentenceTransformer, folder: Path, adapter: Path, lineage: Lineage) -> None:
-    """Write an encoder folder with its adapter, its lineage and its model card.
+def save(
+    encoder: SentenceTransformer,
+    folder: Path,
+    adapter: Path,
+    lineage: Lineage,
+    source: Path | None = None,
+) -> None:
+    """Write an encoder folder with its adapter, its lineage and its model card, and check it.
+
+    The check loads the folder with stock sentence-transformers, probes it, and compares its
+    embeddings with those of the encoder.
 
     Args:
-        encoder: to save.
-        folder: to write; it appears only when it is complete.
+        encoder: to save. Its weights are given back before the folder is loaded, so that there are
+            never two copies in memory.
+        folder: to write; it appears only when it is complete and right.
         adapter: folder of the adapter that the last stage trained.
         lineage: of the encoder.
+        source: encoder folder that the encoder was loaded from; its tokenizer is kept.
+
+    Raises:
+        UserError: if the folder does not pass the check.
     """
+    expected = _embed_alone(encoder)
+    dimension = encoder_body(encoder).config.hidden_size
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        card = model_card(lineage, encoder_body(encoder).config.hidden_size)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        if source is None:
+            _write_tokenizer(encoder, partial)
+        else:
+            copy_tokenizer(source, partial)
+        encoder.to("meta")
+        stock = SentenceTransformer(str(partial), device="cpu")
+        attention = probe_encoder(encoder_body(stock), str(folder))
+        difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
+        if not difference <= SAME:
+            raise UserError(
+                f"{folder} is not written, because its embeddings differ from those of the encoder "
+                f"in memory (by a cosine distance of {difference:.1e})"
+            )
+        last = lineage.stages[-1].model_copy(update=asdict(attention))
+        lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})
+        (partial / "README.md").write_text(model_card(lineage, dimension), encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
         lineage.write(partial)
+
+
+def _embed_alone(encoder: SentenceTransformer) -> Tensor:
+    """Return the embeddings of the sample texts `(texts, dimension)`, each read without padding."""
+    training = encoder.training
+    texts = [encoder.encode(text, convert_to_tensor=True).float().cpu() for text in SAMPLE]
+    encoder.train(training)
+    return torch.stack(texts)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy `tokenizer.json` from one encoder folder to another that was saved by transformers.
+
+    transformers makes special tokens added tokens again, which other programs find in texts.
+    """
+    shutil.copyfile(source / TOKENIZER, target / TOKENIZER)
+
+
+def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write `tokenizer.json` without the added tokens that transformers makes of special tokens."""
+    rows = len(token_table(encoder_body(encoder)).weight)
+    plain = without_special_tokens(encoder.tokenizer.backend_tokenizer, rows)
+    plain.save(str(folder / TOKENIZER))
 
 
 def copy_adapter(source: Path, target: Path) -> None:
@@ -125,7 +229,9 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
     """
     last = lineage.stages[len(adapters) - 1]
     model, tokenizer = load_backbone(lineage.backbone.name, bidirectional=not last.causal)
-    tokenizer = add_memory_tokens(model, tokenizer, lineage.memory, lineage.seed, lineage.format)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, lineage.memory, lineage.seed, lineage.format, lineage.backbone.add_bos
+    )
     encoder = assemble(
         model,
         tokenizer,

@@ -35,6 +35,10 @@ class StageRecord(BaseModel):
         batch_size: texts or pairs per step.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal.
+        layers: of the backbone; None in folders of older versions.
+        attending: layers that have attention. The others have, for example, a convolution.
+        lora: rank, scale and dropout of the LoRA, its `target_modules`, and `left_out`, the layers
+            of the blocks without one. Folders of older versions have no `left_out`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -46,16 +50,22 @@ class StageRecord(BaseModel):
     batch_size: int
     learning_rate: float
     causal: bool
+    layers: int | None = None
+    attending: int | None = None
+    lora: dict[str, Any] = Field(default={})
 
     @classmethod
-    def of(cls, stage: StageBase, *, causal: bool) -> "StageRecord":
+    def of(cls, stage: StageBase, *, causal: bool, lora: dict[str, Any]) -> "StageRecord":
         """Record a stage of a recipe.
 
         Args:
             stage: as the recipe has it.
             causal: whether the encoder's attention is causal after the stage.
+            lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
         """
-        return cls.model_validate(stage.model_dump() | {"causal": causal})
+        settings = stage.model_dump()
+        settings["lora"] |= lora
+        return cls.model_validate(settings | {"causal": causal})
 
 
 class Compiled(BaseModel):
@@ -110,6 +120,14 @@ class Lineage(BaseModel):
             objective = raw["stages"][0].get("objective")
             known = {"prompt_format": _FORMATS_OF_VERSION_1.get(objective, "memory")}
             return known | raw | {"format_version": FORMAT_VERSION}
+        return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_the_choice_of_bos(cls, raw: Any) -> Any:
+        """Add `add_bos` to a lineage of a version that put BOS before every text."""
+        if isinstance(raw, dict) and isinstance(raw.get("backbone"), dict):
+            return raw | {"backbone": {"add_bos": True} | raw["backbone"]}
         return raw
 
     @model_validator(mode="after")

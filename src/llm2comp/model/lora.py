@@ -11,12 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from llm2comp.model.causal_lm import token_table
+from llm2comp.errors import UserError, one_line
+from llm2comp.model.causal_lm.parts import token_table
+from llm2comp.model.lora_targets import check_adapted, target_modules
 from llm2comp.recipe import Lora
 
 
@@ -34,7 +38,11 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
 
     Returns:
         The body, wrapped by PEFT.
+
+    Raises:
+        UserError: if the model has no layers for `lora.target_modules`, or PEFT cannot adapt them.
     """
+    targets = target_modules(body, lora.target_modules)
     table = token_table(body)
     name = next(name for name, module in body.named_modules() if module is table)
     memory_ids = list(range(table.num_embeddings - num_memory_embeddings, table.num_embeddings))
@@ -42,11 +50,20 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         trainable_token_indices={name: memory_ids} if memory_ids else None,
     )
-    config._register_custom_module({nn.Linear: LoraLinear})
-    adapted = get_peft_model(body, config)
+    if any(isinstance(module, Conv1D) for module in body.modules()):
+        config.fan_in_fan_out = True  # PEFT would set it too, with a warning
+    else:
+        config._register_custom_module({nn.Linear: LoraLinear})
+    try:
+        adapted = get_peft_model(body, config)
+    except ValueError as error:
+        raise UserError(
+            f"lora.target_modules: PEFT cannot adapt {', '.join(targets)}: {one_line(error)}"
+        ) from error
+    check_adapted(adapted, targets)
     for module in cast(nn.Module, adapted).modules():
         if isinstance(module, TrainableTokensWrapper):
             module.token_adapter = MemoryEmbedding.from_peft(module.token_adapter)
@@ -58,6 +75,12 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by name: LoRA factors and memory embeddings."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adapter_layers(adapted: PeftModel) -> list[BaseTunerLayer | TrainableTokensWrapper]:
+    """Return the layers that can switch their part of the adapter off."""
+    kinds = (BaseTunerLayer, TrainableTokensWrapper)
+    return [module for module in cast(nn.Module, adapted).modules() if isinstance(module, kinds)]
 
 
 class LoraLinear(Linear):
@@ -121,5 +144,6 @@ class MemoryEmbedding(TrainableTokensLayer):
         index = x - (table.num_embeddings - len(trained))
         memory = embedding(index.clamp(min=0), trained.to(table.weight.dtype))
         # Gemma's embedding layer scales its output.
-        memory = memory * getattr(table, "embed_scale", 1)
+        scale = getattr(table, "embed_scale", 1)
+        memory = memory * (scale.to(memory.dtype) if isinstance(scale, Tensor) else scale)
         return torch.where((index >= 0)[..., None], memory, table(x))

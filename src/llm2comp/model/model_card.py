@@ -22,8 +22,8 @@ model = SentenceTransformer("path/to/this/folder"{backend})
 embeddings = model.encode(["The river rises in the mountains."])
 ```
 
-| stage | objective | data | steps x batch | peak learning rate |
-|---|---|---|---|---|
+| stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
+|---|---|---|---|---|---|---|
 {stages}
 
 The seed was {seed}. `llm2comp.json` holds all settings and package versions. {weights}.
@@ -49,11 +49,22 @@ def model_card(lineage: Lineage, dimension: int) -> str:
         backbone=lineage.backbone.name,
         objective=lineage.stages[0].objective,
         embedding=_embedding(lineage),
-        attention="causal" if last.causal else "bidirectional",
+        attention=_attention(last),
         dimension=dimension,
         length=lineage.max_length,
         stages="\n".join(map(_row, lineage.stages)),
         seed=lineage.seed,
+    )
+
+
+def _attention(stage: StageRecord) -> str:
+    if stage.causal:
+        return "causal"
+    if stage.attending == stage.layers:
+        return "bidirectional"
+    return (
+        f"bidirectional in {stage.attending} of {stage.layers} layers; the others have no "
+        "attention and stay causal"
     )
 
 
@@ -68,4 +79,9 @@ def _row(stage: StageRecord) -> str:
     data = ", ".join(source.source for source in stage.data)
     size = f"{stage.steps:,} x {stage.batch_size:,}"
     objective = stage.objective or "contrastive"
-    return f"| {stage.stage} | {objective} | {data} | {size} | {stage.learning_rate:g} |"
+    adapted, left_out = (
+        ", ".join(f"`{name}`" for name in stage.lora.get(key) or [])
+        for key in ("target_modules", "left_out")
+    )
+    cells = [stage.stage, objective, data, size, f"{stage.learning_rate:g}", adapted, left_out]
+    return f"| {' | '.join(cells)} |"

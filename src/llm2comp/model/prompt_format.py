@@ -1,11 +1,7 @@
 """Prompt formats: which tokens surround a text, and which outputs become its embedding."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 
 @dataclass(frozen=True)
@@ -15,7 +11,8 @@ class PromptFormat:
     Attributes:
         pooling: `memory` if the embedding is the mean over the outputs of the memory tokens after
             the text; `text` if it is the mean over the text's own tokens. With `text` there are no
-            memory tokens.
+            memory tokens, and a first token is always before the text, because an empty text would
+            otherwise have no token.
         before: prompt between BOS and the text.
         after: prompt between the text and its memory tokens.
         extra_tokens: whether the objective trains k further memory tokens, which the encoder does
@@ -51,26 +48,3 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 """Every format by its name, which an encoder folder records."""
 
 DEFAULT_FORMAT = PROMPT_FORMATS["memory"]
-
-
-def set_template(backend: Tokenizer, before: Sequence[int], after: Sequence[int]) -> None:
-    """Let a tokenizer put token ids before and after every text.
-
-    Its post-processor does this, so truncation shortens the text only, and an encoder folder needs
-    no code of this package.
-
-    Args:
-        backend: changed in place.
-        before: token ids before the text.
-        after: token ids after the text.
-    """
-    ids = {"before": list(before), "after": list(after)}
-    front, behind = ([name] if ids[name] else [] for name in ids)
-    backend.post_processor = TemplateProcessing(
-        single=[*front, "$A", *behind],
-        pair=[*front, "$A", "$B", *behind],
-        special_tokens=[
-            {"id": name, "ids": ids[name], "tokens": [backend.id_to_token(i) for i in ids[name]]}
-            for name in (*front, *behind)
-        ],
-    )

@@ -18,12 +18,17 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from transformers import AutoConfig
 
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
+from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention
+from llm2comp.model.causal_lm.dropout import dropout_settings
+from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
+from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.callbacks import CollapseWatch
 from llm2comp.training.stage_context import StageContext
@@ -32,10 +37,11 @@ from llm2comp.training.trainer import (
     AdapterCheckpoints,
     TokenCounter,
     compile_blocks,
+    log_adapted,
     run_training,
     training_arguments,
 )
-from llm2comp.utils.hardware import compute_dtype
+from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
 class LengthSorted(SentenceTransformerDataCollator):
@@ -85,22 +91,40 @@ def train_contrastive(
         batch_sampler: how sentence-transformers draws batches.
         attention_dropout: dropout of attention weights, in training only.
     """
+    assert context.source is not None
+    adapted = _train(context, context.source, data, held_out, batch_sampler, attention_dropout)
+    free_unused_memory()  # because the encoder is loaded next, in float32
+    _write(context, context.source, adapted)
+
+
+def _train(
+    context: StageContext[Unsupervised | Supervised],
+    source: Path,
+    data: Dataset | DatasetDict,
+    held_out: Sequence[tuple[str, str]],
+    batch_sampler: BatchSamplers,
+    attention_dropout: float,
+) -> Adapted:
+    """Train a new adapter, write it into the work folder, and return what it adapts."""
     if isinstance(data, DatasetDict):
         # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
         data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
-    assert context.source is not None
     stage, recipe = context.stage, context.recipe
-    lineage = Lineage.read(context.source)
+    lineage = Lineage.read(source)
     num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
     dtype = compute_dtype(recipe.backbone.dtype)
-    model = _load(context.source, stage, dtype, attention_dropout)
+    model = _load(source, stage, dtype, attention_dropout)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
-    adapted = add_adapter(encoder.encoder_body(model), stage.lora, num_memory_tokens)
+    body = encoder.encoder_body(model)
+    adapted = add_adapter(body, stage.lora, num_memory_tokens)
+    if isinstance(stage, Unsupervised):
+        check_two_views(model, data["anchor"][0])
+    layers = adapted_layers(adapted)
+    log_adapted(context, layers)
     if stage.gradient_checkpointing:
-        body = encoder.encoder_body(model)
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
-        compile_blocks(encoder.encoder_body(model))
+        compile_blocks(body)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training_arguments(stage, context.workdir, recipe.seed, dtype),
@@ -128,9 +152,8 @@ def train_contrastive(
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
-    adapter = context.workdir / encoder.ADAPTER
-    adapted.save_pretrained(str(adapter), save_embedding_layers=False)
-    _write(context.source, context.target, stage, adapter, lineage)
+    adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
+    return layers
 
 
 def _attention(stage: Contrastive) -> dict[str, bool]:
@@ -141,27 +164,37 @@ def _attention(stage: Contrastive) -> dict[str, bool]:
 def _load(
     source: Path, stage: Contrastive, dtype: torch.dtype, attention_dropout: float
 ) -> SentenceTransformer:
-    """Return the encoder to train on, with frozen weights."""
+    """Return the encoder to train on, with frozen weights.
+
+    Raises:
+        UserError: if it does not pass the probe, for example because its attention cannot become
+            bidirectional.
+    """
+    dropout = dropout_settings(AutoConfig.from_pretrained(source), attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
         model_kwargs={"dtype": dtype},
-        config_kwargs={"attention_dropout": attention_dropout, **_attention(stage)},
+        config_kwargs=dropout | _attention(stage),
     )
     configure_attention(encoder.encoder_body(model))
+    probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
     model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
     return model
 
 
-def _write(source: Path, target: Path, stage: Contrastive, adapter: Path, lineage: Lineage) -> None:
+def _write(
+    context: StageContext[Unsupervised | Supervised], source: Path, adapted: Adapted
+) -> None:
     """Merge the adapter into the source encoder, and write the next encoder folder."""
+    stage, adapter = context.stage, context.workdir / encoder.ADAPTER
     merged = SentenceTransformer(str(source), device="cpu", config_kwargs=_attention(stage))
     encoder.merge(merged, adapter)
     config = encoder.encoder_body(merged).config
     config.use_bidirectional_attention = not config.is_causal
-    lineage = lineage.after(StageRecord.of(stage, causal=config.is_causal))
-    encoder.save(merged, target, adapter, lineage)
+    record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
+    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 
 def _losses(

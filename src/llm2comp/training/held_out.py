@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from llm2comp.evaluation.metrics.spectrum import RowSums, spectrum
-from llm2comp.model.causal_lm import token_table
+from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.compressor import Compressor
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
@@ -17,7 +17,7 @@ from llm2comp.training.objectives.objective import Compression, Objective
 TOKENS = 64
 """A held-out passage is cut to its first 64 tokens: 48 are compressed, 16 are predicted."""
 COMPRESSED_SHARE = 0.75
-"""Share of a passage's tokens that is compressed."""
+"""Share of a passage's tokens that is compressed, unless the objective reads the whole passage."""
 BATCH = 16
 """Held-out texts per batch."""
 
@@ -77,16 +77,22 @@ class HeldOut:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
-def cut(passages: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+def cut(
+    passages: list[list[int]], *, whole_passage: bool = False
+) -> tuple[list[list[int]], list[int]]:
     """Cut held-out passages to their first 64 tokens.
 
     Args:
         passages: token ids.
+        whole_passage: whether the objective reads the whole passage.
 
     Returns:
-        The passages, and for each the number of tokens that are compressed: three quarters.
+        The passages, and for each the number of tokens that are compressed: three quarters, or
+        all.
     """
     short = [passage[:TOKENS] for passage in passages]
+    if whole_passage:
+        return short, [len(passage) for passage in short]
     return short, [max(1, int(COMPRESSED_SHARE * len(passage))) for passage in short]
 
 

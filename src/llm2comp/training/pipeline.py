@@ -1,12 +1,12 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from rich.console import Console
 
 from llm2comp.errors import UserError
@@ -17,10 +17,17 @@ from llm2comp.recipe import (
     Stage,
     Supervised,
     Unsupervised,
-    load_recipe,
 )
 from llm2comp.training.pretext import train_pretext
-from llm2comp.training.run_folder import LOG, MODEL, RECIPE
+from llm2comp.training.run_folder import (
+    LOG,
+    MODEL,
+    RECIPE,
+    as_begun,
+    as_yaml,
+    is_of_0_1,
+    read_recipe,
+)
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
@@ -28,11 +35,14 @@ from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.files import atomic_file, atomic_folder
 
+logger = logging.getLogger("llm2comp")
+
 SIZES = frozenset(
     {
         "steps",
         "batch_size",
         "mini_batch_size",
+        "mini_batch_tokens",
         "warmup_steps",
         "save_steps",
         "log_steps",
@@ -42,6 +52,8 @@ SIZES = frozenset(
     }
 )
 """Keys of a stage that a plan may change."""
+TARGETS_OF_0_1 = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""What 0.1 wrote to a run's `recipe.yaml` where a recipe named no `target_modules`."""
 
 
 def train(
@@ -152,7 +164,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         planned: whether a plan decides the sizes of stages. Sizes are then not compared.
 
     Returns:
-        What to run. With a plan, the stages that have started are those of the folder's recipe.
+        What to run. Its stages are those of the folder's recipe; with a plan, only those that have
+        started.
 
     Raises:
         UserError: if the folder holds a run of another recipe.
@@ -161,17 +174,17 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if not path.exists():
         _write_recipe(recipe, out)
         return recipe
-    known = load_recipe(path)
+    known, recipe = read_recipe(out), as_begun(recipe, out)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         raise UserError(
             f"{out} holds a run of another recipe (see {path}); "
             "give another --out, or remove that folder to start again"
         )
-    if not planned:
-        return recipe
+    if is_of_0_1(out):
+        _warn_of_0_1(out)
     stages = [
-        _stage(known if _has_started(stage.stage, out) else recipe, stage.stage)
+        _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
     ]
     return _with_stages(recipe, stages)
@@ -181,10 +194,22 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
     """Return what makes two runs the same: all settings but the evaluation and ignored sizes."""
     settings = recipe.model_dump(exclude={"evaluation", "stages"})
     stages = [stage.model_dump(exclude=set(ignored)) for stage in recipe.stages]
+    for stage in stages:
+        if stage["lora"]["target_modules"] == TARGETS_OF_0_1:
+            stage["lora"]["target_modules"] = None
     return settings | {"stages": stages}
 
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
     with atomic_file(out / RECIPE) as partial:
-        text = yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(as_yaml(recipe), encoding="utf-8")
+
+
+def _warn_of_0_1(out: Path) -> None:
+    """Warn if version 0.1 stopped within stage 1, whose steps are no longer quite the same."""
+    if _has_started("pretext", out) and not (out / STAGE_FOLDERS["pretext"]).exists():
+        logger.warning(
+            "%s was begun by version 0.1; in the steps that are left, every passage weighs the "
+            "same, whatever batch it is in, and mntp reads whole passages and draws other masks",
+            out,
+        )

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -16,10 +16,13 @@ from llm2comp.data.length_batching import group_by_length
 from llm2comp.data.passages import load_passages
 from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
+from llm2comp.model.adapter_checks import Original, check_frozen
 from llm2comp.model.backbone import load_backbone
+from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import Adapted, adapted_layers, target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe, Split
 from llm2comp.training import held_out
@@ -32,11 +35,12 @@ from llm2comp.training.trainer import (
     AdapterCheckpoints,
     TokenCounter,
     compile_blocks,
+    log_adapted,
     parameter_groups,
     run_training,
     training_arguments,
 )
-from llm2comp.utils.hardware import compute_dtype
+from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
 class PretextModel(nn.Module):
@@ -58,6 +62,38 @@ class PretextModel(nn.Module):
         batch = batch.to(self.compressor.device)
         self.counter.add(batch.attention_mask)
         return {"loss": self.objective.loss(self.compressor, batch)}
+
+
+class PretextTrainer(AdapterCheckpoints):
+    """Weighs each batch by its passages, because batches by length differ in their number.
+
+    An objective's loss is a mean over the batch. With the weight, every passage counts the same,
+    whatever batch it is in (paper: the mean over samples).
+
+    Args:
+        batch_size: the average number of passages per batch.
+        **arguments: as the Trainer takes them.
+    """
+
+    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.batch_size = batch_size
+        self.weights: list[float] = []
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
+        """Return the mean loss of a batch, times its passages over the average of all batches."""
+        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
+        loss: Any = super().compute_loss(model, inputs, *args, **options)
+        return loss * self.weights[-1]
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Log the mean over the passages since the last log, where the Trainer divides by steps."""
+        if "loss" in logs:
+            logs["loss"] /= mean(self.weights)
+            self.weights.clear()
+        super().log(logs, *args, **options)
 
 
 @dataclass(frozen=True)
@@ -95,16 +131,31 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     Raises:
         UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
+    adapted, causal = _train(context)
+    free_unused_memory()  # because the backbone is loaded next, in float32
+    _write(context, adapted, causal=causal)
+
+
+def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
+    """Train stage 1, and write its adapter into the work folder.
+
+    Returns:
+        What was adapted, and whether the encoder's attention is causal in the end.
+    """
     stage, recipe, log = context.stage, context.recipe, context.log
     dtype = compute_dtype(recipe.backbone.dtype)
-    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
     held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
     log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
+    check_frozen(compressor, original)
+    adapted = adapted_layers(compressor.adapted)
+    log_adapted(context, adapted)
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
-    trainer = AdapterCheckpoints(
+    trainer = PretextTrainer(
+        batch_size=stage.batch_size,
         model=pretext,
         args=TrainingArguments(
             **training_arguments(stage, context.workdir, recipe.seed, dtype)
@@ -118,10 +169,11 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     )
     if stage.bidirectional_from_step is not None:
         trainer.add_callback(AttentionSwitch(compressor, stage.bidirectional_from_step))
-    batches = _held_out_batches(held_out_passages, collator)
+    batches = _held_out_batches(held_out_passages, objective, collator)
     trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
-    _write(context, compressor)
+    compressor.save_adapter(context.workdir / encoder.ADAPTER)
+    return adapted, compressor.causal
 
 
 def split_points(
@@ -161,7 +213,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
         UserError: if the backbone cannot be had.
     """
     dtype = compute_dtype(recipe.backbone.dtype)
-    model, tokenizer = _extended_backbone(recipe, stage, dtype)
+    model, tokenizer, _ = _extended_backbone(recipe, stage, dtype)
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     length = stage.passages.max_tokens
     generator = random.Random(recipe.seed)
@@ -169,8 +221,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
         [generator.randrange(pretext.compressor.vocabulary) for _ in range(length)]
         for _ in range(stage.batch_size)
     ]
-    splits = split_points([length] * stage.batch_size, stage.split, 0, generator)
-    batch = collator.batch(passages, splits)
+    batch = collator([_cut(passages, stage, 0, generator)])["batch"]
     seconds = []
     for _ in range(1 + repeats):
         start = perf_counter()
@@ -201,8 +252,8 @@ def _objective(stage: Pretext) -> type[Objective]:
 
 def _extended_backbone(
     recipe: Recipe, stage: Pretext, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the backbone and its tokenizer, with memory tokens added to both."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Original]:
+    """Return the backbone and its tokenizer with memory tokens, and what it computed before."""
     prompt_format = _objective(stage).format()  # a wrong objective fails before the model loads
     bidirectional = stage.attention == "bidirectional" or stage.bidirectional_from_step is not None
     model, tokenizer = load_backbone(
@@ -211,7 +262,13 @@ def _extended_backbone(
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
     )
-    return model, add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, prompt_format)
+    for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
+        target_modules(body_of(model), later.lora.target_modules)
+    original = Original.of(model)
+    tokenizer = add_memory_tokens(
+        model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos
+    )
+    return model, tokenizer, original
 
 
 def _compressor(
@@ -242,7 +299,7 @@ def _pretext_model(
     """Return the model that stage 1 trains, and what makes its batches."""
     compressor = _compressor(recipe, stage, model, tokenizer)
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    return PretextModel(compressor, _objective(stage).of(tokenizer)), collator
+    return PretextModel(compressor, _objective(stage).of(tokenizer, stage)), collator
 
 
 def _passages(
@@ -270,15 +327,18 @@ def _passages(
     trained = [list(rest[i]) for i in order[:wanted]]
     lengths = [len(passage) for passage in trained]
     batches = [[trained[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
-    rows = [_cut(batch, stage.split, step, generator) for step, batch in enumerate(batches)]
+    rows = [_cut(batch, stage, step, generator) for step, batch in enumerate(batches)]
     return [list(p) for p in held_out_passages], Dataset.from_list(rows)
 
 
 def _cut(
-    batch: list[list[int]], rule: Split, step: int, generator: random.Random
+    batch: list[list[int]], stage: Pretext, step: int, generator: random.Random
 ) -> dict[str, Any]:
     """Return a batch's splits, and its passages up to the end of their continuations."""
-    splits = split_points([len(passage) for passage in batch], rule, step, generator)
+    lengths, rule = [len(passage) for passage in batch], stage.split
+    if _objective(stage).whole_passage:
+        return {"input_ids": batch, "split": lengths}
+    splits = split_points(lengths, rule, step, generator)
     if rule.continuation:
         pairs = zip(batch, splits, strict=True)
         batch = [passage[: split + rule.continuation] for passage, split in pairs]
@@ -312,19 +372,21 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
         ) from error
 
 
-def _held_out_batches(passages: list[list[int]], collator: Collator) -> list[Batch]:
+def _held_out_batches(
+    passages: list[list[int]], objective: Objective, collator: Collator
+) -> list[Batch]:
     """Return batches of at least two passages; a last passage that would be alone is left out."""
     size = held_out.BATCH
     starts = [i for i in range(0, len(passages), size) if len(passages) - i > 1]
-    return [collator.batch(*held_out.cut(passages[i : i + size])) for i in starts]
+    return [
+        collator.batch(*held_out.cut(passages[i : i + size], whole_passage=objective.whole_passage))
+        for i in starts
+    ]
 
 
-def _write(context: StageContext[Pretext], compressor: Compressor) -> None:
+def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) -> None:
     """Merge the adapter into the backbone in float32, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
-    compressor.save_adapter(adapter)
-    objective = _objective(context.stage)
-    lineage = Lineage.start(context.recipe, objective.prompt_format).after(
-        StageRecord.of(context.stage, causal=compressor.causal)
-    )
+    record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
+    lineage = Lineage.start(context.recipe, _objective(context.stage).prompt_format).after(record)
     encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

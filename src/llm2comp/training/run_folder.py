@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llm2comp.errors import UserError
 from llm2comp.evaluation import store
-from llm2comp.recipe import STAGE_FOLDERS, Recipe, load_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, parse_recipe
+from llm2comp.utils.yaml_files import read_yaml
 
 MODEL = "model"
 """Folder of the final encoder."""
@@ -23,8 +26,73 @@ STAGE_LABELS = {
 NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
 """New names of held-out losses, by the names that version 0.1 wrote to the log."""
 
+
 Scores = dict[str, list[store.Score]]
 """Scores by the name of a row."""
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """Return a recipe with all its keys, as `llm2comp train` takes it."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a run, with the present names for what version 0.1 did.
+
+    Raises:
+        UserError: if the file is missing or cannot be used.
+    """
+    path = folder / RECIPE
+    return as_begun(parse_recipe(read_yaml(path, "recipe"), [], f"recipe {path}"), folder)
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe that does what the version that began the run in a folder did with it.
+
+    Raises:
+        UserError: if the folder's recipe cannot be read.
+    """
+    return as_in_0_1(recipe) if is_of_0_1(folder) else recipe
+
+
+def is_of_0_1(folder: Path) -> bool:
+    """Return whether version 0.1 began a run; later versions always write `backbone.add_bos`."""
+    return not chooses_bos(read_yaml(folder / RECIPE, "recipe"))
+
+
+def as_in_0_1(recipe: Recipe) -> Recipe:
+    """Return a recipe that does what version 0.1 did with it.
+
+    BOS was before every text, reconstruction was that of the text before the split point, and MNTP
+    masked all drawn tokens. A recipe that makes a choice of BOS keeps it.
+    """
+    stages = [
+        stage.model_copy(
+            update={
+                "objective": {"reconstruction": "prefix_reconstruction"}.get(
+                    stage.objective, stage.objective
+                ),
+                "masking": "all" if stage.objective == "mntp" else stage.masking,
+            }
+        )
+        if isinstance(stage, Pretext)
+        else stage
+        for stage in recipe.stages
+    ]
+    update: dict[str, Any] = {"stages": stages}
+    if recipe.backbone.add_bos is None:
+        update["backbone"] = recipe.backbone.model_copy(update={"add_bos": True})
+    return recipe.model_copy(update=update)
+
+
+def chooses_bos(recipe: dict[str, Any]) -> bool:
+    """Return whether a recipe, as YAML has it, has the key `backbone.add_bos`."""
+    return "add_bos" in (recipe.get("backbone") or {})
+
+
+def with_choice_of_bos(recipe: dict[str, Any], *, default: bool | None) -> dict[str, Any]:
+    """Return a recipe, as YAML has it, with the key `backbone.add_bos`."""
+    return recipe | {"backbone": {"add_bos": default} | (recipe.get("backbone") or {})}
 
 
 def read_scores(folder: Path) -> Scores:
@@ -101,7 +169,7 @@ class Run:
             UserError: if a file in it cannot be read.
         """
         events = read_events(folder)
-        return cls(folder, load_recipe(folder / RECIPE), events, read_scores(folder))
+        return cls(folder, read_recipe(folder), events, read_scores(folder))
 
     @property
     def encoders(self) -> dict[str, Path]:
@@ -115,4 +183,4 @@ class Run:
     @property
     def reproduce(self) -> str:
         """The recipe that was run, as YAML that `llm2comp train` takes."""
-        return (self.folder / RECIPE).read_text(encoding="utf-8")
+        return as_yaml(self.recipe)

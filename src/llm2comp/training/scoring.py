@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
-from llm2comp.training.run_folder import SCORES, STAGE_LABELS, Scores, read_scores
+from llm2comp.training.run_folder import SCORES, STAGE_LABELS, Scores, as_begun, read_scores
 from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
@@ -42,7 +42,7 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     Returns:
         Scores by row, in the order of the table.
     """
-    settings = recipe.evaluation
+    recipe, settings = as_begun(recipe, out), recipe.evaluation
     wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
@@ -61,7 +61,9 @@ def baseline_models(recipe: Recipe) -> Models:
     """Return loaders of the recipe's baselines, in the precision of training."""
     backbone = recipe.backbone
     return {
-        name: partial(baselines.load_baseline, name, backbone.name, backbone.dtype)
+        name: partial(
+            baselines.load_baseline, name, backbone.name, backbone.dtype, backbone.add_bos
+        )
         for name in recipe.evaluation.baselines
     }
 

@@ -32,6 +32,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
@@ -177,6 +178,12 @@ def run_training(trainer: Trainer, context: StageContext[StageBase], counter: To
     trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
     checkpoint = last_checkpoint(context.workdir)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
+    """Show which layers the stage's LoRA adapts, and write it to the log."""
+    context.log.console.print(str(adapted))
+    context.log.write(stage=context.stage.stage, lora=adapted.record)
 
 
 def last_checkpoint(workdir: Path) -> Path | None:

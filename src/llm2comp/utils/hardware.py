@@ -1,6 +1,7 @@
-"""The precision that the processor computes natively, and memory that the process keeps."""
+"""The precision that the processor computes natively, and memory that is freed or kept."""
 
 import ctypes
+import gc
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,19 @@ def compute_dtype(precision: str) -> "torch.dtype":
     if precision == "auto":
         return torch.bfloat16 if native_bfloat16() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def free_unused_memory() -> None:
+    """Free what nothing uses any more, on the processor and on the GPU.
+
+    A trainer and its callbacks refer to each other. Without this, their model would stay in memory
+    until the garbage collector happens to run, beside the model that is loaded next.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def retain_freed_memory() -> None:

@@ -31,9 +31,10 @@ class Subject:
     backbone: Path
 
     def batch(self, pad_id: int = 0) -> Batch:
+        whole = self.objective.whole_passage
         return Batch.of(
             PASSAGES,
-            SPLITS,
+            [len(passage) for passage in PASSAGES] if whole else SPLITS,
             memory_ids=self.compressor.memory_ids,
             bos_id=self.compressor.bos_id,
             pad_id=pad_id,
@@ -54,7 +55,21 @@ class Subject:
         return AutoModelForCausalLM.from_pretrained(self.backbone).eval()
 
 
-def make_subject(tiny_backbone: Path, name: str, causal: bool) -> Subject:
+def stage(name: str, **settings: object) -> recipe.Pretext:
+    """A stage 1 with an objective."""
+    return recipe.Pretext.model_validate(
+        {
+            "objective": name,
+            "data": [{"source": "x"}],
+            "steps": 1,
+            "batch_size": 4,
+            "learning_rate": 1.0,
+            **settings,
+        }
+    )
+
+
+def make_subject(tiny_backbone: Path, name: str, causal: bool, **settings: object) -> Subject:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_backbone).eval()
     prompt_format = OBJECTIVES[name].format()
@@ -75,4 +90,9 @@ def make_subject(tiny_backbone: Path, name: str, causal: bool) -> Subject:
     with torch.no_grad():  # LoRA starts at zero, where encoder and decoder are the same
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return Subject(OBJECTIVES[name].of(tokenizer), compressor, tokenizer, tiny_backbone)
+    return Subject(
+        OBJECTIVES[name].of(tokenizer, stage(name, **settings)),
+        compressor,
+        tokenizer,
+        tiny_backbone,
+    )

@@ -19,8 +19,7 @@ from llm2comp.training.objectives.embedding_prediction import (
 def test_equals_the_literal_reference(tiny_backbone: Path, causal: bool) -> None:
     case = make_subject(tiny_backbone, "embedding_prediction", causal)
     head = case.language_model().get_output_embeddings()
-    names = [f"<|memory_{i}|>" for i in range(2 * K)]
-    special = case.tokenizer.convert_tokens_to_ids(names)
+    special = case.compressor.memory_ids
 
     def plain(text: str) -> list[int]:
         return case.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids

@@ -54,13 +54,20 @@ class Reference:
         return self.decoder(torch.tensor([[self.bos, *passage]])).logits[0].log_softmax(-1)
 
     def loss(self, objective: str, passage: list[int], a: int) -> Tensor:
-        text, continuation = passage[:a], passage[a:]
+        text, continuation = (
+            (passage, [])
+            if objective == "reconstruction"
+            else (
+                passage[:a],
+                passage[a:],
+            )
+        )
         memory = self.memory(text)
         if objective == "distillation":
             student = self.student(memory, continuation)
             teacher = self.teacher(passage)[a:]
             return (teacher.exp() * (teacher - student)).sum(-1).mean()
-        said = text if objective == "reconstruction" else continuation
+        said = text if "reconstruction" in objective else continuation
         student = self.student(memory, said)
         return -torch.stack([student[i, token] for i, token in enumerate(said)]).mean()
 
@@ -124,5 +131,6 @@ def test_what_fills_the_padding_does_not_matter(case: Subject) -> None:
 
 
 def test_a_split_outside_of_the_passage_is_refused() -> None:
-    with pytest.raises(ValueError, match="not inside a passage of 3 tokens"):
-        Batch.of([[1, 2, 3]], [3], memory_ids=[9], bos_id=None, pad_id=0)
+    for split in (0, 4):
+        with pytest.raises(ValueError, match="not inside a passage of 3 tokens"):
+            Batch.of([[1, 2, 3]], [split], memory_ids=[9], bos_id=None, pad_id=0)

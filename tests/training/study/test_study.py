@@ -256,6 +256,25 @@ def test_another_study_s_folder_is_refused(study_file: Path, tmp_path: Path) -> 
         StudyRun(load_study(study_file), tmp_path / "study")
 
 
+def test_a_study_from_before_the_choice_of_bos_goes_on_with_bos(
+    study_file: Path, tmp_path: Path
+) -> None:
+    def choice(file: Path) -> bool | None:
+        run = StudyRun(load_study(file), tmp_path / "study")
+        return trial(run.study, next(iter(run.study.settings)), 0).recipe.backbone.add_bos
+
+    assert choice(study_file) is None
+    written = tmp_path / "study" / "study.yaml"
+    older = yaml.safe_load(written.read_text())
+    del older["recipe"]["backbone"]["add_bos"]
+    written.write_text(yaml.safe_dump(older))
+    assert choice(study_file) is True
+    backbone = older["recipe"]["backbone"] | {"add_bos": False}
+    edit(study_file, recipe=older["recipe"] | {"backbone": backbone})
+    with pytest.raises(UserError, match="holds another study"):
+        choice(study_file)
+
+
 def test_quick_changes_what_the_study_says_it_should(study_file: Path) -> None:
     quick = load_study(study_file, quick=True)
     assert quick.name == "tiny-quick"
@@ -366,8 +385,8 @@ def test_a_study_with_another_plot_or_none_is_the_same_study(
     assert "plot" not in yaml.safe_load((tmp_path / "0.1" / "study.yaml").read_text())
     plotted = load_study(edit(study_file, plot={"x": "memory.tokens"}))
     StudyRun(plotted, tmp_path / "0.1")
-    StudyRun(plotted, tmp_path / "new")
-    assert load_study(tmp_path / "new" / "study.yaml") == plotted
+    written = StudyRun(plotted, tmp_path / "new").study
+    assert load_study(tmp_path / "new" / "study.yaml") == written
     StudyRun(load_study(edit(study_file, plot={"x": "pretext.steps"})), tmp_path / "new")
     StudyRun(load_study(edit(study_file, plot=None)), tmp_path / "new")
 

@@ -12,7 +12,8 @@ class Batch:
     """A batch of passages `n_1 … n_L`.
 
     Each passage is cut after its own number of tokens a: the text is `n_1 … n_a`, and the
-    continuation is `n_{a+1} … n_L`. All tensors are right-padded.
+    continuation is `n_{a+1} … n_L`. An objective that reads the whole passage has a = L, and no
+    continuation. All tensors are right-padded.
 
     Attributes:
         input_ids: `(batch, 1 + a + k)`, the tokens `BOS n_1 … n_a m_1 … m_k`, where m are the
@@ -57,11 +58,11 @@ class Batch:
             pad_id: token id of the padding.
 
         Raises:
-            ValueError: if a split leaves no text or no continuation.
+            ValueError: if a split leaves no text, or is behind the end of its passage.
         """
         bos = [] if bos_id is None else [bos_id]
         for passage, a in zip(passages, splits, strict=True):
-            if not 0 < a < len(passage):
+            if not 0 < a <= len(passage):
                 raise ValueError(f"split {a} is not inside a passage of {len(passage)} tokens")
         texts = [p[:a] for p, a in zip(passages, splits, strict=True)]
         continuations = [p[a:] for p, a in zip(passages, splits, strict=True)]

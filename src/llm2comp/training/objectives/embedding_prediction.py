@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.prompt_format import PROMPT_FORMATS
+from llm2comp.recipe import Pretext
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import CHUNK, sum_over_chunks
 from llm2comp.training.objectives.objective import Objective
@@ -48,7 +49,7 @@ class EmbeddingPrediction(Objective):
         self.predict = predict
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def of(cls, tokenizer: PreTrainedTokenizerBase, stage: Pretext) -> Self:  # noqa: ARG003
         """Tokenize the prompts."""
         return cls(
             *(

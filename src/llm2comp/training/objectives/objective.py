@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat
+from llm2comp.recipe import Pretext
 from llm2comp.training.objectives.batch import Batch
 
 
@@ -19,6 +20,8 @@ class Objective(ABC):
     """A key of `llm2comp.model.prompt_format.PROMPT_FORMATS`."""
     bidirectional: ClassVar[bool] = False
     """Whether the objective needs bidirectional attention."""
+    whole_passage: ClassVar[bool] = False
+    """Whether the encoder reads the whole passage, so that no split point is drawn."""
 
     @classmethod
     def format(cls) -> PromptFormat:
@@ -26,8 +29,13 @@ class Objective(ABC):
         return PROMPT_FORMATS[cls.prompt_format]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:  # noqa: ARG003 (for subclasses)
-        """Return the objective; the tokenizer gives the ids of its prompts or mask token."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, stage: Pretext) -> Self:  # noqa: ARG003
+        """Return the objective of a stage.
+
+        Args:
+            tokenizer: gives the ids of the objective's prompts or mask token.
+            stage: the settings of stage 1.
+        """
         return cls()
 
     @abstractmethod

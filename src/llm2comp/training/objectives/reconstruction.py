@@ -9,7 +9,9 @@ from llm2comp.training.objectives.objective import Compression
 
 
 class Reconstruction(Compression):
-    """The cross-entropy of the text `n_1 … n_a`, given memory."""
+    """The cross-entropy of the text given memory. The text is the whole passage `n_1 … n_L`."""
+
+    whole_passage = True
 
     def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
-from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, load_recipe, parse_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.run_log import RunLog
 from llm2comp.training.study import results
@@ -61,8 +62,7 @@ class StudyRun:
                 raise UserError(
                     f"--reuse {folder}: not the folder of a study, because it has no {STUDY}"
                 )
-        _claim(study, out)
-        self.study = study
+        self.study = study = _claim(study, out)
         self.out = out
         self.reuse = reuse
         self.console = console or Console(stderr=True)
@@ -155,8 +155,9 @@ class StudyRun:
         folder = self._folder(planned)
         if not result.seconds:
             self.console.rule(self._title(planned))
-        self._reuse_stages(planned.recipe, folder)
-        pipeline.train(planned.recipe, folder, self.console)
+        recipe = self._as_begun(planned.recipe)
+        self._reuse_stages(recipe, folder)
+        pipeline.train(recipe, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
         events = run_folder.read_events(folder)
         result.seconds = sum(event.get("seconds", 0.0) for event in events)
@@ -165,6 +166,12 @@ class StudyRun:
         for event in events:
             if "passages" in event:
                 result.passages, result.tokens = event["passages"], event["tokens"]
+
+    def _as_begun(self, recipe: Recipe) -> Recipe:
+        """Return what to run, so that a study that version 0.1 began compares like with like."""
+        runs = self.out.glob(f"{TRIALS}/*/{run_folder.RECIPE}")
+        begun_by_0_1 = any(run_folder.is_of_0_1(path.parent) for path in runs)
+        return run_folder.as_in_0_1(recipe) if begun_by_0_1 else recipe
 
     def _title(self, planned: Trial) -> str:
         """Say how many trials are left and, once one is trained, how long they will take."""
@@ -184,7 +191,7 @@ class StudyRun:
             for run in self._trained_runs():
                 if not (run / names[count - 1]).exists():
                     continue
-                theirs = load_recipe(run / run_folder.RECIPE)
+                theirs = run_folder.read_recipe(run)
                 if _first_stages(theirs, count) == _first_stages(recipe, count):
                     _copy_stages(names[:count], run, folder)
                     self.console.print(f"{names[count - 1]}: copied from {run}", markup=False)
@@ -241,24 +248,32 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
                         log.write(**event)
 
 
-def _claim(study: Study, out: Path) -> None:
+def _claim(study: Study, out: Path) -> Study:
     """Write `study.yaml`, or check that the folder's study is the same one.
 
     `plot` is not compared, because it changes only the figure, and version 0.1 did not have it.
+
+    Returns:
+        The study. If its recipe leaves BOS open, it has the choice with which the folder began, see
+        `run_folder.as_begun`.
     """
     path = out / STUDY
+    known = read_yaml(path, "study") if path.exists() else None
+    older = known is not None and not run_folder.chooses_bos(known["recipe"])
+    with_bos = partial(run_folder.with_choice_of_bos, default=True if older else None)
+    study = study.model_copy(update={"recipe": with_bos(study.recipe)})
     settings = study.model_dump(exclude={"plot"})
-    if path.exists():
-        known = read_yaml(path, "study")
+    if known is not None:
         known.pop("plot", None)
-        if known != settings:
+        if known | {"recipe": with_bos(known["recipe"])} != settings:
             raise UserError(
                 f"{out} holds another study (see {path}); "
                 "give another --out, or remove that folder to start again"
             )
-        return
+        return study
     if study.plot:
         settings["plot"] = study.plot.model_dump()
-    with atomic_file(path) as partial:
+    with atomic_file(path) as file:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        partial.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+    return study
