@@ -110,6 +110,14 @@ def test_layers_stay_as_they_are_where_mkl_is_fast(monkeypatch: pytest.MonkeyPat
     assert layer[0].weight.is_contiguous()
 
 
+def test_a_model_in_bfloat16_stays_as_it_is() -> None:
+    layer = nn.Sequential(nn.Linear(3, 2, dtype=torch.bfloat16))
+    use_onednn(layer)
+    transpose_in_memory(layer)
+    assert type(layer[0]) is nn.Linear
+    assert layer[0].weight.is_contiguous()
+
+
 def test_a_subclass_of_another_library_is_left_alone() -> None:
     class Special(nn.Linear):
         pass

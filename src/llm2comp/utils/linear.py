@@ -34,14 +34,14 @@ class OneDnnLinear(nn.Linear):
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let a model's linear layers multiply by oneDNN, if that is faster on this processor.
+    """Let a model's float32 linear layers multiply by oneDNN, if that is faster here.
 
     Args:
         model: changed in place; its parameters stay the same.
     """
     if mkl_is_slow():
         for module in model.modules():
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and module.weight.dtype == torch.float32:
                 module.__class__ = OneDnnLinear
 
 
