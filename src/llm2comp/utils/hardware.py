@@ -36,7 +36,7 @@ def mkl_is_slow() -> bool:
     import torch
 
     return (
-        torch.backends.mkl.is_available()
+        torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and "AuthenticAMD" in _processor_flags()
     )

@@ -29,7 +29,9 @@ class OneDnnLinear(nn.Linear):
             return linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
             return _product(input, self.weight, self.bias)
-        product: Tensor = _Product.apply(input, self.weight, self.bias)
+        product: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias
+        )
         return product
 
 
@@ -39,7 +41,8 @@ def use_onednn(model: nn.Module) -> None:
     Args:
         model: changed in place; its parameters stay the same.
     """
-    if mkl_is_slow():
+    # The operator is not part of PyTorch's public interface, so a later version may not have it.
+    if mkl_is_slow() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         for module in model.modules():
             if type(module) is nn.Linear and module.weight.dtype == torch.float32:
                 module.__class__ = OneDnnLinear
@@ -68,7 +71,7 @@ class _Product(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
