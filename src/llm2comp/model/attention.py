@@ -19,8 +19,6 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
-from llm2comp.utils.linear import use_onednn
-
 NAME = "llm2comp_matmul"
 BLOCK = 128
 """Queries per block. With causal attention, products with later keys are skipped block by block."""
@@ -37,16 +35,13 @@ NOT_HANDLED = ("position_bias", "softcap", "s_aux")
 
 
 def configure_attention(model: PreTrainedModel) -> None:
-    """Set a model to read each text once, and fast on a processor.
-
-    It has no key-value cache, attends by `use_matmul_attention`, and multiplies by `use_onednn`.
+    """Set a model to read each text once: without key-value cache, and by `use_matmul_attention`.
 
     Args:
         model: changed in place.
     """
     model.config.use_cache = False
     use_matmul_attention(model)
-    use_onednn(model)
 
 
 def record_attention(config: PreTrainedConfig, *, causal: bool) -> None:
