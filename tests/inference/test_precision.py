@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     dtypes: list[torch.dtype] = []
     load_in = loading.load_in
 
-    def note(name: str, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    def note(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> SentenceTransformer:
         dtypes.append(dtype)
-        return load_in(name, dtype)
+        return load_in(name, dtype, **options)
 
     monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(loading, "load_in", note)

@@ -16,7 +16,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 WORDS = (
     "A compiler translates source code into instructions that a processor can run. The river "
@@ -213,8 +213,9 @@ def make_backbone(
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                model_type,
                 vocab_size=len(tokenizer) + rows,
                 hidden_size=16,
                 intermediate_size=32,
@@ -227,10 +228,7 @@ def make_backbone(
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for name, more in (
-        ("tokenizer_config.json", config),
-        ("config.json", {"model_type": model_type}),
-    ):
+    for name, more in (("tokenizer_config.json", config),):
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | more))
     return folder
