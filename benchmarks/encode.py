@@ -19,7 +19,6 @@ is padded less than slices are: it is sorted 4,096 texts at once.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,24 +27,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import report
+from harness import report, roofline
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data import catalog, sample
-from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.inference import worker_pool
 from llm2comp.inference.load import load_in
 from llm2comp.inference.precision import smallest_cosine
-from llm2comp.inference.token_batching import TOKENS_PER_TEXT
-from llm2comp.model import encoder, released
-from llm2comp.model.attention import BLOCK
+from llm2comp.model import released
 from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 SOURCES = ("nlp-corpus-sentences", "boolq-passages", "news-passages")
 SLICE = 250
 LONG = 64
-BUDGET = 32 * TOKENS_PER_TEXT
 LINEAR, ROOFLINE = "linear layers alone", "matrix products alone"
 STOCK, MINILM = "stock float32", "minilm"
 
@@ -81,7 +76,7 @@ def main() -> None:
         for one in dict.fromkeys((torch.float32, dtype))
     }
     minilm = _stock(str(catalog.fetch(MINILM)), torch.float32)
-    linear, attention = _linear_layers(ours, dtype), _attention(ours, dtype)
+    linear, attention = roofline.linear_layers(ours, dtype), roofline.attention(ours, dtype)
     with ExitStack() as stack:
         runs: dict[str, Callable[[Part], Any]] = {
             LINEAR: lambda part: linear(part.tokens),
@@ -123,47 +118,6 @@ def _parts(texts: list[str], model: SentenceTransformer) -> list[Part]:
             if len(places):
                 parts.append(Part([texts[start + i] for i in places], tokens[places], long))
     return parts
-
-
-def _linear_layers(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[np.ndarray], None]:
-    body = encoder.encoder_body(model)
-    layers = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
-    widths = {layer.in_features for layer in layers}
-    inputs = {width: torch.randn(BUDGET, width, dtype=dtype) for width in widths}
-
-    @torch.inference_mode()
-    def run(tokens: np.ndarray) -> None:
-        for rows in batch_by_tokens(tokens, BUDGET):
-            computed = len(rows) * tokens[rows[0]]
-            for layer in layers:
-                layer(inputs[layer.in_features][:computed])
-
-    return run
-
-
-def _attention(model: SentenceTransformer, dtype: torch.dtype) -> Callable[[np.ndarray], None]:
-    config = encoder.encoder_body(model).config
-    keys, width = config.num_key_value_heads, config.head_dim
-    group = config.num_attention_heads // keys
-    longest = model.max_seq_length
-    numbers = torch.randn(max(BUDGET, longest) * keys * group * max(width, longest), dtype=dtype)
-
-    def some(*shape: int) -> torch.Tensor:
-        return numbers[: math.prod(shape)].view(shape)
-
-    @torch.inference_mode()
-    def run(tokens: np.ndarray) -> None:
-        for rows in batch_by_tokens(tokens, BUDGET):
-            length, heads = int(tokens[rows[0]]), len(rows) * keys
-            for _ in range(config.num_hidden_layers):
-                for start in range(0, length, BLOCK):
-                    end = min(start + BLOCK, length)
-                    queries = some(heads, group * (end - start), width)
-                    torch.bmm(queries, some(heads, length, width)[:, :end].transpose(1, 2))
-                    weights = some(heads, group * (end - start), end)
-                    torch.bmm(weights, some(heads, length, width)[:, :end])
-
-    return run
 
 
 def _measure(

@@ -22,21 +22,25 @@ quiet()
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Return how long a call takes."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long a call takes by a clock."""
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run each once untimed, then all in turn, and return each one's median seconds."""
+def in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Run each once untimed, then all in turn, and return each one's median seconds by a clock."""
     for run in runs.values():
         run()
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            taken[name].append(seconds(run))
+            taken[name].append(seconds(run, clock))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

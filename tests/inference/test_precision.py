@@ -143,6 +143,35 @@ def test_a_cosine_of_nan_gives_float32(
         assert dtype_of(load(good)) == torch.float32
 
 
+def test_a_model_whose_weights_are_not_finite_is_refused(
+    good: str, loads: list[torch.dtype], empty_cache: Path
+) -> None:
+    broken = load_in(good)
+    with torch.no_grad():
+        broken[0].model.norm.weight.fill_(float("nan"))
+    broken.save_pretrained(good)
+    for _ in range(2):  # nothing is cached
+        with pytest.raises(UserError, match="not finite in float32"):
+            load(good)
+    assert loads == [torch.float32] * 2
+
+
+def test_bfloat16_that_is_not_finite_gives_float32(
+    good: str, loads: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_samples = precision._embed_samples
+
+    def overflow(model: SentenceTransformer) -> np.ndarray:
+        embeddings = embed_samples(model)
+        if dtype_of(model) == torch.bfloat16:
+            embeddings[3] = np.inf
+        return embeddings
+
+    monkeypatch.setattr(precision, "_embed_samples", overflow)
+    for _ in range(2):
+        assert dtype_of(load(good)) == torch.float32
+
+
 def test_an_unusable_cache_costs_only_time(
     good: str, loads: list[torch.dtype], empty_cache: Path
 ) -> None:

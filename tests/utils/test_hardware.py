@@ -3,8 +3,10 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from llm2comp.utils import hardware
 
@@ -40,3 +42,40 @@ def test_with_another_c_library_nothing_is_called(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: pytest.fail("was called"))
     hardware.retain_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("flags", "mkl", "slow"),
+    [
+        ({"AuthenticAMD", "avx2"}, True, True),
+        ({"GenuineIntel", "avx2"}, True, False),
+        ({"AuthenticAMD", "avx2"}, False, False),
+        (set(), True, False),  # another system than Linux
+    ],
+)
+def test_mkl_is_slow_on_processors_of_amd(
+    flags: set[str], mkl: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert hardware.mkl_is_slow() is slow
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_gpu_decides_and_not_the_processor(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has float16 alone gives float32; float16 would overflow."""
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native
+    )
+    assert hardware.compute_dtype("auto") == (torch.bfloat16 if native else torch.float32)
+
+
+def test_a_system_without_a_list_of_flags_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As macOS, whose GPU is another device, and Windows."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "no such file")
+    assert hardware.compute_dtype("auto") == torch.float32

@@ -18,6 +18,7 @@ from llm2comp.model import released
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.linear import use_onednn
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def load_in(
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
+        use_onednn(body)
     return model
 
 

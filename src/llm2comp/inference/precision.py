@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.hub import cached_model
+from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import Embeddings
 from llm2comp.utils.files import atomic_file, cache_dir
@@ -58,8 +59,9 @@ def smallest_cosine(first: Embeddings, second: Embeddings) -> float:
     Returns:
         At most 1 but for rounding; NaN if an embedding is not finite or zero.
     """
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return float(((first * second).sum(axis=1) / lengths).min())
+    with np.errstate(invalid="ignore"):
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return float(((first * second).sum(axis=1) / lengths).min())
 
 
 def load_checked(
@@ -77,6 +79,9 @@ def load_checked(
         wanted: `float32`, `bfloat16` or `auto`.
         load: returns the model in a dtype.
         source: the model's folder or hub id.
+
+    Raises:
+        UserError: if the check finds embeddings that are not finite in float32.
     """
     if wanted != "auto" or not native_bfloat16():
         dtype = compute_dtype(wanted)
@@ -89,6 +94,11 @@ def load_checked(
         # Load twice: converting a loaded model would also round buffers that must stay float32.
         # The first copy is freed before the second is loaded.
         exact = _embed_samples(load(torch.float32))
+        if not np.isfinite(exact).all():
+            raise UserError(
+                f"{name}: its embeddings are not finite in float32, so its weights are broken; "
+                "a training that diverges leaves such a model"
+            )
         checked = load(torch.bfloat16)
         cosine = smallest_cosine(exact, _embed_samples(checked))
         _write_check(name, source, cosine)

@@ -28,6 +28,20 @@ def native_bfloat16() -> bool:
     return not _BFLOAT16_FLAGS.isdisjoint(_processor_flags())
 
 
+def mkl_is_slow() -> bool:
+    """Return whether oneDNN multiplies float32 faster than MKL, which PyTorch takes by itself.
+
+    On AMD's processors MKL has kernels for AVX2 at most, and not its fastest ones.
+    """
+    import torch
+
+    return (
+        torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and "AuthenticAMD" in _processor_flags()
+    )
+
+
 def _processor_flags() -> frozenset[str]:
     """Return the words of `/proc/cpuinfo`, which include the flags of the processor."""
     try:
