@@ -202,7 +202,6 @@ FAMILIES = [
         "mamba",
         {"state_size": 4, "time_step_rank": 4},
         refused="no linear layers of attention or MLP",
-        refused_bidirectional=STAYS_CAUSAL,
     ),
     Family("stablelm", {"hidden_dropout": 0.2}, refused_bidirectional=STAYS_CAUSAL),
     Family("nemotron", refused_bidirectional=STAYS_CAUSAL),
@@ -288,6 +287,7 @@ FAMILIES = [
             "tie_word_embeddings": True,
         },
         refused="token embeddings give other states than token ids",
+        refused_bidirectional=STAYS_CAUSAL,
     ),
     Family(
         "gemma4_text",
