@@ -13,13 +13,13 @@ demo: .venv/.installed  ## a language model becomes a text encoder: three stages
 	$(BIN)/llm2comp demo --out runs/demo
 
 test: .venv/.dev  ## run the tests, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not exhaustive" --cov --cov-report=term
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
-	.venv-minimum/bin/python -m pytest -m "not slow"
+	.venv-minimum/bin/python -m pytest -m "not slow and not exhaustive"
 
-test-backbones: .venv/.dev  ## take tiny models of all families through the stages; writes docs/reference/backbones.md
-	LLM2COMP_WRITE_BACKBONES=1 $(BIN)/python -m pytest tests/backbones
+test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes, through the stages; writes docs/reference/backbones.md
+	LLM2COMP_WRITE_BACKBONES=1 $(BIN)/python -m pytest tests/backbones tests/training/test_shipped_recipes.py
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -50,7 +50,7 @@ def cases(*, refused: bool) -> list[Any]:
         pytest.param(
             (family, attention),
             id=f"{family.name}-{attention}",
-            marks=[] if family.core else [pytest.mark.slow],
+            marks=[] if family.core else [pytest.mark.exhaustive],
         )
         for family in FAMILIES
         for attention in ATTENTIONS

@@ -167,7 +167,7 @@ LARGE = {"llama2-7b", "mistral-7b", "qwen3-8b"}
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in CONFIGS],
+    [pytest.param(n, marks=pytest.mark.exhaustive) if n in LARGE else n for n in CONFIGS],
 )
 def test_a_recipe_runs_on_two_layers_of_its_backbone(
     name: str, tiny_backbone: Path, sentences: list[str], tmp_path: Path
