@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm.parts import body_of, token_table
+from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
@@ -70,7 +70,7 @@ def assemble(
     body = body_of(model)
     record_attention(body.config, causal=causal)
     specials = tokenizer.num_special_tokens_to_add()
-    positions = getattr(body.config, "max_position_embeddings", max_length + specials)
+    positions = positions_of(body.config) or max_length + specials
     if positions <= specials:
         raise UserError(
             f"the model has {positions} positions, and prompts and memory tokens take {specials}; "
@@ -189,7 +189,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
     """Write `tokenizer.json` without the added tokens that transformers makes of special tokens."""
     rows = len(token_table(encoder_body(encoder)).weight)
-    plain = without_special_tokens(encoder.tokenizer.backend_tokenizer, rows)
+    plain = without_special_tokens(encoder.tokenizer.backend_tokenizer, rows, cut=False)
     plain.save(str(folder / TOKENIZER))
 
 

@@ -26,6 +26,7 @@ from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention, record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
+from llm2comp.model.causal_lm.parts import positions_of
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
@@ -194,9 +195,14 @@ def _train(
     return layers
 
 
-def _attention(stage: Contrastive) -> dict[str, bool]:
-    """Return the change of the encoder's configuration; none if the stage keeps its attention."""
-    return {} if stage.attention is None else {"is_causal": stage.attention == "causal"}
+def _attention(stage: Contrastive) -> dict[str, bool | None]:
+    """Return the change of the encoder's configuration; none if the stage keeps its attention.
+
+    `use_bidirectional_attention` makes Gemma 3 bidirectional whatever `is_causal` says.
+    """
+    if stage.attention == "causal":
+        return {"is_causal": True, "use_bidirectional_attention": None}
+    return {} if stage.attention is None else {"is_causal": False}
 
 
 def _load(
@@ -225,7 +231,8 @@ def _load(
     configure_attention(encoder.encoder_body(model))
     probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
-    model.max_seq_length = stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    wanted = stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    model.max_seq_length = min(wanted, positions_of(config) or wanted)
     return model
 
 

@@ -227,7 +227,9 @@ def _save_and_load(
     # Beside the run and not in /tmp, which may be in memory.
     with tempfile.TemporaryDirectory(prefix=".dry-run.", dir=context.target.parent) as scratch:
         adapter = Path(scratch) / encoder.ADAPTER
-        adapted = add_adapter(body, stage.lora, _memory_embeddings(stage, lineage))
+        # Names of late blocks match nothing here. They were looked for in the whole model.
+        lora = stage.lora.model_copy(update={"target_modules": None})
+        adapted = add_adapter(body, lora, _memory_embeddings(stage, lineage))
         adapted.save_pretrained(str(adapter), save_embedding_layers=False)
         record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
         adapted.unload()

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,7 @@ from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.adapter_checks import Original, check_frozen
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, positions_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
@@ -32,7 +32,7 @@ from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
-    AdapterCheckpoints,
+    PretextTrainer,
     TokenCounter,
     compile_blocks,
     log_adapted,
@@ -62,38 +62,6 @@ class PretextModel(nn.Module):
         batch = batch.to(self.compressor.device)
         self.counter.add(batch.attention_mask)
         return {"loss": self.objective.loss(self.compressor, batch)}
-
-
-class PretextTrainer(AdapterCheckpoints):
-    """Weighs each batch by its passages, because batches by length differ in their number.
-
-    An objective's loss is a mean over the batch. With the weight, every passage counts the same,
-    whatever batch it is in (paper: the mean over samples).
-
-    Args:
-        batch_size: the average number of passages per batch.
-        **arguments: as the Trainer takes them.
-    """
-
-    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.batch_size = batch_size
-        self.weights: list[float] = []
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
-    ) -> Any:
-        """Return the mean loss of a batch, times its passages over the average of all batches."""
-        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
-        loss: Any = super().compute_loss(model, inputs, *args, **options)
-        return loss * self.weights[-1]
-
-    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """Log the mean over the passages since the last log, where the Trainer divides by steps."""
-        if "loss" in logs:
-            logs["loss"] /= mean(self.weights)
-            self.weights.clear()
-        super().log(logs, *args, **options)
 
 
 @dataclass(frozen=True)
@@ -271,7 +239,19 @@ def _extended_backbone(
     tokenizer = add_memory_tokens(
         model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos
     )
+    _require_positions(stage, positions_of(model.config), tokenizer.num_special_tokens_to_add())
     return model, tokenizer, original
+
+
+def _require_positions(stage: Pretext, positions: int | None, specials: int) -> None:
+    """Check that the model can read the longest passage with BOS, prompts and memory tokens."""
+    longest = stage.passages.max_tokens
+    if positions is not None and longest + specials > positions:
+        raise UserError(
+            f"pretext.passages.max_tokens={longest} and {specials} special tokens need "
+            f"{longest + specials} positions, and the backbone has {positions}; set "
+            f"pretext.passages.max_tokens={max(1, positions - specials)} or less"
+        )
 
 
 def _compressor(

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 from typing import Any, cast
 
@@ -63,6 +64,38 @@ class AdapterCheckpoints(Trainer):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
+
+
+class PretextTrainer(AdapterCheckpoints):
+    """Weighs each batch by its passages, because batches by length differ in their number.
+
+    An objective's loss is a mean over the batch. With the weight, every passage counts the same,
+    whatever batch it is in (paper: the mean over samples).
+
+    Args:
+        batch_size: the average number of passages per batch.
+        **arguments: as the Trainer takes them.
+    """
+
+    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.batch_size = batch_size
+        self.weights: list[float] = []
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
+        """Return the mean loss of a batch, times its passages over the average of all batches."""
+        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
+        loss: Any = super().compute_loss(model, inputs, *args, **options)
+        return loss * self.weights[-1]
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Log the mean over the passages since the last log, where the Trainer divides by steps."""
+        if "loss" in logs:
+            logs["loss"] /= mean(self.weights)
+            self.weights.clear()
+        super().log(logs, *args, **options)
 
 
 class TokenCounter:

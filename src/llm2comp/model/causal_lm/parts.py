@@ -4,7 +4,7 @@ import copy
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def body_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -18,6 +18,28 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel:
 def token_table(model: PreTrainedModel) -> nn.Embedding:
     """Return the embedding layer, whose weight is the token table `(tokens, hidden)`."""
     return cast(nn.Embedding, model.get_input_embeddings())
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Return the longest text, in tokens, whose states do not depend on the rest of its batch.
+
+    It is the number of positions of the model. Where longer texts have other rotary embeddings
+    (`longrope`, `dynamic`), the longest text of a batch decides for all of it, so that the number
+    is that of the shorter kind.
+
+    Args:
+        config: of a model or its body.
+
+    Returns:
+        The number of tokens, special ones included; None if there is no limit.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            limits.append(part.get("original_max_position_embeddings", own))
+    return min((limit for limit in limits if limit), default=None)
 
 
 class Head(nn.Module):

@@ -140,8 +140,8 @@ def read_model(
     for what, keys in misfits.items():
         if keys:
             raise UserError(
-                f"backbone {name!r} {what} {len(keys)} weights, {min(keys)} for one; download it "
-                "again, and check that config.json belongs to the weights"
+                f"backbone {name!r} {what} weights, such as {min(keys)} ({len(keys)} in all); "
+                "download it again, and check that config.json belongs to the weights"
             )
     return model
 

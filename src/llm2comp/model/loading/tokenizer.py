@@ -148,7 +148,7 @@ def padding_token(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer, rows: 
     return str(backend.id_to_token(max(backend.get_vocab().values())))
 
 
-def without_special_tokens(backend: Tokenizer, rows: int) -> Tokenizer:
+def without_special_tokens(backend: Tokenizer, rows: int, *, cut: bool = True) -> Tokenizer:
     """Return a copy of a tokenizer for which no text has a special token.
 
     Special tokens become entries of the vocabulary, with their ids. Where the vocabulary alone
@@ -160,6 +160,8 @@ def without_special_tokens(backend: Tokenizer, rows: int) -> Tokenizer:
     Args:
         backend: not changed.
         rows: of the model's token table.
+        cut: whether to cut texts that spell a special token. A tokenizer that was made here cuts
+            them already, and may pad with a token that is text.
 
     Raises:
         UserError: if the vocabulary without added tokens is larger than the table.
@@ -178,7 +180,7 @@ def without_special_tokens(backend: Tokenizer, rows: int) -> Tokenizer:
     cuts = [
         token["content"]
         for token in added
-        if token["special"] and len(token["content"]) > 1 and _reads(plain, token)
+        if cut and token["special"] and len(token["content"]) > 1 and _reads(plain, token)
     ]
     if cuts:
         pattern = "|".join(f"{re.escape(cut[0])}(?={re.escape(cut[1:])})" for cut in cuts)
