@@ -48,7 +48,7 @@ def test_an_old_package_and_its_module_are_imported_without_a_warning(
 def test_load_model_takes_the_arguments_of_0_1() -> None:
     with pytest.warns(DeprecationWarning, match="load_model has moved"):
         parameters = inspect.signature(resolve("llm2comp.release.load_model")).parameters
-    assert list(parameters) == ["name", "dtype"]
+    assert list(parameters)[:2] == ["name", "dtype"]
     assert parameters["dtype"].default is torch.float32
 
 

@@ -61,7 +61,7 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(pipeline, "train", lambda recipe, out, plan: out / MODEL)
-    monkeypatch.setattr(baselines, "backbone_folder", lambda name: tiny_backbone)
+    monkeypatch.setattr(baselines, "backbone_folder", lambda *_, **__: tiny_backbone)
     fetched: list[str] = []
     monkeypatch.setattr(catalog, "fetch", fetched.append)
     monkeypatch.setattr(

@@ -34,7 +34,8 @@ def test_passages_are_filtered_by_characters_and_tokens(
 ) -> None:
     texts = ["short", "just right for it", "the very long passage that goes on and on"]
     source = text_source(tmp_path / "a.txt", texts)
-    longest = len(tokenizer(texts[1])["input_ids"])
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = len(ids[1])
 
     def load(**limits: int) -> list[str]:
         passages = load_passages([source], tokenizer, Passages(**limits), 10, seed=0)
@@ -43,7 +44,7 @@ def test_passages_are_filtered_by_characters_and_tokens(
     assert load(min_chars=6, max_tokens=longest) == [texts[1]]
     assert load(min_chars=5, max_tokens=longest) == [texts[1], texts[0]]
     cut = load(min_chars=6, max_tokens=longest, crop=True)
-    assert cut == [texts[1], tokenizer.decode(tokenizer(texts[2])["input_ids"][:longest])]
+    assert cut == [texts[1], tokenizer.decode(ids[2][:longest])]
     with pytest.raises(UserError, match=r"a\.txt: no passage has at least 1000 characters"):
         load()
     with pytest.raises(UserError, match="no passage has"):  # one token cannot be cut in two

@@ -10,14 +10,13 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
-from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
 from llm2comp.training.run_folder import (
-    MODEL,
     SCORES,
     STAGE_LABELS,
     Scores,
     as_begun,
+    read_recipe,
     read_scores,
 )
 from llm2comp.utils.files import atomic_file
@@ -54,7 +53,7 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
-    commit = {"revision": Lineage.read(out / MODEL).backbone.revision}  # that was trained on
+    commit = {"revision": read_recipe(out).backbone.revision}  # that was trained on
     recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
     for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
         rows[name] = known.get(name, [])
