@@ -152,3 +152,20 @@ def test_the_small_model_has_a_layer_of_each_kind(config: PreTrainedConfig, laye
         return {re.sub(r"\d+", "N", name) for name, _ in model.named_parameters()}
 
     assert kinds(body) == kinds(whole)
+
+
+def test_the_name_of_a_late_block_is_not_looked_for_in_the_small_model(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    names = ["layers.1.self_attn.q_proj"]
+    recipe = load_recipe(tiny_recipe, [f"pretext.lora.target_modules={names}"])
+    dry_run.rehearse(
+        pipeline.StageContext(
+            recipe,
+            recipe.stages[0],
+            None,
+            tmp_path / "1-pretext",
+            tmp_path / ".work",
+            log=None,  # type: ignore[arg-type]
+        )
+    )

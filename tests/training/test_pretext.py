@@ -284,3 +284,12 @@ def test_unknown_objective_and_too_few_passages_are_errors_of_one_line(
         pipeline.train(
             recipe.load_recipe(tiny_recipe, ["pretext.eval_passages=199"]), tmp_path / "b"
         )
+
+
+def test_passages_longer_than_the_positions_of_the_model_fail_before_the_training(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    overrides = ["pretext.passages.max_tokens=2045"]  # 2,048 positions, BOS and 4 memory tokens
+    with pytest.raises(UserError, match=r"set pretext\.passages\.max_tokens=2043 or less"):
+        pipeline.train(recipe.load_recipe(tiny_recipe, overrides), tmp_path / "run")
+    assert not (tmp_path / "run" / "1-pretext").exists()

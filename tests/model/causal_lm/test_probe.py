@@ -24,7 +24,7 @@ from transformers import (
 from llm2comp.errors import UserError
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings, remove_dropout
-from llm2comp.model.causal_lm.parts import Head, body_of, token_table
+from llm2comp.model.causal_lm.parts import Head, body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import Attention, probe, probe_encoder
 
 SIZES = {
@@ -252,3 +252,56 @@ def test_no_dropout_is_left_but_that_of_the_attention(config: Any) -> None:
 
 def test_the_token_table_is_what_the_body_reads_by(model: PreTrainedModel) -> None:
     assert token_table(model) is token_table(body_of(model))
+
+
+def longrope(kind: str) -> dict[str, Any]:
+    factors = [1.0] * 4
+    return {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+        "factor": 4.0,
+        "short_factor": factors,
+        "long_factor": [3.0 * factor for factor in factors],
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (GPT2Config(n_positions=40), 40),
+        (MistralConfig(**SIZES, max_position_embeddings=128), 128),
+        (
+            MistralConfig(
+                **SIZES, max_position_embeddings=128, rope_parameters=longrope("longrope")
+            ),
+            32,
+        ),
+        (
+            MistralConfig(**SIZES, max_position_embeddings=128, rope_parameters=longrope("yarn")),
+            128,
+        ),
+    ],
+)
+def test_texts_are_as_long_as_their_states_do_not_depend_on_the_batch(
+    config: Any, positions: int
+) -> None:
+    """With longrope, one long text of a batch changes the rotary embeddings of all of them."""
+    assert positions_of(config) == positions
+
+
+def test_longrope_changes_short_texts_beside_a_long_one() -> None:
+    config = MistralConfig(
+        **SIZES, max_position_embeddings=128, rope_parameters=longrope("longrope")
+    )
+    body = body_of(build(config))
+    with torch.no_grad():
+        short = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))
+        alone = body(short).last_hidden_state[0]
+        for width, same in ((positions_of(config), True), (60, False)):
+            ids = torch.zeros(2, width, dtype=torch.long)
+            ids[0, :20], ids[1] = short, 7
+            mask = torch.ones_like(ids)
+            mask[0, 20:] = 0
+            beside = body(ids, attention_mask=mask).last_hidden_state[0, :20]
+            assert torch.allclose(alone, beside, atol=1e-4) is same

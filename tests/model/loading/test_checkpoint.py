@@ -75,12 +75,15 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (lambda f: (f / WEIGHTS).unlink(), "cannot be loaded: .*no file named model.safetensors"),
         (lambda f: (f / WEIGHTS).write_bytes(b""), "cannot be loaded"),
         (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:9000]), "cannot be"),
-        (lambda f: change_weights(f, lambda w: w.pop(DOWN)), f"lacks 1 weights, {DOWN}"),
+        (lambda f: change_weights(f, lambda w: w.pop(DOWN)), f"lacks weights, such as {DOWN}"),
         (lambda f: configure(f, num_hidden_layers=1), r"more than its config.json .*layers\.1\."),
-        (lambda f: configure(f, num_hidden_layers=3), r"lacks 9 weights, model\.layers\.2\."),
+        (lambda f: configure(f, num_hidden_layers=3), r"lacks weights, such as model\.layers\.2\."),
         (lambda f: configure(f, intermediate_size=32), r"another shape .*layers\.0\.mlp"),
-        (lambda f: configure(f, tie_word_embeddings=False), "lacks 1 weights, lm_head.weight"),
-        (lambda f: configure(f, model_type="qwen3"), r"lacks 4 weights, .*k_norm"),
+        (
+            lambda f: configure(f, tie_word_embeddings=False),
+            "lacks weights, such as lm_head.weight",
+        ),
+        (lambda f: configure(f, model_type="qwen3"), r"lacks weights, such as .*k_norm"),
         (lambda f: configure(f, quantization_config={"quant_method": "awq"}), "quantised .awq"),
         (lambda f: [file.unlink() for file in f.glob("token*")], "cannot be loaded"),
     ],
@@ -95,7 +98,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
 def test_a_norm_that_the_architecture_does_not_know_is_refused(folder: Path) -> None:
     name = "model.layers.0.self_attn.q_norm.weight"
     change_weights(folder, lambda weights: weights.update({name: torch.ones(8)}))
-    refused(folder, f"more than its config.json says: 1 weights, {name}")
+    refused(folder, f"more than its config.json says: weights, such as {name}")
 
 
 def test_constants_of_old_checkpoints_are_left_out(folder: Path) -> None:
