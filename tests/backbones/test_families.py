@@ -257,8 +257,17 @@ def test_the_two_views_of_unsupervised_training_differ(
             check_two_views(model, texts[1])
 
 
-def load_for(trained: Trained, attention_dropout: float) -> Any:
-    stage = trained.recipe.stages[1]
+def test_a_later_stage_may_be_causal_again(trained: Trained) -> None:
+    """Gemma 3 has a setting of its own, which is in the folder and overrules `is_causal`."""
+    body = encoder.encoder_body(load_for(trained, 0.0, attention="causal"))  # it is probed
+    ids = IDS[:, :SHORT].clone()
+    states = body(ids).last_hidden_state[:, :-1]
+    ids[0, -1] += 1
+    assert_same(body(ids).last_hidden_state[0, :-1], states[0], 1e-4)
+
+
+def load_for(trained: Trained, attention_dropout: float, **settings: Any) -> Any:
+    stage = trained.recipe.stages[1].model_copy(update=settings)
     assert isinstance(stage, Unsupervised)
     source = trained.run / "1-pretext"
     return contrastive._load(

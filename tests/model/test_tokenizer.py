@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import MADE, SPECIAL, make_backbone
+from handmade import MADE, SPECIAL, make_backbone, on_bytes
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
@@ -364,3 +364,20 @@ def test_a_max_seq_length_without_room_for_text_is_one_clear_line(tmp_path: Path
     model.max_seq_length = K + 1
     with pytest.raises(UserError, match="max_seq_length 4 leaves no room for text: .* takes? 4"):
         model.encode(["a"])
+
+
+def test_a_tokenizer_without_any_special_token_keeps_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pads with its last token, which is text: saving must not keep texts from having it."""
+    monkeypatch.setitem(MADE, "no special token", lambda: (on_bytes([]), {}))
+    case = Case(tmp_path, "no special token")
+    last = case.original.convert_ids_to_tokens(case.rows - 1)
+    assert case.tokenizer.pad_token == last
+    stock = AutoTokenizer.from_pretrained(case.folder)
+    alone = Tokenizer.from_file(str(case.folder / "tokenizer.json"))
+    for text in (last, f"a {last} b", TEXTS[0]):
+        ids = case.original(text)["input_ids"] + case.memory
+        assert ids == stock(text)["input_ids"] == alone.encode(text).ids
+        assert ids == case.tokenizer(text)["input_ids"]
+    assert case.rows - 1 in case.original(last)["input_ids"]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llm2comp.errors import UserError
 from llm2comp.model.causal_lm.parts import token_table
-from llm2comp.model.causal_lm.probe import TOLERANCE, TOLERANCE_HALF, is_half, relative_difference
+from llm2comp.model.causal_lm.probe import is_half, relative_difference, tolerance_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.encoder import encoder_body
 from llm2comp.model.lora import trainable_parameters
@@ -70,7 +70,7 @@ def check_frozen(compressor: Compressor, original: Original) -> None:
     compressor.train(training)
     expected = original.logits[:, : compressor.vocabulary]
     difference = relative_difference(logits, expected, half=half)
-    if not difference <= (TOLERANCE_HALF if half else TOLERANCE):
+    if not difference <= tolerance_of(compressor.body):
         raise UserError(
             "the backbone is refused: with the adapter off its logits are not the original's (by "
             f"{difference:.1e} of their norm); choose another backbone"

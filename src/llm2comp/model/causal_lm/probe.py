@@ -92,6 +92,11 @@ def is_half(model: PreTrainedModel) -> bool:
     return model.dtype != torch.float32
 
 
+def tolerance_of(model: PreTrainedModel) -> float:
+    """Return the largest relative difference that counts as rounding in a model's precision."""
+    return TOLERANCE_HALF if is_half(model) else TOLERANCE
+
+
 def relative_difference(first: Tensor, second: Tensor, *, half: bool) -> float:
     """Return how far two tensors `(n, width)` are apart, relative to the norms of their rows.
 
@@ -124,7 +129,7 @@ class _Probe:
         self.long, self.short = ids[:LONG].to(body.device), ids[LONG:].to(body.device)
         self.known: dict[tuple[object, ...], Tensor] = {}
         self.half = is_half(body)
-        self.tolerance = TOLERANCE_HALF if self.half else TOLERANCE
+        self.tolerance = tolerance_of(body)
 
     @contextmanager
     def running(self) -> Iterator[None]:
