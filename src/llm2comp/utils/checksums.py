@@ -1,0 +1,52 @@
+"""Checksums of the files in a folder, so that a damaged file is never read as a good one.
+
+They are in one file in the format of `sha256sum`, which can check the folder too.
+"""
+
+import hashlib
+from pathlib import Path
+
+from llm2comp.errors import UserError
+
+CHECKSUMS = "checksums.sha256"
+"""File of a folder with the checksums of all its other files."""
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of all files in a folder and its subfolders."""
+    lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in _files(folder)]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def require_unchanged(folder: Path) -> None:
+    """Check that a folder holds the files that its checksums were written for.
+
+    Files that were added later are not looked at. A folder without checksums, which an older
+    version wrote, is not checked.
+
+    Raises:
+        UserError: if a file is missing or has changed; the message names it.
+    """
+    file = folder / CHECKSUMS
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise UserError(f"{file}:{number}: not a checksum; the file is damaged")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing, and {file} lists it")
+        if _digest(folder / name) != digest:
+            raise UserError(
+                f"{folder / name} is damaged or was edited: its checksum is not that in {file}"
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != CHECKSUMS)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
