@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.utils.standard_input import STANDARD_INPUT, open_bytes
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ NumberedRow = tuple[int, Mapping[str, object] | BadRow]
 
 
 def read(path: Path) -> Iterator[NumberedRow]:
-    """Yield the rows of a .txt, .jsonl, .csv or .parquet file.
+    """Yield the rows of a .txt, .jsonl, .csv or .parquet file, or of standard input (`-`).
 
-    Each line of a .txt file is one row with the column `text`.
+    Each line of a .txt file and of standard input is one row with the column `text`.
 
     Raises:
         UserError: if the file is missing, cannot be read, or has another extension.
     """
-    reader = READERS.get(path.suffix.lower())
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a pipe or a device; name a file, or - for standard input")
+    reader = _read_text if path == STANDARD_INPUT else READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read {path.suffix or 'this'}; use {', '.join(READERS)}")
     try:
@@ -51,7 +54,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become lone surrogates. So they make only their own row bad, when that
     row is checked.
     """
-    with path.open("rb") as file:  # text mode would also split lines at U+2028 and the like
+    with open_bytes(path) as file:  # text mode would also split lines at U+2028 and the like
         for number, line in enumerate(file, start=1):
             text = line.decode("utf-8", errors="surrogateescape").rstrip("\r\n")
             yield number, text.removeprefix("\ufeff") if number == 1 else text

@@ -11,6 +11,7 @@ from llm2comp.data import catalog, files, hub
 from llm2comp.data.files import BadRow, NumberedRow
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
+from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
@@ -89,7 +90,7 @@ def _numbered(source: DataSource) -> Iterator[NumberedRow]:
     if name in catalog.names():
         return _packaged(name)
     path = Path(name).expanduser()
-    if path.exists() or path.suffix.lower() in files.READERS:
+    if path == STANDARD_INPUT or path.exists() or path.suffix.lower() in files.READERS:
         return files.read(path)
     if _HUB_ID.fullmatch(name):
         return hub.read(name, source.split)

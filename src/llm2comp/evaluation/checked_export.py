@@ -26,7 +26,7 @@ from llm2comp.model.encoder import copy_tokenizer, encoder_body
 from llm2comp.model.lineage import Compiled
 from llm2comp.model.model_card import model_card
 from llm2comp.utils.choices import Backend
-from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.files import atomic_folder, require_folder
 
 BATCH = 32
 TEXTS = 2 * BATCH + 1
@@ -88,6 +88,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
         raise UserError(f"{name} is compiled already; name the encoder that it was made from")
     if out.exists() and not compiled.backend_of(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
+    require_folder(out)
     encoder = load(name, "float32").to("cpu")
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")

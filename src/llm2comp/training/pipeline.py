@@ -35,7 +35,7 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
-from llm2comp.utils.files import atomic_file, atomic_folder
+from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
 
 logger = logging.getLogger("llm2comp")
 
@@ -86,6 +86,7 @@ def train(
         ValueError: if the plan changes more than sizes.
     """
     console = console or Console(stderr=True)
+    require_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     recipe = _claim(recipe, out, planned=plan is not None)
     if recipe.lacks_query_prompt:
