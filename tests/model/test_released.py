@@ -13,7 +13,8 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.training import held_out, run_folder
+from llm2comp.training import run_folder
+from llm2comp.training.monitoring import held_out
 from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.pretext import Collator
 from llm2comp.utils.hardware import compute_dtype

@@ -20,13 +20,14 @@ from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.training import held_out, pipeline, run_folder
-from llm2comp.training.callbacks import HeldOutWatch
-from llm2comp.training.held_out import Directions
+from llm2comp.training import pipeline, run_folder
+from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.held_out import Directions
+from llm2comp.training.monitoring.run_log import RunLog
+from llm2comp.training.monitoring.watches import HeldOutWatch
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.registry import OBJECTIVES
-from llm2comp.training.run_log import RunLog
 
 PEERS = {
     "mntp": ["pretext.objective=mntp", "pretext.attention=bidirectional"],

@@ -13,7 +13,8 @@ from llm2comp.data.drawn.batches import split_points
 from llm2comp.data.length_batching import WINDOW, group_by_length
 from llm2comp.errors import UserError
 from llm2comp.model.compressor import Compressor
-from llm2comp.training import held_out, pipeline, pretext
+from llm2comp.training import pipeline, pretext
+from llm2comp.training.monitoring import held_out
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.continuation import Continuation
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction

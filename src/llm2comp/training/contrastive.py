@@ -33,12 +33,12 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
-from llm2comp.training.callbacks import CollapseWatch
+from llm2comp.training.monitoring.progress import TokenCounter
+from llm2comp.training.monitoring.watches import CollapseWatch
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     MEMORY_EMBEDDINGS,
     AdapterCheckpoints,
-    TokenCounter,
     compile_blocks,
     log_adapted,
     run_training,

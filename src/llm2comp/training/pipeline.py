@@ -21,6 +21,7 @@ from llm2comp.recipe import (
     Unsupervised,
 )
 from llm2comp.training.dry_run import rehearse
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
@@ -31,7 +32,6 @@ from llm2comp.training.run_folder import (
     is_of_0_1,
     read_recipe,
 )
-from llm2comp.training.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.trainer import last_checkpoint

@@ -24,15 +24,16 @@ from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted, adapted_layers, target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe
-from llm2comp.training import held_out
-from llm2comp.training.callbacks import AttentionSwitch, HeldOutWatch
+from llm2comp.training.attention_switch import AttentionSwitch
+from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.progress import TokenCounter
+from llm2comp.training.monitoring.watches import HeldOutWatch
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     PretextTrainer,
-    TokenCounter,
     compile_blocks,
     log_adapted,
     parameter_groups,

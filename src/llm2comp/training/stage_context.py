@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from llm2comp.recipe import Recipe, StageBase
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.monitoring.run_log import RunLog
 
 StageT = TypeVar("StageT", bound=StageBase, covariant=True)
 

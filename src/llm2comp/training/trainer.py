@@ -1,4 +1,4 @@
-"""What all stages share: small checkpoints, progress, and resuming a run that was stopped."""
+"""What all stages share: small checkpoints, and resuming a run that was stopped."""
 
 import json
 import os
@@ -6,36 +6,19 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
-from time import perf_counter
 from typing import Any, cast
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from torch import nn
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
 from llm2comp.training.stage_context import StageContext
 
 WEIGHTS = "trainable.safetensors"
@@ -96,106 +79,6 @@ class PretextTrainer(AdapterCheckpoints):
             logs["loss"] /= mean(self.weights)
             self.weights.clear()
         super().log(logs, *args, **options)
-
-
-class TokenCounter:
-    """Counts the tokens of the texts that a model is trained on.
-
-    Attributes:
-        tokens: the count; whoever reads it may set it back to 0.
-    """
-
-    def __init__(self) -> None:
-        self.tokens = 0
-
-    def add(self, attention_mask: Tensor) -> None:
-        """Count the tokens of a batch.
-
-        Batches that are read without gradients are left out, because GradCache reads each text
-        twice, the first time without gradients.
-
-        Args:
-            attention_mask: `(batch, length)`, 1 where a token is.
-        """
-        if torch.is_grad_enabled():
-            self.tokens += int(attention_mask.sum())
-
-
-class RunProgress(TrainerCallback):
-    """Shows a progress bar with steps, rate, loss and time left, and writes losses to the log.
-
-    Args:
-        label: name of the stage.
-        log: where losses are written.
-        counter: counts the tokens that the model reads.
-    """
-
-    def __init__(self, label: str, log: RunLog, counter: TokenCounter) -> None:
-        self.label = label
-        self.run_log = log
-        self.counter = counter
-        self.since = 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=log.console,
-        )
-        self.task: TaskID | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Start the bar."""
-        if state.is_world_process_zero:
-            self.bar.start()
-            self.since = perf_counter()
-            self.task = self.bar.add_task(
-                self.label, total=state.max_steps, completed=state.global_step, rate="", loss=""
-            )
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Advance the bar."""
-        if self.task is not None:
-            speed = self.bar.tasks[0].speed
-            rate = f"{1 / speed:.2f} s/step" if speed else ""
-            self.bar.update(self.task, completed=state.global_step, rate=rate)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Show the loss and write it to the log."""
-        if self.task is None or not logs or "loss" not in logs:
-            return
-        self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}")
-        now = perf_counter()
-        rate = self.counter.tokens / (now - self.since)
-        self.counter.tokens, self.since = 0, now
-        self.run_log.write(
-            stage=self.label,
-            step=state.global_step,
-            loss=logs["loss"],
-            learning_rate=logs.get("learning_rate"),
-            tokens_per_second=round(rate, 1),
-        )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Stop the bar."""
-        self.bar.stop()
 
 
 def run_training(trainer: Trainer, context: StageContext[StageBase], counter: TokenCounter) -> None:

@@ -17,7 +17,7 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import Score, fingerprint
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import Study, Trial, trial
 from llm2comp.training.study.results import TrialResult

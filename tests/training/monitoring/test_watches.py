@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.evaluation import baselines
-from llm2comp.training.callbacks import CollapseWatch
-from llm2comp.training.held_out import Directions
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.monitoring.held_out import Directions
+from llm2comp.training.monitoring.run_log import RunLog
+from llm2comp.training.monitoring.watches import CollapseWatch
 
 
 def watch(

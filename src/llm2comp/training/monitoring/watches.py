@@ -1,10 +1,9 @@
-"""Callbacks: measure held-out text while a stage trains, and open the attention at a given step."""
+"""Callbacks that measure held-out texts while a stage trains, and warn of what they see."""
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +17,11 @@ from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
-from llm2comp.training import held_out
-from llm2comp.training.held_out import Directions, HeldOut
+from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.held_out import Directions, HeldOut
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
-from llm2comp.training.run_log import RunLog
 
 logger = logging.getLogger("llm2comp")
 
@@ -209,31 +208,6 @@ class CollapseWatch(EvalCallback):
             }
             embeddings.append(self.model(features)["sentence_embedding"].float())
         return torch.cat(embeddings)
-
-
-class AttentionSwitch(TrainerCallback):
-    """Makes a causal encoder's attention bidirectional from a given step on.
-
-    Args:
-        compressor: the model in training.
-        bidirectional_from_step: the first step with bidirectional attention.
-    """
-
-    def __init__(self, compressor: Compressor, bidirectional_from_step: int) -> None:
-        self.compressor = compressor
-        self.bidirectional_from_step = bidirectional_from_step
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Set the attention of the step at which training starts or continues."""
-        self.compressor.causal = state.global_step < self.bidirectional_from_step
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Set the attention of the step that begins."""
-        self.compressor.causal = state.global_step < self.bidirectional_from_step
 
 
 def log_held_out(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> None:

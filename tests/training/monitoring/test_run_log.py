@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llm2comp.training import run_log
-from llm2comp.training.run_log import RunLog
+from llm2comp.training.monitoring import run_log
+from llm2comp.training.monitoring.run_log import RunLog
 
 EVENTS = [
     {"stage": "pretext", "passages": 100},
