@@ -67,7 +67,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedR
     try:
         yield from READERS[suffix](path, columns)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error.strerror or error)}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

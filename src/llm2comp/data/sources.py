@@ -17,6 +17,8 @@ logger = logging.getLogger("llm2comp")
 
 SCORE = "score"
 """The only column that holds a number. All others hold text."""
+COLUMNS = ("text", "anchor", "positive", "negative", SCORE)
+"""All columns that a stage may read."""
 LISTS = ("positive", "negative")
 """The columns that may hold a list of texts."""
 LOUD_SHARE = 0.5
@@ -110,6 +112,13 @@ class _Columns:
 
     @classmethod
     def of(cls, source: DataSource, columns: Sequence[str], optional: Sequence[str]) -> "_Columns":
+        for ours in source.columns:
+            if ours not in COLUMNS:
+                nearest = difflib.get_close_matches(ours, COLUMNS, n=1, cutoff=0)[0]
+                raise UserError(
+                    f"{source.source}: columns maps {ours!r}, which is no column of ours; use one "
+                    f"of {', '.join(COLUMNS)} (nearest: {nearest!r})"
+                )
         theirs = {ours: source.columns.get(ours, ours) for ours in (*columns, *optional)}
         chosen = [ours for ours in theirs if ours in columns or ours in source.columns]
         return cls(
