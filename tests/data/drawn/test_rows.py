@@ -267,9 +267,9 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         tracemalloc.stop()
         return highest
 
-    peak(2008)  # what is imported and kept by the first call
-    few, many = peak(2008), peak(8008)
-    assert (many - few) / 6000 < 100, "bytes for each row of 800 bytes"
+    peak(1008)  # what is imported and kept by the first call
+    few, many = peak(1008), peak(4008)
+    assert (many - few) / 3000 < 100, "bytes for each row of 800 bytes"
 
 
 COLUMNS = '{"anchor": "a", "positive": "b"}\n'
