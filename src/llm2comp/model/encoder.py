@@ -4,6 +4,7 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import cast
 
 import torch
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
@@ -26,9 +29,11 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
 from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
+from llm2comp.model.lora import require_whole
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
+from llm2comp.utils.checksums import write_checksums
 from llm2comp.utils.files import atomic_folder
 
 ADAPTER = "adapter"
@@ -108,6 +113,7 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     """
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
+        require_whole(adapted, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"adapter {adapter} does not fit this encoder: {one_line(error)}"
@@ -168,6 +174,7 @@ def save(
         (partial / "README.md").write_text(model_card(lineage, dimension), encoding="utf-8")
         copy_adapter(adapter, partial / ADAPTER)
         lineage.write(partial)
+        write_checksums(partial)
 
 
 def _embed_alone(encoder: SentenceTransformer) -> Tensor:
@@ -194,10 +201,17 @@ def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copy the two files of an adapter folder into a new folder."""
+    """Copy the two files of an adapter folder into a new folder.
+
+    PEFT writes its target modules in another order each time; here they are sorted.
+    """
     target.mkdir(parents=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (target / name).write_bytes((source / name).read_bytes())
+    config = json.loads((source / ADAPTER_CONFIG).read_bytes())
+    config["target_modules"] = sorted(config["target_modules"])
+    config["base_model_name_or_path"] = None  # it was a path of the machine that trained
+    (target / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = (source / SAFETENSORS_WEIGHTS_NAME).read_bytes()
+    (target / SAFETENSORS_WEIGHTS_NAME).write_bytes(weights)
 
 
 def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:

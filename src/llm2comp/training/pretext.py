@@ -116,7 +116,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
     held_out_passages, rows = _passages(recipe, stage, tokenizer)
     lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
-    log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
+    log.write_once(stage="pretext", passages=len(lengths), tokens=sum(lengths))
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
     check_frozen(compressor, original)
