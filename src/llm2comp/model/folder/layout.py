@@ -20,7 +20,9 @@ NEW_CLIENTS = {"sentence-transformers": ">=6.2", "transformers": ">=5.2"}
 """Versions that read everything that is written here."""
 OLD_CLIENTS = {"sentence-transformers": ">=3.4"}
 """Versions that read a folder with the old names."""
-OLD_ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3", "longrope"}
+COMPILED_CLIENTS = {"sentence-transformers": ">=5.7"}
+"""Versions in which optimum has loaded a compiled folder."""
+OLD_ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3"}
 POOLING_MODES = (
     "cls_token",
     "mean_tokens",
@@ -38,8 +40,7 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
 
     Args:
         folder: with a transformer, `WordWeights`, `Pooling` with the mode `mean`, and `Normalize`.
-        compiled: whether the body is a graph, in which the attention is fixed, whatever the version
-            of transformers.
+        compiled: whether the body is a graph, which has the attention in it.
 
     Returns:
         The versions that a client needs, by package: a lower bound each.
@@ -48,76 +49,80 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
     # A server that does not know `WordWeights` would pool over the text. Servers choose their code
     # by this name, and refuse one that they do not know. transformers goes by `model_type`.
     config["architectures"] = [f"{config['architectures'][0].removesuffix('Model')}MemoryEncoder"]
-    # GPT-2 and others would add the embedding of a token type to each token.
     tokenizer = _read(folder / "tokenizer_config.json")
+    # Without this, transformers 4 gives GPT-2 and others an embedding of token types to add.
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     for key in ("is_local", "local_files_only"):  # about the machine that wrote it
         tokenizer.pop(key, None)
-    needed = OLD_CLIENTS if compiled else _needed(config)
-    if needed == OLD_CLIENTS:
-        config |= _old_rope(config.get("rope_parameters")) | (_old_windows(config) or {})
+    old = {} if compiled else _as_transformers_4(config)
+    if old is None:
+        needed = NEW_CLIENTS | _softcapping(config)
+        settings = folder / "config_sentence_transformers.json"
+        _write(settings, _read(settings) | {"requirements": needed})
+    else:
+        needed = COMPILED_CLIENTS if compiled else OLD_CLIENTS
+        config |= old
         tokenizer.pop("backend", None)
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
         _use_old_modules(folder, tokenizer["model_max_length"])
-    else:
-        settings = folder / "config_sentence_transformers.json"
-        _write(settings, _read(settings) | {"requirements": needed})
     _write(folder / "config.json", config)
     _write(folder / "tokenizer_config.json", tokenizer)
     return needed
 
 
-def _needed(config: Json) -> dict[str, str]:
-    """Return the versions that compute what a configuration says."""
-    if config.get("attn_logit_softcapping"):
-        # Versions before 5.23 leave soft-capping out of PyTorch's fused attention.
-        return NEW_CLIENTS | {"transformers": f">={transformers.__version__}"}
-    ropes = _ropes(config.get("rope_parameters"))
-    if (
-        not config["is_causal"]  # counts from transformers 5.2 on
-        or not {rope["rope_type"] for rope in ropes} <= OLD_ROPE_TYPES
-        or _old_windows(config) is None
-    ):
-        return NEW_CLIENTS
-    return OLD_CLIENTS
+def _as_transformers_4(config: Json) -> Json | None:
+    """Return what transformers 4 reads in other places of a configuration.
+
+    Returns:
+        None if it has no words for something, and would compute another model without an error.
+    """
+    rope, windows = _old_rope(config.get("rope_parameters")), _old_windows(config)
+    if rope is None or windows is None or not config["is_causal"] or _softcapping(config):
+        return None
+    return rope | windows
 
 
-def _ropes(parameters: Json | None) -> list[Json]:
-    """Return the rotary embeddings of a configuration: none, one, or one per type of layer."""
-    if not parameters:
-        return []
-    return [parameters] if "rope_type" in parameters else list(parameters.values())
+def _softcapping(config: Json) -> dict[str, str]:
+    """Return the version that caps scores as the present one does; none if they are not capped.
+
+    Others may not: transformers 5.2 leaves the cap out of PyTorch's fused attention.
+    """
+    capped = config.get("attn_logit_softcapping") is not None
+    return {"transformers": f">={transformers.__version__}"} if capped else {}
 
 
-def _old_rope(parameters: Json | None) -> Json:
-    """Return rotary embeddings as transformers 4 reads them, at the top of the configuration."""
+def _old_rope(parameters: Json | None) -> Json | None:
+    """Return rotary embeddings as transformers 4 reads them; None if it has no words for them."""
     if not parameters:
         return {}
-    if "rope_type" not in parameters:  # Gemma 3
-        local = parameters["sliding_attention"]["rope_theta"]
-        return _old_rope(parameters["full_attention"]) | {"rope_local_base_freq": local}
-    old: Json = {"rope_theta": parameters["rope_theta"]}
-    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    if "partial_rotary_factor" in scaling:
-        old["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
-    return old if scaling["rope_type"] == "default" else old | {"rope_scaling": scaling}
+    if "rope_type" not in parameters:  # one for each type of layer, as in Gemma 3
+        local, whole = (parameters.get(f"{kind}_attention") for kind in ("sliding", "full"))
+        old = _old_rope(whole)
+        if len(parameters) > 2 or not local or not old or local["rope_type"] != "default":
+            return None
+        return old | {"rope_local_base_freq": local["rope_theta"]}
+    if parameters["rope_type"] not in OLD_ROPE_TYPES:
+        return None
+    scaling = dict(parameters)
+    moved: Json = {
+        key: scaling.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in scaling
+    }
+    return moved if scaling["rope_type"] == "default" else moved | {"rope_scaling": scaling}
 
 
 def _old_windows(config: Json) -> Json | None:
     """Return which layers have a sliding window as transformers before 4.53 reads it.
 
     Returns:
-        None if it can say only that each n-th layer has none, and the configuration says otherwise.
+        None if other layers than each n-th have none, which it has no words for.
     """
     layers = config.get("layer_types") or []
     if set(layers) != {"sliding_attention", "full_attention"}:
         return {}
     period = layers.index("full_attention") + 1
-    periodic = [
-        "full_attention" if i % period == 0 else "sliding_attention"
-        for i in range(1, len(layers) + 1)
-    ]
-    return {"sliding_window_pattern": period} if layers == periodic and period > 1 else None
+    whole = [index for index, kind in enumerate(layers, start=1) if kind == "full_attention"]
+    periodic = period > 1 and whole == list(range(period, len(layers) + 1, period))
+    return {"sliding_window_pattern": period} if periodic else None
 
 
 def _use_old_modules(folder: Path, max_length: int) -> None:
