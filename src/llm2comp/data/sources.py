@@ -17,7 +17,8 @@ logger = logging.getLogger("llm2comp")
 SCORE = "score"
 """The only column that holds a number. All others hold text."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+"""`owner/name` or `owner/name:configuration`."""
 
 
 def rows(
@@ -91,7 +92,7 @@ def _numbered(source: DataSource) -> Iterator[NumberedRow]:
     path = Path(name).expanduser()
     if path.exists() or path.suffix.lower() in files.READERS:
         return files.read(path)
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return hub.read(name, source.split)
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(
