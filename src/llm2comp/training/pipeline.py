@@ -10,6 +10,7 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import pinned
 from llm2comp.recipe import (
@@ -101,6 +102,9 @@ def train(
                 "and search will put nothing before a query; set prompts.query to an instruction "
                 'and a colon, for example "Given a question, retrieve passages that answer it:"'
             )
+        for stage in recipe.stages:
+            if not (out / STAGE_FOLDERS[stage.stage]).exists():
+                require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
         log = RunLog(out / LOG, console)
         log.check()
         source: Path | None = None
@@ -144,8 +148,8 @@ def _alone_in(out: Path) -> Iterator[None]:
         ) from error
     try:
         yield
-        (out / LOCK).unlink(missing_ok=True)
     finally:
+        (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
