@@ -225,7 +225,9 @@ def test_a_damaged_file_is_named(harm: str) -> None:
         "summary.json",
         "train-0.arrow",
     ]
-    for name in set(names) - {"checksums.sha256"}:
+    for name in names:
+        if name == "checksums.sha256" and harm == "flip":
+            continue  # the line then names another file, or another checksum of it
         file = folder / name
         whole = file.read_bytes()
         if harm == "flip":
