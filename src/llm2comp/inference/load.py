@@ -18,6 +18,7 @@ from llm2comp.model import released
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.finite import require_finite
 from llm2comp.utils.linear import use_onednn
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ def load_in(
             f"model {name!r} cannot be loaded ({one_line(error)}); "
             f"give an encoder folder, a hub id, or one of {known}"
         ) from error
+    require_finite(
+        model,
+        f"model {name!r}",
+        "a training that diverges leaves such a model; train it again or take another",
+    )
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
