@@ -42,7 +42,9 @@ class GuardedTrainer(Trainer, ABC):
         batch: what the last step was trained on.
         step: number of the last step, from 1.
         rates: learning rates of the last step.
-        has_gradient: whether the gradient of the last step was not zero everywhere.
+        good_step: the last step with a gradient, or the step of the checkpoint that training goes
+            on from. Later weights may be bad: if the final norm overflows, all states are zeros
+            and so is the gradient.
         batch_weight: what the loss of the last step was multiplied by.
         health: warns of what is finite and wrong all the same.
     """
@@ -52,7 +54,7 @@ class GuardedTrainer(Trainer, ABC):
         self.batch: dict[str, Any] = {}
         self.step = 0
         self.rates: list[float] = []
-        self.has_gradient = True
+        self.good_step = 0
         self.batch_weight = 1.0
         self.health: HealthWatch | None = None
         self.add_callback(_AfterUpdate(self))
@@ -79,6 +81,7 @@ class GuardedTrainer(Trainer, ABC):
         Raises:
             DivergenceError: if the loss or the gradient is not finite.
         """
+        self.good_step = self.good_step or self.state.global_step
         self.step, self.batch = self.state.global_step + 1, dict(inputs)
         self.rates = list(dict.fromkeys(group["lr"] for group in self._groups))
         loss: Tensor = super().training_step(model, inputs, *args, **options)
@@ -86,10 +89,11 @@ class GuardedTrainer(Trainer, ABC):
         # One copy from the GPU, for which the step waits.
         value, *gradients = torch.stack([loss.float(), *norms]).tolist()
         if not math.isfinite(value):
-            raise DivergenceError("the loss is not finite", before_update=True)
+            raise DivergenceError("the loss is not finite")
         if not all(map(math.isfinite, gradients)):
-            raise DivergenceError("the norm of its gradient is not finite", before_update=True)
-        self.has_gradient = any(gradients)
+            raise DivergenceError("the norm of its gradient is not finite")
+        if any(gradients):
+            self.good_step = self.step
         if self.health is not None and self.is_world_process_zero():
             by_part = dict(zip(self.parts, gradients, strict=True))
             self.health.observe(self.step, value / self.batch_weight, by_part)
@@ -107,16 +111,11 @@ class GuardedTrainer(Trainer, ABC):
             return float(loss)
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        """Write a checkpoint, unless it would be bad.
-
-        Weights without any gradient may be so large that the final norm overflows and gives zeros,
-        and a run cannot go on from them. If they are good, the step has changed little.
+        """Write a checkpoint.
 
         Raises:
             DivergenceError: if the optimiser's moments are not finite.
         """
-        if not self.has_gradient:
-            return
         moments = {
             name: value
             for number, state in enumerate(cast(Optimizer, self.optimizer).state.values())

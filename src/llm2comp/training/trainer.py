@@ -132,7 +132,7 @@ def run_training(
             error,
             context,
             step=trainer.step,
-            bad_checkpoint=trainer.step - 1 if error.before_update else None,
+            good_step=trainer.good_step,
             rates=trainer.rates,
             rows=trainer.beginnings(),
         ) from error

@@ -19,17 +19,7 @@ SHOWN = 2
 
 
 class DivergenceError(ArithmeticError):
-    """A number that training computed is NaN or infinite.
-
-    Args:
-        what: what is wrong, for the message.
-        before_update: whether the weights before the step gave it. It is false if the update of the
-            step broke weights that were good.
-    """
-
-    def __init__(self, what: str, *, before_update: bool = False) -> None:
-        super().__init__(what)
-        self.before_update = before_update
+    """A number that training computed is NaN or infinite."""
 
 
 def stop(
@@ -37,18 +27,18 @@ def stop(
     context: StageContext[StageBase],
     *,
     step: int,
-    bad_checkpoint: int | None,
+    good_step: int,
     rates: Sequence[float] = (),
     rows: Sequence[str] = (),
 ) -> UserError:
-    """Note a divergence, remove a checkpoint that is bad, and return what the user reads.
+    """Note a divergence, remove checkpoints that may be bad, and return what the user reads.
 
     Args:
         what: what was not finite.
         context: the stage.
         step: step that diverged, from 1; 0 if it is the state before the first step.
-        bad_checkpoint: step of the checkpoint whose weights gave the number. If it exists it is
-            removed, so that the run goes on from the one before.
+        good_step: the last step whose loss and gradient were good. Checkpoints of this step and
+            later ones hold weights after it and are removed.
         rates: the learning rates of the step.
         rows: how the texts of the step's batch begin.
     """
@@ -63,10 +53,10 @@ def stop(
     if rows:
         shown = ", ".join(repr(row) for row in rows[:SHOWN])
         parts.append(f"its {len(rows)} rows begin with {shown} ({log.path} has all)")
-    bad = context.workdir / f"checkpoint-{bad_checkpoint}"
-    if bad.exists():
-        shutil.rmtree(bad)
-        parts.append(f"{bad.name} was bad already and is removed")
+    bad = [c for c in context.workdir.glob("checkpoint-*") if _step_of(c) >= good_step]
+    for checkpoint in sorted(bad, key=_step_of):
+        shutil.rmtree(checkpoint)
+        parts.append(f"{checkpoint.name} was bad already and is removed")
     parts.append(
         f"lower {name}.learning_rate (for example to {stage.learning_rate / 10:g}), raise "
         f"{name}.warmup_steps or lower {name}.max_grad_norm, and give the same --out again: the "
@@ -95,7 +85,13 @@ def saving(context: StageContext[StageBase]) -> Iterator[None]:
         yield
     except BrokenModelError as error:
         steps = context.stage.steps
-        raise stop(error, context, step=steps, bad_checkpoint=steps) from error
+        # The second time, the checkpoint that the stage went on from was bad too.
+        good_step = 0 if has_diverged(context.workdir) else steps
+        raise stop(error, context, step=steps, good_step=good_step) from error
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def has_diverged(workdir: Path) -> bool:
