@@ -24,6 +24,7 @@ from llm2comp.recipe import (
 )
 from llm2comp.training.checkpoints import last_checkpoint, start_log
 from llm2comp.training.dry_run import DRY_RUN, rehearse
+from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
@@ -253,7 +254,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
 
     Returns:
         What to run. Its stages are those of the folder's recipe; with a plan, only those that have
-        started.
+        started. A stage that diverged has the new learning rate, warm-up and clipping.
 
     Raises:
         UserError: if the folder holds a run of another recipe that has begun to train.
@@ -268,6 +269,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         recipe = recipe.model_copy(update={"backbone": backbone})
     elif recipe.backbone != known.backbone:
         recipe = _pinned(recipe)
+    diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
+    known = with_remedies(known, recipe, diverged)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         if not any(_has_started(stage, out) for stage in STAGE_FOLDERS):
@@ -281,6 +284,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         )
     if is_of_0_1(out):
         _warn_of_0_1(out)
+    if diverged:
+        write_recipe(known, out)
     stages = [
         _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
