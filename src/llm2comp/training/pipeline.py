@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import pinned
 from llm2comp.recipe import (
@@ -94,6 +95,9 @@ def train(
             "search will put nothing before a query; set prompts.query to an instruction and a "
             'colon, for example "Given a question, retrieve passages that answer it:"'
         )
+    for stage in recipe.stages:
+        if not (out / STAGE_FOLDERS[stage.stage]).exists():
+            require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
     log = RunLog(out / LOG, console)
     source: Path | None = None
     for name in [stage.stage for stage in recipe.stages]:
