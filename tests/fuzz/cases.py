@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, event, settings
 from typer.testing import CliRunner
 
 from llm2comp.cli.app import app
+from llm2comp.errors import UserError
 
 CASES_VARIABLE = "LLM2COMP_FUZZ_CASES"
 CASES = int(os.environ.get(CASES_VARIABLE, "2000"))
@@ -29,6 +30,7 @@ COUNTS: Counter[str] = Counter()
 SECONDS: Counter[str] = Counter()
 """Time that they took, by subject."""
 
+T = TypeVar("T")
 _Files = dict[str, str]
 
 
@@ -104,12 +106,38 @@ def run(
     _check_cache(about)
     outcome = Outcome(result.exit_code, result.stdout, result.stderr)
     assert outcome.status in (0, 2), about
+    event("refused" if outcome.status else "accepted")
     if outcome.status == 2 and not _is_help(outcome):
         lines = [line for line in outcome.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("llm2comp: ")]
         assert errors == lines[-1:], f"{about}: not one line of an error"
         assert len(outcome.error) < LONGEST_LINE, f"{about}: {len(outcome.error)} characters"
     return outcome
+
+
+@contextmanager
+def unchanged(folder: Path, *, except_for: str = "") -> Iterator[None]:
+    """Check that a block changes nothing in a folder but its outputs, and leaves them whole."""
+    before = _snapshot(folder)
+    yield
+    changed = _changes(before, _snapshot(folder))
+    output = (folder / except_for).as_posix()
+    unexpected = [n for n in changed if not _within(n, [output]) or _is_unfinished(n)]
+    assert not unexpected, f"changed or left {unexpected}"
+
+
+def refused_or(call: Callable[[], T]) -> T | None:
+    """Return what a call returns, or nothing if it refuses its input in one line."""
+    try:
+        result = call()
+    except UserError as error:
+        line = str(error)
+    else:
+        event("accepted")
+        return result
+    event("refused")
+    assert len(line) < LONGEST_LINE
+    return None
 
 
 def require_embeddings(file: Path, rows: int) -> None:

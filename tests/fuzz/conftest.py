@@ -1,7 +1,6 @@
 """An encoder and a run to break, and a cache and a home folder of their own."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest

@@ -1,8 +1,5 @@
 """Recipes and their overrides: a recipe, or one line that says what is wrong."""
 
-import copy
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +8,11 @@ import yaml
 from cases import case, cases, run
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import changed, damaged, numbers, texts, values
+from strategies import changed, damaged, texts
 
 from llm2comp import api
 from llm2comp.errors import UserError
-from llm2comp.recipe import Recipe, load_recipe, parse_recipe
+from llm2comp.recipe import Recipe, parse_recipe
 from llm2comp.training.run_folder import as_yaml
 
 SOURCE = {"source": "texts.txt", "split": "train", "columns": {"text": "text"}, "weight": 1.0}
