@@ -14,8 +14,9 @@ from llm2comp.errors import UserError, one_line
 
 REACH_SECONDS = 10.0
 """How long the hub may take to answer."""
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""The files of a model that transformers reads; folders of other formats are left out."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+"""The files of a model that transformers reads, and its card, which has the licence; folders of
+other formats are left out."""
 
 
 def read(name: str, split: str) -> Iterator[NumberedRow]:

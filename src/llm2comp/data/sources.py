@@ -22,7 +22,8 @@ LISTS = ("positive", "negative")
 LOUD_SHARE = 0.5
 """If more than this share of the rows is bad, the source itself is probably not what was meant."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+"""`owner/name` or `owner/name:configuration`."""
 
 
 def rows(
@@ -209,7 +210,7 @@ def _numbered(source: DataSource, columns: Sequence[str]) -> Iterator[NumberedRo
     path = Path(name).expanduser()
     if is_file(name):
         return files.read(path, columns)
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return hub.read(name, source.split)
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(

@@ -114,7 +114,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
     rows = _rows(context, tokenizer)
-    log.write(stage="pretext", **rows.summary)
+    log.write_once(stage="pretext", **rows.summary)
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
     check_frozen(compressor, original)
