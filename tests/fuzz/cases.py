@@ -140,14 +140,15 @@ def refused_or(call: Callable[[], T]) -> T | None:
     return None
 
 
-def require_embeddings(file: Path, rows: int) -> None:
-    """Check that a file of embeddings is whole and has no NaN."""
+def require_embeddings(file: Path, rows: int | None) -> None:
+    """Check that a file of embeddings is whole, has a number of rows if that is known, no NaN."""
     if file.suffix == ".npy":
         embeddings = np.load(file)
     else:
         column = pq.read_table(file)["embedding"]
         embeddings = np.array(column.to_pylist(), dtype=np.float32)
-    assert embeddings.shape[0] == rows
+    assert embeddings.ndim == 2
+    assert rows in (None, len(embeddings))
     assert np.isfinite(embeddings).all()
 
 

@@ -29,10 +29,10 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def short_recipe(tiny_recipe: Path) -> str:
-    """The recipe of three stages, with one step of one or two rows each, as YAML."""
+    """The recipe of three stages, with one step of four rows each, as YAML."""
     recipe = yaml.safe_load(tiny_recipe.read_text(encoding="utf-8"))
     for stage in recipe["stages"]:
-        stage |= {"steps": 1, "batch_size": 2, "eval_steps": 1}
+        stage |= {"steps": 1, "batch_size": 4, "eval_steps": 1}
         stage |= {"eval_passages": 2} if stage["stage"] == "pretext" else {"eval_pairs": 2}
     recipe["stages"][0]["split"] = {"low": 5, "high": 10}
     text: str = yaml.safe_dump(recipe, sort_keys=False)

@@ -1,10 +1,15 @@
 """What may be in a user's files and arguments."""
 
+import csv
+import io
 import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+FORMATS = [".txt", ".jsonl", ".csv", ".parquet"]
 ODD_TEXTS = [
     "",
     " ",
@@ -147,3 +152,27 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
     else:
         return []
     return [(tree, key) for key in keys] + [p for key in keys for p in _places(tree[key])]
+
+
+def table_bytes(table: list[Any], suffix: str, end: str) -> bytes | None:
+    """Return the rows in a format, or nothing if it cannot hold them."""
+    objects = [row if isinstance(row, dict) else {"text": row} for row in table]
+    names = list(dict.fromkeys(name for row in objects for name in row))
+    if suffix == ".parquet":
+        try:
+            arrow = pa.table({name: [row.get(name) for row in objects] for name in names})
+            stream = io.BytesIO()
+            pq.write_table(arrow, stream)
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            return None
+        return stream.getvalue()
+    if suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator=end)
+        writer.writerows([names, *([row.get(name) for name in names] for row in objects)])
+        return text.getvalue().encode("utf-8", "surrogatepass")
+    if suffix == ".jsonl":
+        lines = [json.dumps(row, ensure_ascii=len(table) % 2 == 0) for row in table]
+    else:
+        lines = [str(next(iter(row.values()), "")) for row in objects]
+    return "".join(line + end for line in lines).encode("utf-8", "surrogatepass")

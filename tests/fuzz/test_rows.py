@@ -1,22 +1,17 @@
 """Rows of training data: drawn right, or one line that names the file."""
 
-import csv
-import io
-import json
 import math
 import unicodedata
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from cases import case, cases, refused_or, run, unchanged
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import damaged, reencoded, scalars, texts, values
+from strategies import FORMATS, damaged, reencoded, scalars, table_bytes, texts, values
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm2comp.data.drawn.rows import drawn_once
@@ -27,7 +22,6 @@ from llm2comp.recipe import DataSource, Passages, Supervised, Unsupervised
 
 WORDS = "the river rises in the mountains and reaches the sea".split()  # noqa: SIM905
 GOOD_TEXTS = st.lists(st.sampled_from(WORDS), min_size=4, max_size=12).map(" ".join)
-FORMATS = [".txt", ".jsonl", ".csv", ".parquet"]
 SIZES = {"steps": 2, "batch_size": 2, "eval_pairs": 1, "learning_rate": 0.01}
 COLUMNS = {"text": ["text"], "pairs": ["anchor", "positive", "negative", "score"]}
 
@@ -60,7 +54,7 @@ def files(draw: st.DrawFn, columns: list[str]) -> tuple[str, bytes]:
     """The ending of a file and what it holds, sometimes damaged."""
     table = draw(rows(columns))
     suffix = draw(st.sampled_from(FORMATS))
-    content = _write(table, suffix, draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])))
+    content = table_bytes(table, suffix, draw(st.sampled_from(["\n", "\n", "\r\n", "\r"])))
     assume(content is not None)
     assert content is not None
     kind = draw(st.sampled_from(["good", "good", "damaged", "encoding"]))
@@ -69,30 +63,6 @@ def files(draw: st.DrawFn, columns: list[str]) -> tuple[str, bytes]:
     elif kind == "encoding" and suffix != ".parquet":
         content = reencoded(content, draw(st.sampled_from(["utf-8-sig", "utf-16", "cp1252"])))
     return suffix, content
-
-
-def _write(table: list[Any], suffix: str, end: str) -> bytes | None:
-    """Return the rows in a format, or nothing if it cannot hold them."""
-    objects = [row if isinstance(row, dict) else {"text": row} for row in table]
-    names = list(dict.fromkeys(name for row in objects for name in row))
-    if suffix == ".parquet":
-        try:
-            arrow = pa.table({name: [row.get(name) for row in objects] for name in names})
-            stream = io.BytesIO()
-            pq.write_table(arrow, stream)
-        except (pa.ArrowException, OverflowError, UnicodeError):
-            return None
-        return stream.getvalue()
-    if suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator=end)
-        writer.writerows([names, *([row.get(name) for name in names] for row in objects)])
-        return text.getvalue().encode("utf-8", "surrogatepass")
-    if suffix == ".jsonl":
-        lines = [json.dumps(row, ensure_ascii=len(table) % 2 == 0) for row in table]
-    else:
-        lines = [str(next(iter(row.values()), "")) for row in objects]
-    return "".join(line + end for line in lines).encode("utf-8", "surrogatepass")
 
 
 column_maps = st.one_of(
