@@ -46,7 +46,7 @@ def cases(per_2000: int) -> Callable[[Any], Any]:
         derandomize=CASES_VARIABLE not in os.environ,
         database=None,
         deadline=None,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
 
@@ -57,8 +57,11 @@ def case(subject: str) -> Iterator[Path]:
     COUNTS[subject] += 1
     started = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory() as folder, chdir(folder):
-            yield Path(folder)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, "here")
+            folder.mkdir()
+            with chdir(folder):  # `..` is a folder of the case, too
+                yield folder
     finally:
         SECONDS[subject] += time.perf_counter() - started
 

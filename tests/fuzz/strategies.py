@@ -82,6 +82,11 @@ values: st.SearchStrategy[Any] = st.recursive(
 """Anything that JSON and YAML can say."""
 
 
+def mostly(usual: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """The usual value, and others in about one case of five."""
+    return st.integers(0, 4).flatmap(lambda number: others if number == 4 else st.just(usual))
+
+
 def _is_encodable(text: str) -> bool:
     try:
         text.encode()

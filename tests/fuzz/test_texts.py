@@ -2,13 +2,12 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cases import Outcome, case, cases, require_embeddings, run
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import FORMATS, damaged, reencoded, table_bytes, texts
+from strategies import FORMATS, damaged, mostly, reencoded, table_bytes, texts
 
 from llm2comp.inference import load as loading
 
@@ -56,11 +55,6 @@ def files(draw: st.DrawFn) -> tuple[str, bytes, int | None]:
         return suffix, reencoded(content, encoding), None
     split = suffix == ".txt" and any("\n" in text for text in found)
     return suffix, content, None if split else len(found)
-
-
-def mostly(usual: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """The usual value, and others in about one case of five."""
-    return st.integers(0, 4).flatmap(lambda number: others if number == 4 else st.just(usual))
 
 
 names = mostly(None, st.one_of(st.just("-"), st.sampled_from(FILES)))
