@@ -34,9 +34,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    with _removed(functools.partial(shutil.rmtree, partial, ignore_errors=True)):
+    with removed_at_exit(functools.partial(shutil.rmtree, partial, ignore_errors=True)):
         partial.mkdir()
         yield partial
+        _follow_umask(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -54,13 +55,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    with _removed(functools.partial(partial.unlink, missing_ok=True)):
+    with removed_at_exit(functools.partial(partial.unlink, missing_ok=True)):
         yield partial
         partial.replace(path)
 
 
 @contextmanager
-def _removed(remove: Callable[[], object]) -> Iterator[None]:
+def removed_at_exit(remove: Callable[[], object]) -> Iterator[None]:
     """Call a function after the block, and also if the process ends by a signal within it.
 
     The command line runs the exit functions when a signal ends it.
@@ -71,6 +72,17 @@ def _removed(remove: Callable[[], object]) -> Iterator[None]:
     finally:
         atexit.unregister(remove)
         remove()
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give the files of a new folder the mode that the user asked for.
+
+    The library of safetensors makes files that nobody else can read.
+    """
+    mode = folder.stat().st_mode & 0o666  # the folder was made with the umask
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _partial(path: Path) -> Path:
