@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones lint bench docs release clean
+.PHONY: help demo test test-minimum test-backbones test-ecosystem lint bench docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest version
 
 test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes, through the stages; writes docs/reference/backbones.md
 	LLM2COMP_WRITE_BACKBONES=1 $(BIN)/python -m pytest tests/backbones tests/training/test_shipped_recipes.py
+
+test-ecosystem: .venv/.dev  ## load encoder folders with the clients that people use, each in an environment of its own; writes docs/reference/clients.md
+	$(BIN)/python tests/ecosystem/run_clients.py
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

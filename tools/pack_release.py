@@ -26,11 +26,13 @@ def pack(run: Path, target: Path) -> None:
         UserError: if the run has not finished.
     """
     lineage = Lineage.read(run / MODEL)
+    base = lineage.backbone.name
     with atomic_folder(target) as partial:
         for record in lineage.stages:
             stage = STAGE_FOLDERS[record.stage]
             adapter = partial / stage
-            copy_adapter(run / stage / ADAPTER, adapter)
+            copy_adapter(run / stage / ADAPTER, adapter, base)
+            base = stage
             weights = adapter / "adapter_model.safetensors"
             tensors = load_file(weights)
             save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, weights)

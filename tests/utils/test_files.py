@@ -1,5 +1,6 @@
 """Files and folders are written whole or not at all, whatever their names are."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_two_files_that_begin_alike_may_be_written_at_once(tmp_path: Path) -> No
         one.write_text("1")
         two.write_text("2")
     assert (first.read_text(), second.read_text()) == ("1", "2")
+
+
+def test_a_folder_and_its_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_folder(tmp_path / "folder") as partial:
+            (partial / "file").touch(mode=0o600)  # as the library of safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o640

@@ -14,8 +14,9 @@ from llm2comp.errors import UserError, one_line
 
 REACH_SECONDS = 10.0
 """How long the hub may take to answer."""
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""The files of a model that transformers reads; folders of other formats are left out."""
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
+"""The files of a model that transformers reads, and its card, which has the licence; folders of
+other formats are left out."""
 
 
 def read(name: str, split: str) -> Iterator[NumberedRow]:
@@ -52,14 +53,17 @@ def require_model(name: str) -> None:
             HfApi().model_info(name, timeout=REACH_SECONDS)
 
 
-def require_dataset(name: str) -> None:
-    """Check that the hub has a dataset.
+def require_dataset(name: str) -> str | None:
+    """Check that the hub has a dataset, and return its commit.
+
+    Args:
+        name: `owner/name`.
 
     Raises:
         UserError: if it does not, or cannot be reached.
     """
     with _hub_errors("dataset", name):
-        HfApi().dataset_info(name, timeout=REACH_SECONDS)
+        return HfApi().dataset_info(name, timeout=REACH_SECONDS).sha
 
 
 def cached_model(name: str) -> Path | None:

@@ -23,8 +23,10 @@ from llm2comp.inference.precision import smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import copy_tokenizer, encoder_body
+from llm2comp.model.folder import reference
+from llm2comp.model.folder.card import model_card
+from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.lineage import Compiled
-from llm2comp.model.model_card import model_card
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_folder
 
@@ -97,7 +99,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        compiled.use_old_class_names(partial)
+        needed = write_layout(partial, compiled=True)
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(
@@ -117,15 +119,16 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
             lineage = lineage.model_copy(update={"compiled": compiled_as})
             lineage.write(partial)
             copy_tokenizer(Path(released.resolve_encoder(name)), partial)
-            card = model_card(lineage, expected.shape[1])
+            card = model_card(lineage, expected.shape[1], needed)
             (partial / "README.md").write_text(card, encoding="utf-8")
     return check
 
 
 def _texts() -> list[str]:
-    """Return passages of rising length, from 20 characters on."""
-    passages = sample.draw("boolq-passages", TEXTS, seed=0).texts
-    return [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
+    """Return passages of rising length, from 20 characters on, and the texts of the reference."""
+    passages = sample.draw("boolq-passages", TEXTS - len(reference.TEXTS), seed=0).texts
+    cut = [passage[: 20 * length] for length, passage in enumerate(passages, 1)]
+    return [*cut, *reference.TEXTS]
 
 
 def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:

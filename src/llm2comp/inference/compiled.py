@@ -102,9 +102,15 @@ def load(folder: Path) -> CompiledEncoder:
     backend = backend_of(folder)
     assert backend is not None, f"{folder} is not compiled"
     require(backend)
-    stock = f"{Transformer.__module__}.{Transformer.__qualname__}"
+    names = (
+        "sentence_transformers.models.Transformer",
+        f"{Transformer.__module__}.{Transformer.__qualname__}",  # in folders of older versions
+    )
     return CompiledEncoder._load_with_module_classes(
-        str(folder), {stock: _CompiledTransformer}, device="cpu", local_files_only=True
+        str(folder),
+        dict.fromkeys(names, _CompiledTransformer),
+        device="cpu",
+        local_files_only=True,
     )
 
 
@@ -115,26 +121,6 @@ def _digest(folder: Path) -> torch.Tensor:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-
-
-RENAMED_CLASSES = (
-    (
-        "modules.json",
-        "sentence_transformers.base.modules.normalize.Normalize",
-        "sentence_transformers.models.Normalize",
-    ),
-    ("tokenizer_config.json", "TokenizersBackend", "PreTrainedTokenizerFast"),
-)
-
-
-def use_old_class_names(folder: Path) -> None:
-    """Write the class names of sentence-transformers 5 and transformers 4 into an encoder folder.
-
-    Optimum's loader for ONNX needs them, and later versions understand them too.
-    """
-    for file, name, old_name in RENAMED_CLASSES:
-        text = (folder / file).read_text(encoding="utf-8")
-        (folder / file).write_text(text.replace(f'"{name}"', f'"{old_name}"'), encoding="utf-8")
 
 
 def compile_body(encoder: SentenceTransformer, texts: list[str], to: Backend, int8: bool) -> Any:

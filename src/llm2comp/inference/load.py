@@ -8,6 +8,8 @@ from typing import get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import PreTrainedModel
 
 from llm2comp.errors import UserError, one_line
@@ -16,6 +18,8 @@ from llm2comp.inference.precision import load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model import released
 from llm2comp.model.attention import configure_attention
+from llm2comp.model.folder.reference import SAME_IN_HALF
+from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
 from llm2comp.utils.finite import require_finite
@@ -56,16 +60,20 @@ def load(
         A sentence-transformers model whose `encode` batches texts by tokens.
 
     Raises:
-        UserError: if there is no such encoder, it cannot be loaded, or it has no memory tokens
-            to merge.
+        UserError: if there is no such encoder, it cannot be loaded, it has no memory tokens to
+            merge, or its embeddings are not those that were saved with it.
     """
     name = str(name)
     if dtype not in get_args(Precision):
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(get_args(Precision))}")
     source = released.resolve_encoder(name)
+    has_lineage = (Path(source) / LINEAGE).is_file()
+    lineage = Lineage.read(Path(source)) if has_lineage else None
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
         model = load_in(name, wanted, trust_remote_code=trust_remote_code)
+        if lineage is not None:
+            _check_reference(model, lineage, name, wanted)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
 
     if compiled.backend_of(Path(source)):
@@ -114,11 +122,36 @@ def load_in(
         f"model {name!r}",
         "a training that diverges leaves such a model; train it again or take another",
     )
+    if isinstance(model[0], Transformer):
+        model[0].unpad_inputs = False  # because `WordWeights` needs a mask
+    if isinstance(model[1], WordWeights):
+        model[1].requires_grad_(False)  # because saving does not keep what they would learn
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
         use_onednn(body)
     return model
+
+
+def _check_reference(
+    model: SentenceTransformer, lineage: Lineage, name: str, dtype: torch.dtype
+) -> None:
+    """Check that a model computes the embeddings that were saved with it.
+
+    Raises:
+        UserError: if it computes others.
+    """
+    if lineage.reference is None:  # an older version saved it
+        return
+    allowed = lineage.allowed_difference if dtype == torch.float32 else SAME_IN_HALF
+    difference = lineage.reference.difference(model)
+    if not difference <= allowed:
+        raise UserError(
+            f"{name}: its embeddings differ from those saved with it by a cosine distance of "
+            f"{difference:.1e} ({allowed:g} allowed): its files have changed, or this version of "
+            f"transformers computes another model than {lineage.versions['transformers']}, with "
+            "which it was saved"
+        )
 
 
 def model_names(models: str | Path | Sequence[str | Path]) -> list[str]:

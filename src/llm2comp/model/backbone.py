@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import metadata_load
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from yaml import YAMLError
 
 from llm2comp.data import catalog
 from llm2comp.data.hub import download_model
@@ -81,6 +83,24 @@ def backbone_folder(name: str, revision: str | None = None, *, code: bool = Fals
     if revision is not None:
         raise UserError(f"backbone {name} is on this machine; backbone.revision is for hub models")
     return local
+
+
+def licence_of(name: str, revision: str | None = None) -> str | None:
+    """Return the licence of a backbone as the hub abbreviates it; None if it is not known.
+
+    Args:
+        name: as `backbone_folder` takes it.
+        revision: as `backbone_folder` takes it.
+    """
+    if name in PACKAGED:
+        return catalog.entry(name).licence.lower()
+    card = backbone_folder(name, revision) / "README.md"
+    try:
+        metadata = metadata_load(card) if card.is_file() else None
+    except (OSError, ValueError, YAMLError):
+        return None
+    licence = (metadata or {}).get("license")
+    return licence if isinstance(licence, str) else None
 
 
 def pinned(backbone: Backbone) -> Backbone:

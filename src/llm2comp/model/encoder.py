@@ -4,17 +4,18 @@ An encoder is a backbone, or the encoder of the stage before, with the adapter t
 merged in float32. The folder consists of stock modules and loads without this package.
 """
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-import torch
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import BrokenModelError, UserError, one_line
@@ -22,23 +23,22 @@ from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
+from llm2comp.model.folder.card import model_card
+from llm2comp.model.folder.layout import write_layout
+from llm2comp.model.folder.reference import SAME, Reference, embed_alone
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
 from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
+from llm2comp.model.lora import require_whole
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
-from llm2comp.model.model_card import model_card
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
+from llm2comp.utils.checksums import write_checksums
 from llm2comp.utils.files import atomic_folder
 from llm2comp.utils.finite import require_finite
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
-
-SAMPLE = ("The river rises in the mountains.", "Snow")
-"""Texts whose embeddings a saved folder must reproduce."""
-SAME = 1e-5
-"""Largest cosine distance that counts as rounding of float32."""
 
 
 def assemble(
@@ -110,6 +110,7 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
     """
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
+        require_whole(adapted, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"adapter {adapter} does not fit this encoder: {one_line(error)}"
@@ -146,7 +147,7 @@ def save(
     """
     remedy = f"{folder} is not written"
     require_finite(encoder, "the encoder", remedy)
-    expected = _embed_alone(encoder)
+    expected = embed_alone(encoder)
     if not (expected.isfinite().all() and expected.any(1).all()):
         raise BrokenModelError(f"the embeddings of the encoder are zero or not finite; {remedy}")
     dimension = token_table(encoder_body(encoder)).embedding_dim
@@ -157,6 +158,7 @@ def save(
             _write_tokenizer(encoder, partial)
         else:
             copy_tokenizer(source, partial)
+        needed = write_layout(partial)
         encoder.to("meta")
         try:
             stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=own_code)
@@ -166,25 +168,25 @@ def save(
                 f"({type(error).__name__}: {one_line(error)}); choose another backbone"
             ) from error
         attention = probe_encoder(encoder_body(stock), str(folder))
-        difference = float((1 - (expected * _embed_alone(stock)).sum(1)).max())
+        difference = float((1 - (expected * embed_alone(stock)).sum(1)).max())
         if not difference <= SAME:
             raise UserError(
                 f"its embeddings differ from those in memory by a cosine distance of "
                 f"{difference:.1e}; {folder} is not written"
             )
         last = lineage.stages[-1].model_copy(update=asdict(attention))
-        lineage = lineage.model_copy(update={"stages": [*lineage.stages[:-1], last]})
-        (partial / "README.md").write_text(model_card(lineage, dimension), encoding="utf-8")
-        copy_adapter(adapter, partial / ADAPTER)
+        lineage = lineage.model_copy(
+            update={
+                "stages": [*lineage.stages[:-1], last],
+                "reference": Reference.of(expected),
+            }
+        ).without_paths()
+        card = model_card(lineage, dimension, needed)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        base = lineage.backbone.name if source is None else source.name
+        copy_adapter(adapter, partial / ADAPTER, base)
         lineage.write(partial)
-
-
-def _embed_alone(encoder: SentenceTransformer) -> Tensor:
-    """Return the embeddings of the sample texts `(texts, dimension)`, each read without padding."""
-    training = encoder.training
-    texts = [encoder.encode(text, convert_to_tensor=True).float().cpu() for text in SAMPLE]
-    encoder.train(training)
-    return torch.stack(texts)
+        write_checksums(partial)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -202,11 +204,24 @@ def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
     plain.save(str(folder / TOKENIZER))
 
 
-def copy_adapter(source: Path, target: Path) -> None:
-    """Copy the two files of an adapter folder into a new folder."""
+def copy_adapter(source: Path, target: Path, base: str) -> None:
+    """Copy the two files of an adapter folder into a new folder.
+
+    PEFT writes its target modules in another order each time; here they are sorted.
+
+    Args:
+        source: adapter folder.
+        target: folder to make.
+        base: name of the model that the adapter belongs to. PEFT writes the path that the model
+            was loaded from.
+    """
     target.mkdir(parents=True)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (target / name).write_bytes((source / name).read_bytes())
+    config = json.loads((source / ADAPTER_CONFIG).read_bytes())
+    config["base_model_name_or_path"] = base
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (target / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    shutil.copyfile(source / SAFETENSORS_WEIGHTS_NAME, target / SAFETENSORS_WEIGHTS_NAME)
 
 
 def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:

@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llm2comp.data import files
 from llm2comp.errors import UserError
+from llm2comp.model.backbone import licence_of
+from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat
 from llm2comp.recipe import Backbone, DataSource, Memory, Recipe, StageBase
 from llm2comp.utils.choices import Backend
@@ -20,6 +24,10 @@ FORMAT_VERSION = 2
 _FORMATS_OF_VERSION_1 = {"mntp": "text", "embedding_prediction": "summarize"}
 """Prompt formats in version 1 by pretext objective; all other objectives used `memory`."""
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
+
+
+_NUMBERS = re.compile(r"\[[-+.\de,\s]+\]")
+"""A list of numbers in JSON."""
 
 
 class StageRecord(BaseModel):
@@ -74,12 +82,14 @@ class Compiled(BaseModel):
     Attributes:
         to: the back end.
         int8: whether the weights have 8 bits.
+        allowed: largest cosine distance to the encoder in PyTorch and float32 that was allowed.
     """
 
     model_config = ConfigDict(extra="allow")
 
     to: Backend
     int8: bool
+    allowed: float = SAME_ELSEWHERE
 
 
 class Lineage(BaseModel):
@@ -88,7 +98,8 @@ class Lineage(BaseModel):
     Attributes:
         format_version: of `llm2comp.json`.
         name: of the recipe.
-        backbone: the causal language model.
+        backbone: the causal language model. In a folder, one that was local has its name alone.
+        licence: of the backbone, as the hub abbreviates it; None if it is not known.
         memory: number, initialisation and scale of the memory tokens.
         prompt_format: a key of `llm2comp.model.prompt_format.PROMPT_FORMATS`.
         prompts: for queries and documents.
@@ -96,6 +107,7 @@ class Lineage(BaseModel):
         seed: of the run.
         stages: that were trained so far, in order.
         versions: of Python and of the packages that made the encoder.
+        reference: embeddings that a client must compute too; None in folders of older versions.
         compiled: what a compiled encoder was compiled for; None for other encoders.
     """
 
@@ -104,6 +116,7 @@ class Lineage(BaseModel):
     format_version: int = FORMAT_VERSION
     name: str
     backbone: Backbone
+    licence: str | None = None
     memory: Memory
     prompt_format: str
     prompts: dict[str, str]
@@ -111,6 +124,7 @@ class Lineage(BaseModel):
     seed: int
     stages: list[StageRecord] = Field(default=[])
     versions: dict[str, str] = Field(default={})
+    reference: Reference | None = None
     compiled: Compiled | None = None
 
     @model_validator(mode="before")
@@ -149,6 +163,7 @@ class Lineage(BaseModel):
         return cls(
             name=recipe.name,
             backbone=recipe.backbone,
+            licence=licence_of(recipe.backbone.name, recipe.backbone.revision),
             memory=recipe.memory,
             prompt_format=prompt_format,
             prompts=recipe.prompts,
@@ -183,9 +198,11 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            unset = {"compiled"} if self.compiled is None else None
+            optional = {"licence", "reference", "compiled"}
+            unset = {name for name in optional if getattr(self, name) is None}
             text = self.model_dump_json(indent=2, exclude=unset)
-            partial.write_text(text + "\n", encoding="utf-8")
+            one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)
+            partial.write_text(one_line + "\n", encoding="utf-8")
 
     def after(self, stage: StageRecord) -> "Lineage":
         """Return the lineage after one more stage."""
@@ -194,6 +211,22 @@ class Lineage(BaseModel):
     def until(self, count: int) -> "Lineage":
         """Return the lineage after the first `count` stages."""
         return self.model_copy(update={"stages": self.stages[:count]})
+
+    def without_paths(self) -> "Lineage":
+        """Return the lineage without the folders of the machine on which the encoder was made."""
+        raw = self.model_dump()
+        raw["backbone"]["name"] = base_name(self.backbone.name)
+        for stage in raw["stages"]:
+            for source in stage["data"]:
+                source["source"] = base_name(source["source"])
+            if stage.get("start_from"):
+                stage["start_from"] = base_name(stage["start_from"])
+        return Lineage.model_validate(raw)
+
+    @property
+    def allowed_difference(self) -> float:
+        """Largest cosine distance from the reference that counts as rounding."""
+        return self.compiled.allowed if self.compiled else SAME_ELSEWHERE
 
     @property
     def format(self) -> PromptFormat:
@@ -205,3 +238,10 @@ class Lineage(BaseModel):
         """Whether queries had a prompt or an instruction in training."""
         sources = [source for stage in self.stages for source in stage.data]
         return any(self.prompts.values()) or any(source.query_instruction for source in sources)
+
+
+def base_name(name: str) -> str:
+    """Return the last part of a local path; any other name, such as a hub id, is kept."""
+    path = Path(name).expanduser()
+    local = path.is_absolute() or path.exists() or path.suffix in (".gguf", *files.READERS)
+    return path.name if local else name

@@ -12,6 +12,7 @@ from llm2comp.data import catalog
 from llm2comp.data.hub import require_model
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
+from llm2comp.model.folder.layout import LAYOUT
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.utils.files import cache_dir
@@ -54,8 +55,8 @@ def fetch(name: str) -> Path:
 
 
 def _digest(adapters: list[Path]) -> str:
-    """Return a digest of the weights, because another version of the package may change them."""
-    digest = hashlib.sha256()
+    """Return a digest of what another version of the package may change in the folder."""
+    digest = hashlib.sha256(LAYOUT)
     for adapter in adapters:
         digest.update((adapter / "adapter_model.safetensors").read_bytes())
     return digest.hexdigest()[:8]

@@ -11,6 +11,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -121,7 +122,7 @@ def train_contrastive(
     data: Dataset | DatasetDict,
     held_out: Sequence[tuple[str, str]],
     *,
-    batch_sampler: BatchSamplers,
+    batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float = 0.0,
 ) -> None:
     """Train a new adapter on an encoder folder, merge it, and write the next encoder folder.
@@ -149,7 +150,7 @@ def _train(
     source: Path,
     data: Dataset | DatasetDict,
     held_out: Sequence[tuple[str, str]],
-    batch_sampler: BatchSamplers,
+    batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
 ) -> Adapted:
     """Train a new adapter, write it into the work folder, and return what it adapts."""

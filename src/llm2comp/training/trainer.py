@@ -18,19 +18,28 @@ from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
+from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
 from llm2comp.training.monitoring import divergence
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
+from llm2comp.utils.checksums import write_checksums
 
 WEIGHTS = "trainable.safetensors"
 """File of a checkpoint with the parameters that train."""
 
 
 class AdapterCheckpoints(GuardedTrainer):
-    """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights."""
+    """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights.
+
+    Attributes:
+        run_log: the log of the run, whose place goes into each checkpoint.
+    """
+
+    run_log: RunLog
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -40,6 +49,11 @@ class AdapterCheckpoints(GuardedTrainer):
         parameters = trainable_parameters(cast(nn.Module, self.model))
         tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
         save_file(tensors, folder / WEIGHTS)
+        (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        super()._save_checkpoint(*arguments, **options)
+        write_checksums(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -123,6 +137,7 @@ def run_training(
     progress = RunProgress(stage.stage, log, counter)
     trainer.add_callback(progress)
     trainer.health = HealthWatch(stage.stage, log)
+    trainer.run_log = log
     checkpoint = last_checkpoint(context.workdir)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -141,25 +156,7 @@ def run_training(
 def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
     """Show which layers the stage's LoRA adapts, and write it to the log."""
     context.log.console.print(str(adapted))
-    context.log.write(stage=context.stage.stage, lora=adapted.record)
-
-
-def last_checkpoint(workdir: Path) -> Path | None:
-    """Return the newest whole checkpoint in a stage's work folder; `None` if there is none.
-
-    The Trainer writes `trainer_state.json` last. A checkpoint without a readable one was cut off
-    while it was written.
-    """
-    whole = [folder for folder in workdir.glob("checkpoint-*") if _is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    context.log.write_once(stage=context.stage.stage, lora=adapted.record)
 
 
 def training_arguments(

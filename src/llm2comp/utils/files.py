@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +27,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path: the folder to write. One that exists is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{_shortened(path.name)}.", dir=path.parent))
-    partial.chmod(0o755)  # mkdtemp makes 0o700, which would hide a shared folder from others
+    partial = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
     try:
         yield partial
+        _follow_umask(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -55,6 +55,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give the files of a new folder the mode that the user asked for.
+
+    The library of safetensors makes files that nobody else can read.
+    """
+    mode = folder.stat().st_mode & 0o666  # the folder was made with the umask
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _shortened(name: str) -> str:

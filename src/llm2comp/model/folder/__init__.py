@@ -1,0 +1,1 @@
+"""What an encoder folder holds beside its weights: its layout, its card and its reference."""

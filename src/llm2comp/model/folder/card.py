@@ -1,0 +1,162 @@
+"""The model card of an encoder folder: what the encoder is, its training, and how to use it."""
+
+from huggingface_hub import ModelCardData
+
+from llm2comp.data import catalog
+from llm2comp.data.sources import HUB_ID
+from llm2comp.model.lineage import Lineage, StageRecord
+
+HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Names on the hub of the packaged backbones."""
+
+TEMPLATE = """---
+{metadata}
+---
+# {name}, after stage {count} ({last})
+
+> Load this folder with {needs}.
+> An embedding is {embedding}.
+> {pooling}
+
+A text encoder that llm2comp made from the causal language model `{backbone}`. Its pretext
+objective was `{objective}`. Attention is {attention}. Embeddings have
+{dimension} dimensions and unit length. Texts are truncated to {length} tokens. The method is
+*Learning to Compress* (Zhang et al., AAAI-26, arXiv 2511.17129) or one that it is compared with
+there.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder"{options})
+embeddings = model.encode(["The river rises in the mountains."])
+```
+
+This checks that a client computes the embeddings that were saved. Each number must be at least
+{cosine}:
+
+```python
+import json
+
+reference = json.load(open("path/to/this/folder/llm2comp.json"))["reference"]
+print((model.encode(reference["texts"]) * reference["embeddings"]).sum(axis=1))
+```
+
+Before you fine-tune the model with sentence-transformers, freeze its `WordWeights`. They would be
+trained, and loading reads them from the settings, without what they learnt:
+
+```python
+model[1].requires_grad_(False)
+```
+
+| stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
+|---|---|---|---|---|---|---|
+{stages}
+
+The seed was {seed}. The versions were {versions}.
+{licences}
+llm2comp wrote all settings into `llm2comp.json`{weights}. A copy that `save_pretrained` of
+sentence-transformers writes has {lost}, and only later versions read it.
+"""
+SERVERS = (
+    "The module `WordWeights` selects these tokens. Servers that have `Pooling` alone, such as "
+    "vLLM,\n> text-embeddings-inference and llama.cpp, cannot compute it. txtai needs "
+    '`method="sentence-transformers"`.'
+)
+
+
+def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
+    """Return the card of an encoder, in Markdown.
+
+    Args:
+        lineage: with at least one stage.
+        dimension: of an embedding.
+        needed: the versions that a client needs, by package.
+    """
+    last = lineage.stages[-1]
+    to = lineage.compiled.to if lineage.compiled else None
+    trust = ", trust_remote_code=True" if lineage.backbone.trust_remote_code else ""
+    return TEMPLATE.format(
+        metadata=_metadata(lineage),
+        options=(f', backend="{to}"' if to else "") + trust,
+        weights=f", and the compiled\nweights into `{to}/`"
+        if to
+        else ", and the adapter of the\nlast stage, in PEFT's format, into `adapter/`",
+        lost="no `llm2comp.json`" if to else "neither",
+        needs=" and ".join(f"{name} {bound}" for name, bound in needed.items()),
+        pooling=SERVERS,
+        cosine=1 - lineage.allowed_difference,
+        name=lineage.name,
+        count=len(lineage.stages),
+        last=last.stage,
+        backbone=HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name),
+        objective=lineage.stages[0].objective,
+        embedding=_embedding(lineage),
+        attention=_attention(last),
+        dimension=dimension,
+        length=lineage.max_length,
+        stages="\n".join(map(_row, lineage.stages)),
+        seed=lineage.seed,
+        versions=", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
+        licences=_licences(lineage),
+    )
+
+
+def _metadata(lineage: Lineage) -> str:
+    """Return the metadata of the card, in YAML; what is not known is left out."""
+    packaged = set(catalog.names())
+    sources = _sources(lineage)
+    backbone = HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name)
+    hub = [name.partition(":")[0] for name in sources if HUB_ID.fullmatch(name)]
+    return ModelCardData(
+        base_model=backbone if HUB_ID.fullmatch(backbone) else None,
+        datasets=hub or None,
+        language="en" if packaged.issuperset(sources) else None,  # all packaged texts are English
+        library_name="sentence-transformers",
+        license=lineage.licence,
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "llm2comp"],
+    ).to_yaml()
+
+
+def _sources(lineage: Lineage) -> list[str]:
+    """Return the names of all data sources, in order."""
+    return list(dict.fromkeys(data.source for stage in lineage.stages for data in stage.data))
+
+
+def _licences(lineage: Lineage) -> str:
+    """Return the licences of the packaged data sources, as a list."""
+    entries = [catalog.entry(name) for name in _sources(lineage) if name in catalog.names()]
+    if not entries:
+        return ""
+    lines = [f"- `{entry.name}`: {entry.licence}" for entry in entries]
+    return "\nLicences of the data:\n\n" + "\n".join(lines) + "\n"
+
+
+def _attention(stage: StageRecord) -> str:
+    if stage.causal:
+        return "causal"
+    if stage.attending == stage.layers:
+        return "bidirectional"
+    return (
+        f"bidirectional in {stage.attending} of {stage.layers} layers; the others have no "
+        "attention and stay causal"
+    )
+
+
+def _embedding(lineage: Lineage) -> str:
+    if lineage.format.pooling == "text":
+        return "the mean over the text's own tokens"
+    k = lineage.memory.tokens
+    return f"the mean over the outputs of the {k} memory tokens that follow every text"
+
+
+def _row(stage: StageRecord) -> str:
+    data = ", ".join(source.source for source in stage.data)
+    size = f"{stage.steps:,} x {stage.batch_size:,}"
+    objective = stage.objective or "contrastive"
+    adapted, left_out = (
+        ", ".join(f"`{name}`" for name in stage.lora.get(key) or [])
+        for key in ("target_modules", "left_out")
+    )
+    cells = [stage.stage, objective, data, size, f"{stage.learning_rate:g}", adapted, left_out]
+    return f"| {' | '.join(cells)} |"

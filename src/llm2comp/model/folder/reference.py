@@ -1,0 +1,62 @@
+"""Reference embeddings in an encoder folder, by which any client can check its own."""
+
+import torch
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+TEXTS = (
+    "Snow",
+    "The river rises in the mountains.",
+    "In 1969 two men walked on the Moon for two and a half hours, and brought back 21.5 kg of it. "
+    "Zwei Cafés in Zürich öffnen erst um 9:30 Uhr. The museum keeps a small collection of Roman "
+    "coins that were found near the harbour, and the orchestra rehearsed the second movement until "
+    "late in the evening. def mean(values): return sum(values) / len(values)",
+)
+"""From one word to a passage, because errors in positions and windows grow with the length."""
+SAME = 1e-5
+"""Largest cosine distance that counts as rounding of float32 on one machine."""
+SAME_ELSEWHERE, SAME_IN_HALF = 1e-4, 1e-2
+"""The same on another machine, and in half precision."""
+
+
+class Reference(BaseModel):
+    """Embeddings of fixed texts, in float32.
+
+    Attributes:
+        texts: that were embedded.
+        prompt: that was put before each text.
+        embeddings: one row per text, of unit length.
+    """
+
+    texts: list[str]
+    prompt: str
+    embeddings: list[list[float]]
+
+    @classmethod
+    def of(cls, embeddings: Tensor) -> "Reference":
+        """Return the reference of an encoder.
+
+        Args:
+            embeddings: as `embed_alone` returns them for `TEXTS`.
+        """
+        rows = [[round(value, 7) for value in row] for row in embeddings.tolist()]
+        return cls(texts=list(TEXTS), prompt="", embeddings=rows)
+
+    def difference(self, encoder: SentenceTransformer) -> float:
+        """Return the largest cosine distance between the reference and an encoder's embeddings."""
+        embeddings = embed_alone(encoder, self.texts, self.prompt)
+        return float((1 - (torch.tensor(self.embeddings) * embeddings).sum(1)).max())
+
+
+def embed_alone(
+    encoder: SentenceTransformer, texts: list[str] | tuple[str, ...] = TEXTS, prompt: str = ""
+) -> Tensor:
+    """Return the embeddings of texts `(texts, dimension)`, each read without padding."""
+    training = encoder.training
+    rows = [
+        encoder.encode(text, prompt=prompt, convert_to_tensor=True, show_progress_bar=False)
+        for text in texts
+    ]
+    encoder.train(training)
+    return torch.stack(rows).float().cpu()
