@@ -21,9 +21,10 @@ logger = logging.getLogger("llm2comp")
 
 REQUIRED = ("anchor", "positive")
 OPTIONAL = ("negative", SCORE)
-FULL_ENOUGH = 2
-"""A stage is refused if it needs more than this many times the batches that it would need without
-texts that repeat."""
+FILLED = 0.5
+"""A stage is refused if less than this share of its rows fits into its batches."""
+WELL_FILLED = 0.9
+"""There is a warning if less than this share does."""
 
 
 def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) -> Summary:
@@ -192,22 +193,22 @@ class _Part:
     def _require_full_batches(self, size: int) -> None:
         """Check that no text is in so many rows that batches stay small.
 
-        A batch holds a text once, or the text would be its own negative. So there are at least as
-        many batches as rows with the commonest text.
+        A batch holds a text once, or the text would be its own negative. So of the rows with one
+        text, as many fit into the batches as there are batches.
         """
         commonest = int(np.unique(np.asarray(self._texts), return_counts=True)[1].max())
         batches = -(-self.rows // size)
-        if commonest <= batches:
+        fit = self.rows - max(0, commonest - batches)
+        if fit >= WELL_FILLED * self.rows:
             return
         found = (
-            f"{self.name}: one text is in {commonest} of {self.rows} rows, and a batch holds it "
-            f"once, so that {commonest} batches with {self.rows / commonest:.1f} rows on average "
-            f"take the place of {batches} with {min(size, self.rows)}"
+            f"{self.name}: one text is in {commonest} of {self.rows} rows, and a batch holds a "
+            f"text once, so at most {fit} rows fit into {batches} batches of {size}; leave out "
+            "rows with that text, or give more rows without it"
         )
-        remedy = "leave out rows with that text, or give more rows without it"
-        if commonest > FULL_ENOUGH * batches:
-            raise UserError(f"{found}; {remedy}")
-        logger.warning("%s; %s", found, remedy)
+        if fit < FILLED * self.rows:
+            raise UserError(found)
+        logger.warning(found)
 
 
 def _names(sources: Sequence[DataSource]) -> Iterator[str]:

@@ -12,11 +12,14 @@ from llm2comp.data import catalog, files, hub
 from llm2comp.data.files import BadRow, NumberedRow
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
+from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
 SCORE = "score"
 """The only column that holds a number. All others hold text."""
+COLUMNS = ("text", "anchor", "positive", "negative", SCORE)
+"""All columns that a stage may read."""
 LISTS = ("positive", "negative")
 """The columns that may hold a list of texts."""
 LOUD_SHARE = 0.5
@@ -111,6 +114,13 @@ class _Columns:
 
     @classmethod
     def of(cls, source: DataSource, columns: Sequence[str], optional: Sequence[str]) -> "_Columns":
+        for ours in source.columns:
+            if ours not in COLUMNS:
+                nearest = difflib.get_close_matches(ours, COLUMNS, n=1, cutoff=0)[0]
+                raise UserError(
+                    f"{source.source}: columns maps {ours!r}, which is no column of ours; use one "
+                    f"of {', '.join(COLUMNS)} (nearest: {nearest!r})"
+                )
         theirs = {ours: source.columns.get(ours, ours) for ours in (*columns, *optional)}
         chosen = [ours for ours in theirs if ours in columns or ours in source.columns]
         return cls(
@@ -220,9 +230,11 @@ def _numbered(source: DataSource, columns: Sequence[str]) -> Iterator[NumberedRo
 
 
 def is_file(name: str) -> bool:
-    """Return whether a source is a local file, which may be missing."""
+    """Return whether a source is standard input or a local file, which may be missing."""
     path = Path(name).expanduser()
-    return name not in catalog.names() and (path.exists() or path.suffix.lower() in files.READERS)
+    return name not in catalog.names() and (
+        path == STANDARD_INPUT or path.exists() or path.suffix.lower() in files.READERS
+    )
 
 
 def _packaged(name: str) -> Iterator[NumberedRow]:

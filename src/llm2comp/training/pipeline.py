@@ -1,5 +1,6 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
-from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.files import atomic_folder, removed_at_exit, require_folder
 
 logger = logging.getLogger("llm2comp")
 
@@ -93,6 +94,7 @@ def train(
         ValueError: if the plan changes more than sizes.
     """
     console = console or Console(stderr=True)
+    require_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         _remove_partials(out)
@@ -148,9 +150,9 @@ def _alone_in(out: Path) -> Iterator[None]:
             f"another process trains in {out}; wait for it, or give another --out"
         ) from error
     try:
-        yield
+        with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
+            yield
     finally:
-        (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
 

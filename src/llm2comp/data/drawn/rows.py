@@ -17,7 +17,7 @@ from datasets.arrow_writer import ArrowWriter
 from llm2comp.data.drawn import origins
 from llm2comp.errors import UserError
 from llm2comp.recipe import Stage
-from llm2comp.utils.checksums import require_unchanged, write_checksums
+from llm2comp.utils.checksums import CHECKSUMS, require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
 logger = logging.getLogger("llm2comp")
@@ -171,6 +171,8 @@ def _are_drawn(folder: Path, settings: dict[str, Any]) -> bool:
     if not folder.exists():
         return False
     try:
+        if not (folder / CHECKSUMS).exists():
+            raise UserError(f"{folder / CHECKSUMS} is missing")
         require_unchanged(folder)
     except UserError as error:
         raise UserError(f"{error}; remove {folder} to draw the rows again") from error
