@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.utils.standard_input import STANDARD_INPUT, open_bytes
 
 NUL = "\0"
 OTHER_ENCODINGS = {
@@ -48,9 +49,9 @@ HOLDS_NUL = BadRow("holds a NUL byte, so it is not UTF-8 text; save the file as 
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedRow]:
-    """Yield the rows of a .txt, .jsonl, .csv or .parquet file.
+    """Yield the rows of a .txt, .jsonl, .csv or .parquet file, or of standard input (`-`).
 
-    Each line of a .txt file is one row with the column `text`.
+    Each line of a .txt file and of standard input is one row with the column `text`.
 
     Args:
         path: the file.
@@ -61,7 +62,9 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedR
         UserError: if the file is missing, cannot be read, is not in UTF-8, has another extension,
             or has two columns of one name.
     """
-    suffix = path.suffix.lower()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a pipe or a device; name a file, or - for standard input")
+    suffix = ".txt" if path == STANDARD_INPUT else path.suffix.lower()
     if suffix not in READERS:
         raise UserError(f"{path}: cannot read {path.suffix or 'this'}; use {', '.join(READERS)}")
     try:
@@ -76,7 +79,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become lone surrogates. So they make only their own row bad, when that
     row is checked.
     """
-    with path.open("rb") as file:  # text mode would also split lines at U+2028 and the like
+    with open_bytes(path) as file:  # text mode would also split lines at U+2028 and the like
         _require_utf8(path, file.peek())
         for number, line in enumerate(file, start=1):
             text = line.decode("utf-8", errors="surrogateescape").rstrip("\r\n")

@@ -12,6 +12,7 @@ from llm2comp.data import catalog, files, hub
 from llm2comp.data.files import BadRow, NumberedRow
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
+from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
@@ -229,9 +230,11 @@ def _numbered(source: DataSource, columns: Sequence[str]) -> Iterator[NumberedRo
 
 
 def is_file(name: str) -> bool:
-    """Return whether a source is a local file, which may be missing."""
+    """Return whether a source is standard input or a local file, which may be missing."""
     path = Path(name).expanduser()
-    return name not in catalog.names() and (path.exists() or path.suffix.lower() in files.READERS)
+    return name not in catalog.names() and (
+        path == STANDARD_INPUT or path.exists() or path.suffix.lower() in files.READERS
+    )
 
 
 def _packaged(name: str) -> Iterator[NumberedRow]:

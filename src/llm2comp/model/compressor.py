@@ -22,6 +22,7 @@ from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.model.causal_lm.parts import Head, body_of, token_table
 from llm2comp.model.lora import adapter_layers, add_adapter, require_whole
 from llm2comp.recipe import Lora
+from llm2comp.utils.finite import require_finite_tensors
 
 TOKENS_AT_ONCE = 1024
 """Tokens per forward pass on a processor; more would not be faster (docs/performance.md)."""
@@ -231,9 +232,13 @@ class Compressor(nn.Module):
 
         Raises:
             RuntimeError: if rank, target modules or the number of memory embeddings differ.
+            BrokenModelError: if a number of the adapter is not finite.
         """
         require_whole(self.adapted, folder)
-        set_peft_model_state_dict(self.adapted, load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+        saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        remedy = "train it again with a lower learning rate, or take another adapter"
+        require_finite_tensors(saved, f"adapter {folder}", remedy)
+        set_peft_model_state_dict(self.adapted, saved)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

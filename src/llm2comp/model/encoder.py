@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import BrokenModelError, UserError, one_line
 from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
@@ -35,6 +35,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
 from llm2comp.utils.checksums import write_checksums
 from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.finite import require_finite
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
@@ -105,6 +106,7 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
 
     Raises:
         UserError: if the adapter cannot be read, or its shape does not fit the encoder.
+        BrokenModelError: if the merged weights are not finite.
     """
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
@@ -115,6 +117,8 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
         ) from error
     encoder[0].model = adapted.merge_and_unload()
     encoder.requires_grad_(False)
+    remedy = "take another adapter, or train it again with a lower learning rate"
+    require_finite(encoder, f"the encoder with adapter {adapter} merged", remedy)
 
 
 def save(
@@ -139,8 +143,13 @@ def save(
 
     Raises:
         UserError: if the folder does not pass the check.
+        BrokenModelError: if weights or embeddings are not finite, or embeddings are zero.
     """
+    remedy = f"{folder} is not written"
+    require_finite(encoder, "the encoder", remedy)
     expected = embed_alone(encoder)
+    if not (expected.isfinite().all() and expected.any(1).all()):
+        raise BrokenModelError(f"the embeddings of the encoder are zero or not finite; {remedy}")
     dimension = token_table(encoder_body(encoder)).embedding_dim
     own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:

@@ -1,5 +1,6 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from llm2comp.recipe import (
 )
 from llm2comp.training.checkpoints import last_checkpoint, start_log
 from llm2comp.training.dry_run import DRY_RUN, rehearse
+from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
@@ -39,7 +41,7 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
-from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.files import atomic_folder, removed_at_exit, require_folder
 
 logger = logging.getLogger("llm2comp")
 
@@ -92,6 +94,7 @@ def train(
         ValueError: if the plan changes more than sizes.
     """
     console = console or Console(stderr=True)
+    require_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         _remove_partials(out)
@@ -147,9 +150,9 @@ def _alone_in(out: Path) -> Iterator[None]:
             f"another process trains in {out}; wait for it, or give another --out"
         ) from error
     try:
-        yield
+        with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
+            yield
     finally:
-        (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
@@ -251,7 +254,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
 
     Returns:
         What to run. Its stages are those of the folder's recipe; with a plan, only those that have
-        started.
+        started. A stage that diverged has the new learning rate, warm-up and clipping.
 
     Raises:
         UserError: if the folder holds a run of another recipe that has begun to train.
@@ -266,6 +269,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         recipe = recipe.model_copy(update={"backbone": backbone})
     elif recipe.backbone != known.backbone:
         recipe = _pinned(recipe)
+    diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
+    known = with_remedies(known, recipe, diverged)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
         if not any(_has_started(stage, out) for stage in STAGE_FOLDERS):
@@ -279,6 +284,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         )
     if is_of_0_1(out):
         _warn_of_0_1(out)
+    if diverged:
+        write_recipe(known, out)
     stages = [
         _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages

@@ -26,6 +26,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe
 from llm2comp.training.attention_switch import AttentionSwitch
 from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import HeldOutWatch
 from llm2comp.training.objectives.batch import Batch
@@ -123,6 +124,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = PretextTrainer(
         batch_size=stage.batch_size,
+        tokenizer=tokenizer,
         model=pretext,
         args=TrainingArguments(
             **training_arguments(stage, context.workdir, recipe.seed, dtype)
@@ -310,4 +312,5 @@ def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) ->
     record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
     prompt_format = objective_of(context.stage).prompt_format
     lineage = Lineage.start(context.recipe, prompt_format).after(record)
-    encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)
+    with saving(context):
+        encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel, Trainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
@@ -19,6 +19,10 @@ from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
 from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint
+from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
+from llm2comp.training.monitoring import divergence
+from llm2comp.training.monitoring.divergence import DivergenceError
+from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
@@ -26,11 +30,9 @@ from llm2comp.utils.checksums import write_checksums
 
 WEIGHTS = "trainable.safetensors"
 """File of a checkpoint with the parameters that train."""
-MEMORY_EMBEDDINGS = "trainable_tokens_delta"
-"""Part of the name that PEFT gives to the memory embeddings."""
 
 
-class AdapterCheckpoints(Trainer):
+class AdapterCheckpoints(GuardedTrainer):
     """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights.
 
     Attributes:
@@ -71,21 +73,42 @@ class PretextTrainer(AdapterCheckpoints):
 
     Args:
         batch_size: the average number of passages per batch.
+        tokenizer: of the passages.
         **arguments: as the Trainer takes them.
     """
 
-    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
+    def __init__(
+        self, *, batch_size: int, tokenizer: PreTrainedTokenizerBase, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self.batch_size = batch_size
+        self.tokenizer = tokenizer
         self.weights: list[float] = []
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Tensor:
+        """Compute the gradient of a batch with its weight."""
+        self.batch_weight = self._weight(inputs)
+        self.weights.append(self.batch_weight)
+        return super().training_step(model, inputs, *args, **options)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
     ) -> Any:
         """Return the mean loss of a batch, times its passages over the average of all batches."""
-        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
         loss: Any = super().compute_loss(model, inputs, *args, **options)
-        return loss * self.weights[-1]
+        return loss * self._weight(inputs)
+
+    def _weight(self, inputs: dict[str, Any]) -> float:
+        return len(inputs["batch"].input_ids) / self.batch_size
+
+    def beginnings(self) -> list[str]:
+        """Return how the passages of the last batch begin."""
+        batch = self.batch.get("batch")
+        if batch is None:
+            return []
+        return beginnings(batch.passage_ids, batch.passage_mask, self.tokenizer)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """Log the mean over the passages since the last log, where the Trainer divides by steps."""
@@ -104,13 +127,30 @@ def run_training(
         trainer: trains the stage's model.
         context: the stage.
         counter: counts the tokens that the model reads, for the log.
+
+    Raises:
+        UserError: if a loss, a gradient, a weight or a held-out measurement is not finite.
     """
     for stock_output in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock_output)
-    trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
-    trainer.run_log = context.log
+    stage, log = context.stage, context.log
+    progress = RunProgress(stage.stage, log, counter)
+    trainer.add_callback(progress)
+    trainer.health = HealthWatch(stage.stage, log)
+    trainer.run_log = log
     checkpoint = last_checkpoint(context.workdir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except DivergenceError as error:
+        progress.bar.stop()
+        raise divergence.stop(
+            error,
+            context,
+            step=trainer.step,
+            good_step=trainer.good_step,
+            rates=trainer.rates,
+            rows=trainer.beginnings(),
+        ) from error
 
 
 def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
@@ -140,6 +180,7 @@ def training_arguments(
         "save_steps": stage.save_steps,
         "save_total_limit": 2,  # one of them may be half-written when the run is killed
         "logging_steps": stage.log_steps,
+        "logging_nan_inf_filter": False,  # it hides losses that are not finite
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
