@@ -54,9 +54,7 @@ def test_a_folder_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rounding_and_merging_are_no_difference(
-    folders: dict[str, Path], dtype: Precision
-) -> None:
+def test_rounding_and_merging_are_no_difference(folders: dict[str, Path], dtype: Precision) -> None:
     llm2comp.load(folders["causal"], dtype)
     llm2comp.load(folders["causal"], dtype, merge_threshold=0.5)
 
