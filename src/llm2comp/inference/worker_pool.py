@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from llm2comp.errors import UserError
 from llm2comp.utils.hardware import retain_freed_memory
-from llm2comp.utils.processes import end_with_parent
+from llm2comp.utils.processes import EndWithParent, run
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,7 +87,7 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # before the workers, because it is not one of them
     others = set(psutil.Process().children())
-    processes = ProcessPoolExecutor(count, context, _begin, (model, threads))
+    processes = ProcessPoolExecutor(count, context, run, (EndWithParent(), _begin, model, threads))
     ready: list[Future[None]] = []
     starter = Thread(target=_submit_all, args=(processes, ready, count), daemon=True)
     starter.start()
@@ -136,7 +136,6 @@ _model: SentenceTransformer | None = None
 def _begin(model: SentenceTransformer, threads: int) -> None:
     """Set up a worker process."""
     global _model
-    end_with_parent()
     # The default is a semaphore that is shared with other processes. It would outlive this process
     # if that is killed, and Python would warn of it.
     tqdm.set_lock(RLock())

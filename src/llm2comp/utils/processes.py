@@ -1,23 +1,35 @@
-"""Processes that this package starts."""
+"""Processes that this package starts. This module is light, because a worker imports it first."""
 
 import os
-from functools import cache
-from multiprocessing import parent_process
+import time
+from collections.abc import Callable
 from threading import Thread
+from typing import Any
+
+SECONDS = 0.5
+"""Time between two looks at whether the parent lives."""
 
 
-@cache
-def end_with_parent() -> None:
-    """End this process when its parent has ended, if `multiprocessing` started it.
+class EndWithParent:
+    """Ends the process that it is sent to when the process that sent it has ended.
 
-    A parent that is killed does not end its children itself.
+    It works as soon as it is unpickled. What is sent after it may import libraries for many
+    seconds, in which a worker of a parent that was killed would live on.
     """
-    parent = parent_process()
-    if parent is None:
-        return
 
-    def wait() -> None:
-        parent.join()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _end_with, (os.getpid(),)
+
+
+def run(_: object, function: Callable[..., None], *arguments: object) -> None:
+    """Call a function. As an initializer, it lets an `EndWithParent` be unpickled first."""
+    function(*arguments)
+
+
+def _end_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS)
         os._exit(1)
 
-    Thread(target=wait, daemon=True).start()
+    Thread(target=watch, daemon=True).start()
