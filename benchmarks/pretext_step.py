@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from llm2comp import recipe
 from llm2comp.data.length_batching import group_by_length
-from llm2comp.data.passages import load_passages
+from llm2comp.data.passages import draw_passages
 from llm2comp.model.backbone import backbone_folder, load_backbone
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.compressor import Compressor
@@ -199,9 +199,9 @@ def draw(shape: str, count: int, *, grouped: bool) -> list[Batch]:
     rule, size, split = SHAPES[shape]
     tokenizer = AutoTokenizer.from_pretrained(backbone_folder(BACKBONE))
     source = recipe.DataSource(source="boolq-passages")
-    passages = load_passages([source], tokenizer, rule, count * size, seed=0)["input_ids"]
+    passages = list(draw_passages([source], tokenizer, rule, count * size, seed=0))
     generator = random.Random(0)
-    cut = [(list(p), split or generator.randint(10, len(p) - 10)) for p in passages]
+    cut = [(p, split or generator.randint(10, len(p) - 10)) for p in passages]
     if not grouped:
         return [cut[i : i + size] for i in range(0, len(cut), size)]
     return [[cut[i] for i in batch] for batch in group_by_length([len(p) for p, _ in cut], size)]

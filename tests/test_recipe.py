@@ -99,6 +99,10 @@ def test_the_value_of_an_override_is_yaml(minimal: Path) -> None:
         ("pretext.data=[]", r"data.*at least 1 item"),
         ("pretext.data=[", r"'pretext\.data=\[': the value is not YAML"),
         ("seed", r"'seed' is not of the form key=value"),
+        ("=1", r"'=1' is not of the form key=value"),
+        (" =1", r"' =1' is not of the form key=value"),
+        ("memory..tokens=1", r"is not of the form key=value"),
+        ("memory={tokens: 1, tokens: 2}", r"the key 'tokens' is there twice"),
         ("seed.deeper=1", r"seed"),
         ("stages.7.steps=1", r"'7' is not one of 0 to 1"),
         ("pretext.data.first.source=x", r"'first' is not one of 0 to 0"),
@@ -135,6 +139,79 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
     path.write_bytes(MINIMAL.replace("minimal", "café").encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml is not UTF-8"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_recipe_in_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "wide.yaml"
+    path.write_text(MINIMAL, encoding=encoding)
+    with pytest.raises(UserError, match=r"wide\.yaml is not UTF-8; save it as UTF-8"):
+        load_recipe(path)
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(MINIMAL.replace("    steps: 10\n", "    steps: 10\n    steps: 20\n"))
+    with pytest.raises(UserError, match=r"twice\.yaml:7: the key 'steps' is there twice"):
+        load_recipe(path)
+    path.write_text(MINIMAL.replace("{source: boolq-passages}", "{source: a, 'source': b}"))
+    with pytest.raises(UserError, match=r"twice\.yaml:5: the key 'source' is there twice"):
+        load_recipe(path)
+
+
+def test_merged_keys_are_not_keys_that_are_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "name: merged\n"
+        "stages:\n"
+        "  - &first {stage: pretext, data: [{source: a.txt}], steps: 1, batch_size: 2, "
+        "learning_rate: 1}\n"
+        "  - &second {<<: *first, stage: unsupervised, steps: 2}\n"
+        "  - {<<: *second, stage: supervised, steps: 3}\n"
+    )
+    assert [stage.steps for stage in load_recipe(path).stages] == [1, 2, 3]
+
+
+def test_yaml_that_python_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    for text in ("name: 2020-13-45\n", "name: " + "[" * 3000 + "\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"odd\.yaml is not YAML") as raised:
+            load_recipe(path)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("blank", ["''", "'  '", "'\u00a0'"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "name",
+        "backbone.name",
+        "backbone.revision",
+        "memory.init_text",
+        "pretext.data.0.source",
+        "pretext.data.0.split",
+        "pretext.data.0.columns.text",
+        "pretext.lora.target_modules.0",
+        "pretext.start_from",
+        "evaluation.tasks.0",
+        "evaluation.baselines.0",
+    ],
+)
+def test_a_blank_name_is_refused(minimal: Path, key: str, blank: str) -> None:
+    lists = ["pretext.lora.target_modules=[q_proj]", "evaluation={tasks: [a], baselines: [b]}"]
+    with pytest.raises(UserError, match=r"is blank \(got '") as raised:
+        load_recipe(minimal, [*lists, f"{key}={blank}"])
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="is blank"):
+        load_recipe(minimal, [f"pretext.data.0.columns={{{blank}: body}}"])
+
+
+def test_a_prompt_is_empty_or_holds_text(minimal: Path) -> None:
+    for key in ("prompts.query", "pretext.data.0.query_instruction"):
+        load_recipe(minimal, [f"{key}=''"])
+        with pytest.raises(UserError, match="holds only spaces; use '' for none"):
+            load_recipe(minimal, [f"{key}='  '"])
 
 
 def models(parent: type[Strict]) -> Iterator[type[Strict]]:

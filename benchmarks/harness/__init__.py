@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from llm2comp.cli.shared import quiet
 from llm2comp.utils.files import atomic_file
 from llm2comp.utils.hardware import compute_dtype
+from llm2comp.utils.tables import show_table
+from llm2comp.utils.terminal import Terminal
 
 quiet()
 RESULTS = Path(__file__).parents[1] / "results"
@@ -101,7 +102,7 @@ def report(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     table = Table(*columns)
     for row in rows:
         table.add_row(*map(_shown, row))
-    Console().print(table)
+    show_table(table, Terminal())
     found = {
         "machine": machine(),
         "rows": [dict(zip(columns, row, strict=True)) for row in rows],

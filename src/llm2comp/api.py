@@ -146,7 +146,7 @@ def encode_file(
     from llm2comp.inference import embedding_files
     from llm2comp.inference.encode_file import encode_file as encode_texts
 
-    embedding_files.require_writable(Path(out))
+    embedding_files.require_writable(Path(out), Path(file))
     text_files.require_texts(Path(file))  # before a model is loaded
     encoder = _loaded(model, dtype, merge_threshold)
     return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, workers)
@@ -179,11 +179,12 @@ def search(
         True
     """
     from llm2comp.data import text_files
-    from llm2comp.inference.search import search as search_file
+    from llm2comp.inference import search as searching
 
+    searching.require_query(query)
     text_files.require_texts(Path(file))  # before a model is loaded
     encoder = _loaded(model, dtype, merge_threshold)
-    return search_file(encoder, Path(file), query, top_k, batch_size)
+    return searching.search(encoder, Path(file), query, top_k, batch_size)
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:

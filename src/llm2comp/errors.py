@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct, and how an error becomes one line."""
+"""The exceptions for mistakes that the user can correct, and how an error becomes one line."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
     The command line prints the message without a traceback and exits with status 2. In Python it
     is an ordinary exception.
     """
+
+
+class BrokenModelError(UserError):
+    """A model that a training which diverged left: weights or outputs that are not finite."""
 
 
 def one_line(error: object, limit: int | None = 200) -> str:

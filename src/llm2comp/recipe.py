@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
+from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -45,14 +46,14 @@ class Strict(BaseModel):
 class Backbone(Strict):
     """The causal language model that becomes an encoder."""
 
-    name: str = "smollm2-135m"
+    name: NotBlank = "smollm2-135m"
     """`smollm2-135m` (packaged), a local folder, a `.gguf` file, or a hub id."""
     dtype: Precision = "auto"
     """Precision of training. `auto` is bfloat16 if the processor computes it natively, and float32
     otherwise."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model, if it has any. Read the code first."""
-    revision: str | None = None
+    revision: NotBlank | None = None
     """Branch, tag or commit of a hub model. A run keeps the commit with which it began."""
     add_bos: bool | None = None
     """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
@@ -67,7 +68,7 @@ class Memory(Strict):
     init: Literal["random", "text"] = "random"
     """How the memory embeddings begin. `random`: drawn like the embedding table; `text`: the token
     embeddings of `init_text`."""
-    init_text: str = '\nThis text means in one word:"'
+    init_text: NotBlank = '\nThis text means in one word:"'
     """The text for `init: text`."""
     scale: Literal["none", "embeddings"] = "none"
     """The size at which the decoder reads memory in stage 1. `none`: as the encoder left it, as in
@@ -84,7 +85,7 @@ class Lora(Strict):
     """The output of the LoRA is scaled by `alpha / r`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout on the input of the LoRA, in training only."""
-    target_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    target_modules: Annotated[list[NotBlank], Field(min_length=1)] | None = None
     """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
     layer that computes keys alone (docs/guides/own-backbone.md)."""
 
@@ -92,16 +93,16 @@ class Lora(Strict):
 class DataSource(Strict):
     """One source of rows and its share of the mixture."""
 
-    source: str
+    source: NotBlank
     """A name that `llm2comp data list` shows, a local .txt, .jsonl, .csv or .parquet file, or a
     hub id (`owner/name` or `owner/name:configuration`)."""
-    split: str = "train"
+    split: NotBlank = "train"
     """The split of a dataset of the hub."""
-    columns: dict[str, str] = {}
+    columns: dict[NotBlank, NotBlank] = {}
     """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """The share of the mixture, relative to the weights of the other sources."""
-    query_instruction: str = ""
+    query_instruction: Prefix = ""
     """Pairs only: put before each query, as `instruction:query` and a line break."""
 
 
@@ -212,7 +213,7 @@ class Pretext(StageBase):
     """Attention of the encoder."""
     bidirectional_from_step: int | None = None
     """Make the attention of a causal encoder bidirectional at this step."""
-    start_from: str | None = None
+    start_from: NotBlank | None = None
     """A trained stage 1 (folder or released name). Its LoRA and memory embeddings are trained
     further."""
     eval_steps: PositiveInt = 20
@@ -271,18 +272,18 @@ STAGE_FOLDERS = {
 class Evaluation(Strict):
     """What `llm2comp train` scores after each stage."""
 
-    tasks: list[str] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
+    tasks: list[NotBlank] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
     """Names of tasks; an empty list scores nothing."""
     quick: bool = True
     """Use the quick sizes of the tasks."""
-    baselines: list[str] = []
+    baselines: list[NotBlank] = []
     """Training-free encoders of the backbone that are scored too."""
 
 
 class Recipe(Strict):
     """A whole run."""
 
-    name: str
+    name: NotBlank
     """The name of the run. The model card shows it."""
     seed: int = 0
     """The seed of the order of the data, of dropout, of split points and of new weights."""
@@ -290,7 +291,7 @@ class Recipe(Strict):
     """The language model to start from."""
     memory: Memory = Memory()
     """The memory tokens."""
-    prompts: dict[str, str] = {"query": "", "document": ""}
+    prompts: dict[NotBlank, Prefix] = {"query": "", "document": ""}
     """What `encode_query` and `encode_document` put before a text. If queries are trained with a
     `query_instruction`, `query` should be such an instruction and a colon."""
     max_length: PositiveInt = 512

@@ -190,7 +190,6 @@ def test_overrides_and_bad_rows_reach_the_run(
         (UserError("fix it"), 2, "fix it"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "disk full"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), 2, "a.txt: No such file"),
-        (KeyboardInterrupt(), 130, "the same command continues"),
     ],
 )
 def test_errors_become_a_line_and_a_status(

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llm2comp.data.pairs import load_pairs
-from llm2comp.data.passages import load_passages
-from llm2comp.data.sentences import load_sentences
+from llm2comp.data.drawn.rows import Rows, drawn_once
+from llm2comp.data.pairs import write_pairs
+from llm2comp.data.passages import draw_passages
+from llm2comp.data.sentences import draw_sentences
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Passages
+from llm2comp.recipe import DataSource, Passages, Supervised
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,15 @@ def pair_source(path: Path, rows: Sequence[Mapping[str, object]], **fields: obje
     return DataSource.model_validate({"source": str(path)} | fields)
 
 
+def draw_pairs(
+    folder: Path, data: list[DataSource], count: int, held_out: int = 0, on_bad_row: str = "fail"
+) -> Rows:
+    """Draw pairs for one step."""
+    stage = Supervised(data=data, steps=1, batch_size=count, learning_rate=1.0, eval_pairs=held_out)
+    draw = partial(write_pairs, stage=stage, seed=0, on_bad_row=on_bad_row)
+    return drawn_once(folder / f"work-{count}-{held_out}", stage, 0, on_bad_row, draw)
+
+
 def test_passages_are_filtered_by_characters_and_tokens(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -38,8 +49,8 @@ def test_passages_are_filtered_by_characters_and_tokens(
     longest = len(ids[1])
 
     def load(**limits: int) -> list[str]:
-        passages = load_passages([source], tokenizer, Passages(**limits), 10, seed=0)
-        return sorted(tokenizer.decode(ids) for ids in passages["input_ids"])
+        passages = draw_passages([source], tokenizer, Passages(**limits), 10, seed=0)
+        return sorted(map(tokenizer.decode, passages))
 
     assert load(min_chars=6, max_tokens=longest) == [texts[1]]
     assert load(min_chars=5, max_tokens=longest) == [texts[1], texts[0]]
@@ -59,8 +70,8 @@ def test_passages_depend_on_the_seed_and_do_not_repeat(
 
     def load(seed: int, count: int = 400) -> list[str]:
         limits = Passages(min_chars=1)
-        ids = load_passages([first, second], tokenizer, limits, count, seed)["input_ids"]
-        return [tokenizer.decode(list(row)) for row in ids]
+        passages = draw_passages([first, second], tokenizer, limits, count, seed)
+        return list(map(tokenizer.decode, passages))
 
     drawn = load(0)
     assert drawn == load(0)
@@ -74,25 +85,25 @@ def test_sentences_are_distinct_and_a_shortage_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = text_source(tmp_path / "a.txt", ["a", "b ", "b", "c"])
-    assert sorted(load_sentences([source], 3, seed=0)["text"]) == ["a", "b", "c"]
+    assert sorted(draw_sentences([source], 3, seed=0)) == ["a", "b", "c"]
     assert not caplog.messages
-    load_sentences([source], 4, seed=0)
+    list(draw_sentences([source], 4, seed=0))
     assert "3 texts, 4 were asked for" in caplog.text
     with pytest.raises(UserError, match="there are no texts"):
-        load_sentences([text_source(tmp_path / "b.txt", [])], 4, seed=0)
+        list(draw_sentences([text_source(tmp_path / "b.txt", [])], 4, seed=0))
 
 
 def test_pairs_are_one_dataset_per_source_in_proportion_to_the_weights(tmp_path: Path) -> None:
     plain = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(100)]
-    triples = [row | {"negative": "n"} for row in plain]
-    pairs, _ = load_pairs(
+    triples = [row | {"negative": f"n{i}"} for i, row in enumerate(plain)]
+    pairs = draw_pairs(
+        tmp_path,
         [
             pair_source(tmp_path / "plain.jsonl", plain, weight=2, query_instruction="Find it"),
             pair_source(tmp_path / "triples.jsonl", triples),
         ],
         count=90,
-        seed=0,
-    )
+    ).train
     first, second = pairs.values()
     assert list(pairs) == [str(tmp_path / "plain.jsonl"), str(tmp_path / "triples.jsonl")]
     assert (len(first), len(second)) == (60, 30)
@@ -112,23 +123,24 @@ def test_held_out_rows_are_not_trained_on_and_do_not_change_the_others(tmp_path:
         pair_source(tmp_path / "plain.jsonl", plain, query_instruction="Find it"),
         pair_source(tmp_path / "scored.jsonl", scored),
     ]
-    alone, no_rows = load_pairs(files, count=50, seed=0)
-    beside, held_out = load_pairs(files, count=50, seed=0, held_out=10)
-    assert not no_rows
-    assert {name: part.to_list() for name, part in beside.items()} == {
-        name: part.to_list() for name, part in alone.items()
+    alone = draw_pairs(tmp_path, files, count=50)
+    beside = draw_pairs(tmp_path, files, count=50, held_out=10)
+    assert len(alone.held_out) == 0
+    assert {name: part.to_list() for name, part in beside.train.items()} == {
+        name: part.to_list() for name, part in alone.train.items()
     }
-    trained = {row["positive"] for part in alone.values() for row in part}
-    assert len(held_out) == 5  # only those without a score
-    assert trained.isdisjoint(positive for _, positive in held_out)
-    assert all(anchor == f"Find it:{positive.replace('p', 'q')}\n" for anchor, positive in held_out)
+    trained = {row["positive"] for part in alone.train.values() for row in part}
+    assert len(beside.held_out) == 5  # only those without a score
+    assert trained.isdisjoint(beside.held_out["positive"])
+    for row in beside.held_out:
+        assert row["anchor"] == f"Find it:{row['positive'].replace('p', 'q')}\n"
 
 
 def test_a_source_that_is_used_twice_gives_two_datasets(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(10)]
     source = pair_source(tmp_path / "a.jsonl", rows)
     swapped = source.model_copy(update={"columns": {"anchor": "positive", "positive": "anchor"}})
-    pairs, _ = load_pairs([source, swapped], count=8, seed=0)
+    pairs = draw_pairs(tmp_path, [source, swapped], count=8).train
     assert list(pairs) == [source.source, f"{source.source}#2"]
     assert pairs[f"{source.source}#2"][0]["anchor"].startswith("p")
 
@@ -136,7 +148,7 @@ def test_a_source_that_is_used_twice_gives_two_datasets(tmp_path: Path) -> None:
 def test_a_negative_missing_in_some_rows_is_a_bad_row(tmp_path: Path) -> None:
     rows = [{"anchor": "q", "positive": "p", "negative": "n"}, {"anchor": "r", "positive": "s"}]
     with pytest.raises(UserError, match=r"a\.jsonl:2: no column 'negative'"):
-        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)
+        draw_pairs(tmp_path, [pair_source(tmp_path / "a.jsonl", rows)], count=2)
 
 
 def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None:
@@ -144,7 +156,7 @@ def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None
         {"anchor": f"q{i}", "positive": f"p{i}", "score": str(i / 2) if i % 2 else i / 2}
         for i in range(10)
     ]
-    pairs, _ = load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=10, seed=0)
+    pairs = draw_pairs(tmp_path, [pair_source(tmp_path / "a.jsonl", rows)], count=10).train
     (dataset,) = pairs.values()
     assert dataset.column_names == ["anchor", "positive", "score"]
     assert {row["anchor"]: row["score"] for row in dataset} == {f"q{i}": i / 2 for i in range(10)}
@@ -154,10 +166,10 @@ def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None
 def test_a_score_that_is_not_a_number_is_a_bad_row(tmp_path: Path, score: object) -> None:
     rows = [{"anchor": "q", "positive": "p", "score": s} for s in (0.0, score)]
     with pytest.raises(UserError, match=r"a\.jsonl:2: column 'score' holds .*, not a number"):
-        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=2, seed=0)
+        draw_pairs(tmp_path, [pair_source(tmp_path / "a.jsonl", rows)], count=2)
 
 
 def test_negatives_and_scores_in_one_source_are_refused(tmp_path: Path) -> None:
     rows = [{"anchor": "q", "positive": "p", "negative": "n", "score": 1.0}]
     with pytest.raises(UserError, match=r"a\.jsonl: has both negatives and scores"):
-        load_pairs([pair_source(tmp_path / "a.jsonl", rows)], count=1, seed=0)
+        draw_pairs(tmp_path, [pair_source(tmp_path / "a.jsonl", rows)], count=1)

@@ -50,7 +50,7 @@ def texts(sentences: list[str]) -> list[str]:
 
 def _about(model: SentenceTransformer, _: Any) -> tuple[int, int, str, str]:
     attention = model[0].model.config._attn_implementation  # type: ignore[union-attr]
-    return os.getpid(), torch.get_num_threads(), type(model).__name__, str(attention)
+    return os.getpid(), torch.get_num_threads(), type(model).__qualname__, str(attention)
 
 
 def _broken(model: SentenceTransformer, _: Any) -> None:

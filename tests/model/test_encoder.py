@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -123,7 +124,7 @@ np.save(sys.argv[2], model.encode(sys.argv[3:]))
 def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]) -> None:
     _, folder = trained
     suffixes = {file.suffix for file in folder.rglob("*") if file.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".md", ".jinja"}
+    assert suffixes <= {".safetensors", ".json", ".md", ".jinja", ".sha256"}
     config = json.loads((folder / "config.json").read_text())
     assert config["is_causal"] is not config["use_bidirectional_attention"]
     card = (folder / "README.md").read_text()
@@ -203,3 +204,26 @@ def test_a_wrong_adapter_or_folder_is_one_clear_line(tiny_backbone: Path, tmp_pa
         encoder.merge(untrained(tiny_backbone), tmp_path / "nothing")
     with pytest.raises(UserError, match="it has no llm2comp.json"):
         Lineage.read(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["half of the tensors", "one of another shape", "a foreign one"])
+def test_an_incomplete_adapter_is_refused(
+    trained: tuple[Compressor, Path], tiny_backbone: Path, tmp_path: Path, harm: str
+) -> None:
+    compressor, folder = trained
+    lineage, adapter = Lineage.read(folder), tmp_path / "adapter"
+    lineage.backbone.name = str(tiny_backbone)  # the folder has the name alone
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if harm == "half of the tensors":
+        tensors = dict(sorted(tensors.items())[::2])
+    elif harm == "one of another shape":
+        name = max(tensors)
+        tensors[name] = torch.cat([tensors[name], tensors[name]])
+    else:
+        tensors["foreign"] = torch.zeros(2)
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="adapter .* does not fit this encoder"):
+        encoder.build(lineage, [adapter])
+    with pytest.raises(RuntimeError):
+        compressor.load_adapter(adapter)

@@ -6,7 +6,7 @@ from sentence_transformers import SentenceTransformer
 
 import llm2comp
 from llm2comp import recipe
-from llm2comp.data.passages import load_passages
+from llm2comp.data.passages import draw_passages
 from llm2comp.evaluation import runner, suites
 from llm2comp.model import released
 from llm2comp.model.backbone import load_backbone
@@ -39,7 +39,7 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     tokenizer = add_memory_tokens(
         model, tokenizer, memory, lineage.seed, add_bos=lineage.backbone.add_bos
     )
-    passages = load_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage.seed)
+    held = list(draw_passages(stage.data, tokenizer, stage.passages, count=32, seed=lineage.seed))
     compressor = Compressor(
         model,
         memory.tokens,
@@ -49,7 +49,6 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
         scale=memory.scale,
     )
     collator = Collator(compressor.memory_ids, compressor.bos_id, tokenizer.pad_token_id)
-    held = [list(row) for row in passages["input_ids"]]
     batches = [collator.batch(*held_out.cut(held[i : i + 16])) for i in (0, 16)]
     objective = Distillation()
 

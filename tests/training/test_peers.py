@@ -168,10 +168,11 @@ def test_collapse_is_warned_of_once(
     )
     for step in (0, 10, 20):
         callback.measure(step)
-    assert len(log.path.read_text().splitlines()) == 3
-    (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
-    assert "pretext: " in warning.getMessage()
-    assert "at step 10" in warning.getMessage()
+    events = [json.loads(line) for line in log.path.open()]
+    assert [event["step"] for event in events if "held_out" in event] == [0, 10, 20]
+    assert [event["step"] for event in events if "warning" in event] == [10]
+    (warning,) = [text for text in caplog.messages if "collapsed" in text]
+    assert warning.startswith("pretext, step 10: ")
 
 
 def test_the_card_says_what_the_embedding_is(run: tuple[str, Path]) -> None:

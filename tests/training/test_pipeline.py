@@ -23,6 +23,7 @@ from llm2comp.inference.load import load
 from llm2comp.model import released
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training import pipeline, trainer
+from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS
 
 ENCODERS = (*STAGE_FOLDERS.values(), "model")
 
@@ -154,7 +155,7 @@ def test_checkpoints_hold_only_what_trains(tiny_recipe: Path, tmp_path: Path) ->
     with safe_open(checkpoint / trainer.WEIGHTS, "pt") as saved:
         names = list(saved.keys())
     assert names
-    assert all("lora_" in name or trainer.MEMORY_EMBEDDINGS in name for name in names)
+    assert all("lora_" in name or MEMORY_EMBEDDINGS in name for name in names)
     assert not list(checkpoint.glob("model*"))
     (checkpoint / "trainer_state.json").write_text("{")  # as if killed while writing it
     assert trainer.last_checkpoint(tmp_path / "run" / ".1-pretext.work") != checkpoint

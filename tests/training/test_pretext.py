@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llm2comp import recipe
+from llm2comp.data.drawn.batches import split_points
 from llm2comp.data.length_batching import WINDOW, group_by_length
 from llm2comp.errors import UserError
 from llm2comp.model.compressor import Compressor
@@ -21,7 +22,6 @@ from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.prefix_reconstruction import PrefixReconstruction
 from llm2comp.training.objectives.reconstruction import Reconstruction
 from llm2comp.training.objectives.registry import OBJECTIVES
-from llm2comp.training.pretext import split_points
 
 
 def stage(batch_size: int = 2, **split: object) -> recipe.Pretext:

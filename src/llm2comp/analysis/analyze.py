@@ -10,6 +10,7 @@ from llm2comp.data.sample import Sample, draw
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load, model_names
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.files import require_folder
 
 
 def analyze(
@@ -29,6 +30,7 @@ def analyze(
     names = model_names(models)
     if not names:
         raise UserError("name an encoder, or a .npy file, to analyze")
+    require_folder(out)
     analyses = []
     sample: Sample | None = None
     for name, short_name in zip(names, summary.short_names(names), strict=True):

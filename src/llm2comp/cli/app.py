@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -10,6 +12,7 @@ from typer.core import TyperGroup
 
 from llm2comp.cli import analyze, data, encode, evaluate, export, train
 from llm2comp.errors import UserError, one_line
+from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
@@ -17,21 +20,36 @@ DISK_FULL = ("os error 28", "No space left on device", "inline_container.cc")
 """Parts of the messages with which safetensors and torch report a full disk, without its errno."""
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""The error of an unknown option and the like. Typer has no public name for it."""
+
+
 class _Commands(TyperGroup):
     """Prints one line and exits with a status if the user can fix the error."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _one_line_errors():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line_errors():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _stop(
-                "stopped; no partial files are left, and the same command continues from here", 130
-            )
-        except Exception as error:
-            message = explain(error)
-            if message is None or os.environ.get("LLM2COMP_DEBUG") == "1":
-                raise
-            _stop(message, 2)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `llm2comp data` alone
+            raise
+        said = one_line(error.format_message(), limit=None).removesuffix(".")
+        _stop(f"{said}; see {error.ctx.command_path} --help", 2)
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("LLM2COMP_DEBUG") == "1":
+            raise
+        _stop(message, 2)
 
 
 def explain(error: BaseException) -> str | None:
@@ -47,9 +65,16 @@ def explain(error: BaseException) -> str | None:
         if getattr(cause, "errno", None) == errno.ENOSPC or any(sign in text for sign in DISK_FULL):
             return "disk full: free some space and repeat the command, or move LLM2COMP_CACHE"
         if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
-            return f"{cause.filename}: {cause.strerror}" if cause.filename else text
+            return _explain_file(cause) if cause.filename else text
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _explain_file(error: OSError) -> str:
+    said = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if str(error.filename).startswith(str(cache_dir())):
+        return f"{said}; set LLM2COMP_CACHE to a folder that you can write to"
+    return said
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -27,7 +27,8 @@ from llm2comp.training.pretext import step_seconds
 from llm2comp.training.run_folder import Run, Scores, costs, read_scores
 from llm2comp.training.scoring import score_run
 from llm2comp.utils.choices import Precision
-from llm2comp.utils.files import atomic_file
+from llm2comp.utils.files import atomic_file, require_folder
+from llm2comp.utils.terminal import Terminal
 
 PASSAGES = 300
 PASSAGE_CHARACTERS = 320
@@ -49,9 +50,10 @@ def run(out: Path) -> None:
     Raises:
         UserError: as `llm2comp.training.pipeline.train` does, and if plotly is not installed.
     """
+    require_folder(out)
     deadline = time.monotonic() + BUDGET
     plots.script()  # without plotly the error comes now, not after the training
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     recipe = load_recipe(recipe_path("demo"))
     console.print(f"[bold]{recipe.backbone.name}[/bold] becomes a text encoder, in {out}")
     console.print("Every stage begins from nothing: from the language model and a new adapter.")

@@ -42,7 +42,7 @@ def encode(
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
 
-    require_writable(out)
+    require_writable(out, file)
     require_texts(file)  # before the imports, which take seconds
     preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
     rows = api.encode_file(

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _run(command: list[str], archive: Archive, folder: Path) -> None:
 
 def _show_progress(process: "subprocess.Popen[bytes]", archive: Archive, folder: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as progress:
         task = progress.add_task(
             f"fetching {archive.package} {archive.version}", total=archive.size
         )

@@ -2,12 +2,14 @@
 
 Each reader yields `(number, columns)`. The number is that of the line as an editor counts it, or
 that of the row in a Parquet file. A row that cannot be read is yielded as a `BadRow`, and reading
-continues with the next one.
+continues with the next one. A file in another encoding than UTF-8 is refused as a whole.
 """
 
+import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.utils.standard_input import STANDARD_INPUT, open_bytes
+
+NUL = "\0"
+OTHER_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Encodings by the bytes with which a file in them begins; the mark of UTF-32 begins like UTF-16's.
+"""
+NUL_SHARE = 0.05
+"""A file whose first bytes are NUL to this share is UTF-16 or no text. Half of English UTF-16 is.
+"""
+PARQUET_ROWS = 1024
+"""Rows of a Parquet file that are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +45,32 @@ class BadRow:
 NumberedRow = tuple[int, Mapping[str, object] | BadRow]
 """The number of a row, and its values by column."""
 
+HOLDS_NUL = BadRow("holds a NUL byte, so it is not UTF-8 text; save the file as UTF-8")
 
-def read(path: Path) -> Iterator[NumberedRow]:
-    """Yield the rows of a .txt, .jsonl, .csv or .parquet file.
 
-    Each line of a .txt file is one row with the column `text`.
+def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedRow]:
+    """Yield the rows of a .txt, .jsonl, .csv or .parquet file, or of standard input (`-`).
+
+    Each line of a .txt file and of standard input is one row with the column `text`.
+
+    Args:
+        path: the file.
+        columns: names of the columns that are wanted; all by default. A Parquet file holds each
+            column by itself, so the others are not read from it, and their value is None.
 
     Raises:
-        UserError: if the file is missing, cannot be read, or has another extension.
+        UserError: if the file is missing, cannot be read, is not in UTF-8, has another extension,
+            or has two columns of one name.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is a pipe or a device; name a file, or - for standard input")
+    suffix = ".txt" if path == STANDARD_INPUT else path.suffix.lower()
+    if suffix not in READERS:
         raise UserError(f"{path}: cannot read {path.suffix or 'this'}; use {', '.join(READERS)}")
     try:
-        yield from reader(path)
+        yield from READERS[suffix](path, columns)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error.strerror or error)}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -51,28 +79,52 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become lone surrogates. So they make only their own row bad, when that
     row is checked.
     """
-    with path.open("rb") as file:  # text mode would also split lines at U+2028 and the like
+    with open_bytes(path) as file:  # text mode would also split lines at U+2028 and the like
+        _require_utf8(path, file.peek())
         for number, line in enumerate(file, start=1):
             text = line.decode("utf-8", errors="surrogateescape").rstrip("\r\n")
             yield number, text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _read_text(path: Path) -> Iterator[NumberedRow]:
+def _require_utf8(path: Path, start: bytes) -> None:
+    """Refuse a file whose first bytes are those of another encoding.
+
+    Its rows must not be judged one by one: many of them would be skipped, or read as NULs.
+    """
+    for mark, encoding in OTHER_ENCODINGS.items():
+        if start.startswith(mark):
+            raise UserError(f"{path}: is in {encoding}; save it as UTF-8")
+    if start.count(0) > NUL_SHARE * len(start):
+        raise UserError(
+            f"{path}: holds NUL bytes, as files in UTF-16 do and files that are not text; save it "
+            "as UTF-8"
+        )
+
+
+def _read_text(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
-        yield number, {"text": line}
+        yield number, HOLDS_NUL if NUL in line else {"text": line}
 
 
-def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
+def _read_jsonl(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
         try:
-            row: object = json.loads(line)
+            row: object = json.loads(line, object_pairs_hook=_with_distinct_keys)
         except (ValueError, RecursionError) as error:
-            yield number, BadRow(f"broken JSON ({error})" if line.strip() else "empty line")
+            broken = BadRow(f"broken JSON ({error})" if line.strip() else "empty line")
+            yield number, HOLDS_NUL if NUL in line else broken
         else:
             yield number, row if isinstance(row, dict) else BadRow("a JSON object was expected")
 
 
-def _read_csv(path: Path) -> Iterator[NumberedRow]:
+def _with_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"the key {_repeated(key for key, _ in pairs)[0]!r} is there twice")
+    return row
+
+
+def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
     csv.field_size_limit(2**31 - 1)  # by default, cells above 131,072 characters are errors
     reader = csv.reader((f"{line}\n" for _, line in _lines(path)), strict=True)
     header: list[str] | None = None
@@ -87,25 +139,45 @@ def _read_csv(path: Path) -> Iterator[NumberedRow]:
             continue
         if header is None:
             header = cells
-        elif len(cells) == len(header):
-            yield number, dict(zip(header, cells, strict=True))
-        else:
+            # Spreadsheets add columns without a name, and nobody can ask for those.
+            _require_distinct(f"{path}:{number}", filter(str.strip, header))
+        elif len(cells) != len(header):
             yield number, BadRow(f"{len(cells)} fields where the header has {len(header)}")
+        elif any(NUL in cell for cell in cells):
+            yield number, HOLDS_NUL
+        else:
+            yield number, dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(path: Path) -> Iterator[NumberedRow]:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[NumberedRow]:
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _require_distinct(str(path), (n for n in names if columns is None or n in columns))
+            read = names if columns is None else [name for name in names if name in columns]
+            unread: dict[str, object] = dict.fromkeys(names)
             number = 0
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, unread | row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: has a text after row {number} that is not UTF-8") from error
     except pa.ArrowException as error:
         raise UserError(f"{path}: is not a readable Parquet file: {one_line(error)}") from error
 
 
-READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
+def _require_distinct(where: str, names: Iterator[str]) -> None:
+    repeated = _repeated(names)
+    if repeated:
+        raise UserError(f"{where}: there are two columns {repeated[0]!r}; rename or remove one")
+
+
+def _repeated(names: Iterator[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[NumberedRow]]] = {
     ".txt": _read_text,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

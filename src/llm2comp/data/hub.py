@@ -53,14 +53,17 @@ def require_model(name: str) -> None:
             HfApi().model_info(name, timeout=REACH_SECONDS)
 
 
-def require_dataset(name: str) -> None:
-    """Check that the hub has a dataset.
+def require_dataset(name: str) -> str | None:
+    """Check that the hub has a dataset, and return its commit.
+
+    Args:
+        name: `owner/name`.
 
     Raises:
         UserError: if it does not, or cannot be reached.
     """
     with _hub_errors("dataset", name):
-        HfApi().dataset_info(name, timeout=REACH_SECONDS)
+        return HfApi().dataset_info(name, timeout=REACH_SECONDS).sha
 
 
 def cached_model(name: str) -> Path | None:

@@ -74,6 +74,7 @@ def shuffled_sources(
     seed: int,
     on_bad_row: str,
     optional: Sequence[str] = (),
+    skipped: dict[str, int] | None = None,
 ) -> list[Iterator[dict[str, str]]]:
     """Return one iterator per source, over its rows in random order.
 
@@ -83,10 +84,11 @@ def shuffled_sources(
         seed: the same seed gives the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
         optional: columns that a source may have.
+        skipped: if given, gets the number of rows that were skipped, by source.
     """
     return [
         shuffle(
-            sources.rows(source, columns, on_bad_row, optional),
+            sources.rows(source, columns, on_bad_row, optional, skipped),
             # With the place, a source that is used twice has two orders.
             seed=f"{seed}/{place}/{source.source}/{source.split}",
         )

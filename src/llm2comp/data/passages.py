@@ -1,16 +1,13 @@
-"""Passages to compress in pretraining, filtered by length and stored as token ids."""
+"""Passages to compress in pretraining, filtered by length and given as token ids."""
 
 import logging
-from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import datasets
-import numpy as np
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from llm2comp.data import mixture
+from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource, Passages
 
@@ -20,14 +17,15 @@ TOKENIZE_BATCH = 256
 """Texts that are given to the tokenizer at once."""
 
 
-def load_passages(
+def draw_passages(
     sources: Sequence[DataSource],
     tokenizer: PreTrainedTokenizerBase,
     limits: Passages,
     count: int,
     seed: int,
     on_bad_row: str = "fail",
-) -> datasets.Dataset:
+    skipped: dict[str, int] | None = None,
+) -> Iterator[list[int]]:
     """Draw distinct passages from a weighted mixture of sources.
 
     A passage is taken if it has at least `limits.min_chars` characters and at most
@@ -41,26 +39,24 @@ def load_passages(
         count: how many passages to draw. If there are fewer, a warning is logged.
         seed: the same seed gives the same passages in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
+        skipped: if given, gets the number of rows that were skipped, by source.
 
-    Returns:
-        A dataset with the column `input_ids`: the token ids of each passage, at least two.
+    Yields:
+        The token ids of each passage, at least two.
 
     Raises:
         UserError: if a source cannot be read, or no passage is within the limits.
     """
-    seen: set[str] = set()
+    distinct = Distinct()
     streams = [
-        _tokenize(_distinct_texts(rows, limits.min_chars, seen), tokenizer, limits)
-        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row)
+        _tokenize(_distinct_texts(rows, limits.min_chars, distinct), tokenizer, limits)
+        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, skipped=skipped)
     ]
-    # One flat array and the place where each passage ends: lists of integers would take ten times
-    # the memory.
-    tokens, ends = array("i"), [0]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
+    passages = 0
     for _, ids in mixture.with_progress(draws, "passages", count):
-        tokens.extend(ids)
-        ends.append(len(tokens))
-    passages = len(ends) - 1
+        passages += 1
+        yield ids
     names = ", ".join(source.source for source in sources)
     if not passages:
         raise UserError(
@@ -69,19 +65,15 @@ def load_passages(
         )
     if passages < count:
         logger.warning("%s: %d passages fit, %d were asked for", names, passages, count)
-    values = pa.array(np.frombuffer(tokens, dtype=np.int32))
-    column = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), values)
-    return datasets.Dataset(pa.table({"input_ids": column}))
 
 
 def _distinct_texts(
-    rows: Iterator[dict[str, str]], min_chars: int, seen: set[str]
+    rows: Iterator[dict[str, str]], min_chars: int, distinct: Distinct
 ) -> Iterator[str]:
-    """Yield the texts that are long enough and not in `seen`, and add them to it."""
+    """Yield the texts that are long enough and new."""
     for row in rows:
         text = row["text"].strip()
-        if len(text) >= min_chars and text not in seen:
-            seen.add(text)
+        if len(text) >= min_chars and distinct.is_new(text):
             yield text
 
 

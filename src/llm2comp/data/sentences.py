@@ -3,18 +3,63 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-import datasets
+from datasets import Value
 
 from llm2comp.data import mixture
+from llm2comp.data.drawn.distinct import Distinct
+from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe import DataSource, Unsupervised
 
 logger = logging.getLogger("llm2comp")
 
+PAIR = {"anchor": Value("string"), "positive": Value("string")}
+"""The columns of a text that is read twice."""
 
-def load_sentences(
-    sources: Sequence[DataSource], count: int, seed: int, on_bad_row: str = "fail"
-) -> datasets.Dataset:
+
+def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row: str) -> Summary:
+    """Draw the texts of a stage, and write each as `anchor` and as `positive`.
+
+    The first texts are trained on, and the last ones are held out.
+
+    Args:
+        files: where they are written.
+        stage: the stage.
+        seed: the same seed gives the same texts in the same order.
+        on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
+
+    Returns:
+        How many texts there are to train on.
+
+    Raises:
+        UserError: if a source cannot be read, or there are not two texts for a batch.
+    """
+    trained = stage.steps * stage.batch_size
+    skipped: dict[str, int] = {}
+    count = 0
+    with files.train("texts", PAIR, 1000) as train, files.held_out(PAIR) as held_out:
+        for text in draw_sentences(
+            stage.data, trained + stage.eval_pairs, seed, on_bad_row, skipped
+        ):
+            (train if count < trained else held_out).write({"anchor": text, "positive": text})
+            count += 1
+    texts = min(count, trained)
+    if min(texts, stage.batch_size) < 2:
+        raise UserError(
+            f"unsupervised: {texts} texts in batches of {stage.batch_size}: every text is alone, "
+            "and the other texts of its batch are its negatives; give more texts and set "
+            "unsupervised.batch_size to 2 or more"
+        )
+    return {"texts": texts} | ({"skipped": skipped} if skipped else {})
+
+
+def draw_sentences(
+    sources: Sequence[DataSource],
+    count: int,
+    seed: int,
+    on_bad_row: str = "fail",
+    skipped: dict[str, int] | None = None,
+) -> Iterator[str]:
     """Draw distinct texts from a weighted mixture of sources.
 
     Args:
@@ -22,32 +67,31 @@ def load_sentences(
         count: how many texts to draw. If there are fewer, a warning is logged.
         seed: the same seed gives the same texts in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
-
-    Returns:
-        A dataset with the column `text`.
+        skipped: if given, gets the number of rows that were skipped, by source.
 
     Raises:
         UserError: if a source cannot be read, or no source has texts.
     """
-    seen: set[str] = set()
+    distinct = Distinct()
     streams = [
-        _distinct_texts(rows, seen)
-        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row)
+        _distinct_texts(rows, distinct)
+        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, skipped=skipped)
     ]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
-    texts = [text for _, text in mixture.with_progress(draws, "sentences", count)]
+    texts = 0
+    for _, text in mixture.with_progress(draws, "sentences", count):
+        texts += 1
+        yield text
     names = ", ".join(source.source for source in sources)
     if not texts:
         raise UserError(f"{names}: there are no texts; name a source that has some")
-    if len(texts) < count:
-        logger.warning("%s: %d texts, %d were asked for", names, len(texts), count)
-    return datasets.Dataset.from_dict({"text": texts})
+    if texts < count:
+        logger.warning("%s: %d texts, %d were asked for", names, texts, count)
 
 
-def _distinct_texts(rows: Iterator[dict[str, str]], seen: set[str]) -> Iterator[str]:
-    """Yield the texts that are not in `seen`, and add them to it."""
+def _distinct_texts(rows: Iterator[dict[str, str]], distinct: Distinct) -> Iterator[str]:
+    """Yield the texts that are new."""
     for row in rows:
         text = row["text"].strip()
-        if text not in seen:
-            seen.add(text)
+        if distinct.is_new(text):
             yield text

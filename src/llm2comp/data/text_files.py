@@ -24,7 +24,7 @@ def read_texts(file: Path) -> Iterator[str]:
         UserError: if the file is missing, has another extension, or has a row without a text. The
             message names the file and the line.
     """
-    for number, row in files.read(file):
+    for number, row in files.read(file, [COLUMN]):
         if isinstance(row, files.BadRow):
             raise UserError(f"{file}:{number}: {row.reason}")
         if COLUMN not in row:

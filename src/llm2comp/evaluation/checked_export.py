@@ -28,7 +28,7 @@ from llm2comp.model.folder.card import model_card
 from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.lineage import Compiled
 from llm2comp.utils.choices import Backend
-from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.files import atomic_folder, require_folder
 
 BATCH = 32
 TEXTS = 2 * BATCH + 1
@@ -90,6 +90,7 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
         raise UserError(f"{name} is compiled already; name the encoder that it was made from")
     if out.exists() and not compiled.backend_of(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
+    require_folder(out)
     encoder = load(name, "float32").to("cpu")
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")

@@ -16,6 +16,7 @@ from llm2comp.inference.load import load, model_names, trusted
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import Precision, Suite
+from llm2comp.utils.files import require_folder
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,10 @@ def evaluate(
         One score per task, by the name of the row: baselines first, then models.
 
     Raises:
-        UserError: if a name is unknown, or data or models are not available.
+        UserError: if a name is unknown, or data or models are not available, or
+            results cannot be stored.
     """
+    require_folder(results.folder)
     tasks.make()  # a wrong name is reported before an encoder is loaded
     paper = {name: task.instruction for name, task in suites.paper_tasks().items()}
     instructions = paper if tasks.instructions else None

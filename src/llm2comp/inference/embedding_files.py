@@ -9,22 +9,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm2comp.errors import UserError
+from llm2comp.utils.files import require_file
 
 Embeddings = npt.NDArray[np.float32]
 """Shape `(texts, dimension)`."""
 
 
-def require_writable(file: Path) -> None:
-    """Check that a file for embeddings has a known ending.
+COLUMNS = ("text", "embedding")
+"""The columns of a .parquet file of embeddings."""
+
+
+def require_writable(file: Path, texts: Path) -> None:
+    """Check that a file for embeddings can be written and replaces nothing else, before the work.
 
     Args:
-        file: need not exist.
+        file: need not exist. Embeddings that are in it may be replaced.
+        texts: the file of texts, which must be another file.
 
     Raises:
-        UserError: if the file does not end in `.npy` or `.parquet`.
+        UserError: if the file does not end in `.npy` or `.parquet`, cannot be written, is that of
+            the texts, or is a table of something else.
     """
+    require_file(file, [texts])
     if file.suffix not in WRITERS:
         raise UserError(f"--out {file}: embeddings are written to {' or '.join(WRITERS)} files")
+    if file.suffix == ".parquet" and file.exists() and _columns(file) != COLUMNS:
+        raise UserError(f"--out {file}: it is a table of something else; name another file")
+
+
+def _columns(table: Path) -> tuple[str, ...]:
+    """Return the names of the columns of a .parquet file; none if it is broken."""
+    try:
+        return tuple(pq.read_schema(table).names)
+    except pa.ArrowException:
+        return ()
 
 
 class EmbeddingWriter(Protocol):
@@ -73,7 +91,7 @@ class _ParquetWriter:
 
     def __init__(self, file: Path, rows: int, dimension: int) -> None:  # noqa: ARG002
         self.embedding = pa.list_(pa.float32(), dimension)
-        self.schema = pa.schema([("text", pa.string()), ("embedding", self.embedding)])
+        self.schema = pa.schema(list(zip(COLUMNS, (pa.string(), self.embedding), strict=True)))
         self.writer = pq.ParquetWriter(file, self.schema)
 
     def write(self, texts: list[str], embeddings: Embeddings) -> None:

@@ -58,7 +58,7 @@ def encode_file(
             text, `prompt_name` is another name, an embedding is not finite, or several workers
             cannot share the model.
     """
-    require_writable(out)
+    require_writable(out, file)
     require_texts(file)
     if prompt_name not in (None, "query", "document"):
         raise UserError(f"prompt {prompt_name!r} is neither 'query' nor 'document'")

@@ -22,6 +22,7 @@ from llm2comp.model.folder.reference import SAME_IN_HALF
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.modules import merge_memory
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.finite import require_finite
 from llm2comp.utils.linear import use_onednn
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,11 @@ def load_in(
             f"model {name!r} cannot be loaded ({one_line(error)}); "
             f"give an encoder folder, a hub id, or one of {known}"
         ) from error
+    require_finite(
+        model,
+        f"model {name!r}",
+        "a training that diverges leaves such a model; train it again or take another",
+    )
     if isinstance(model[0], Transformer):
         model[0].unpad_inputs = False  # because `WordWeights` needs a mask
     if isinstance(model[1], WordWeights):

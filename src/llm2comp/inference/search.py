@@ -31,6 +31,16 @@ class Hit:
     text: str
 
 
+def require_query(query: str) -> None:
+    """Check that a query has text.
+
+    Raises:
+        UserError: if it is blank.
+    """
+    if not query.strip():
+        raise UserError("the query is blank; say what to look for")
+
+
 def search(
     model: SentenceTransformer, file: Path, query: str, top_k: int = 5, batch_size: int = 32
 ) -> list[Hit]:
@@ -61,13 +71,15 @@ def search_all(
         One list per query, best first; texts with equal scores are in the order of the file.
 
     Raises:
-        UserError: if `top_k` is not positive, there is no query, or the file has no texts or a row
-            without a text.
+        UserError: if `top_k` is not positive, there is no query or a blank one, or the file has
+            no texts or a row without a text.
     """
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
     if not queries:
         raise UserError("there is no query to search for; give at least one")
+    for query in queries:
+        require_query(query)
     require_texts(file)
     cleaned = [replace_surrogates(query) for query in queries]
     query_embeddings = torch.from_numpy(embed(model, cleaned, batch_size, "query"))

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
@@ -20,6 +19,7 @@ import llm2comp.model.attention  # noqa: F401
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.errors import UserError
 from llm2comp.inference.worker_pool import Workers
+from llm2comp.utils.terminal import Terminal
 
 TOKENS_PER_TEXT = 64
 """Tokens that `batch_size` counts as one text. By default a batch has 32 x 64 = 2,048 tokens, which
@@ -204,7 +204,7 @@ class TokenBatched(SentenceTransformer):
         embed = partial(_embed_batch, arrays=arrays or workers is not None, options=options)
         results = run(embed, ([texts[row] for row in rows] for rows in batches))
         embeddings = torch.empty(0)
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         for rows in track(batches, "Batches", disable=not bar, console=console):
             batch = torch.as_tensor(next(results))
             if len(embeddings) == 0:

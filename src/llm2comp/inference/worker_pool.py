@@ -7,17 +7,20 @@ many threads as the machine has cores.
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import multiprocessing
+from tqdm import tqdm
 
 from llm2comp.errors import UserError
 from llm2comp.utils.hardware import retain_freed_memory
@@ -82,29 +85,44 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
         ) from error
     threads = max(1, torch.get_num_threads() // count)
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # before the workers, because it is not one of them
+    others = set(psutil.Process().children())
     processes = ProcessPoolExecutor(count, context, _begin, (model, threads))
+    ready: list[Future[None]] = []
+    starter = Thread(target=_submit_all, args=(processes, ready, count), daemon=True)
     try:
-        with _interrupts_blocked():
-            ready = [processes.submit(_do_nothing) for _ in range(count)]
+        starter.start()
+        starter.join()
         wait(ready)
-        if any(isinstance(future.exception(), BrokenProcessPool) for future in ready):
+        if len(ready) < count or any(future.exception() for future in ready):
             raise _worker_ended()
         yield Workers(processes)
+    except BaseException:
+        _kill_children(others)  # also the one that is being started, which the starter waits for
+        starter.join()
+        _kill_children(others)
+        raise
     finally:
         processes.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C in processes that are started in a block.
+def _submit_all(processes: ProcessPoolExecutor, ready: list[Future[None]], count: int) -> None:
+    """Start all workers, in a thread where signals are blocked, as they then are in the workers.
 
-    This process alone handles Ctrl-C and ends them, so that they print no tracebacks.
+    Only the process that starts the workers handles signals, and it ends them. A worker would show
+    a traceback. The thread that handles signals does not wait for the starts, which take seconds.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    with suppress(OSError):  # the worker that was being started has ended
+        for _ in range(count):
+            ready.append(processes.submit(_do_nothing))
+
+
+def _kill_children(others: set[psutil.Process]) -> None:
+    """Kill the processes that this one has started, except for others. They block signals."""
+    for child in set(psutil.Process().children()) - others:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _worker_ended() -> UserError:
@@ -118,7 +136,10 @@ _model: SentenceTransformer | None = None
 def _begin(model: SentenceTransformer, threads: int) -> None:
     """Set up a worker process."""
     global _model
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
+    # The default is a semaphore that is shared with other processes. It would outlive this process
+    # if that is killed, and Python would warn of it.
+    tqdm.set_lock(RLock())
     retain_freed_memory()
     torch.set_num_threads(threads)
     _model = model

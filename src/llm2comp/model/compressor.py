@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -19,8 +20,9 @@ from transformers import PreTrainedModel
 
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.model.causal_lm.parts import Head, body_of, token_table
-from llm2comp.model.lora import adapter_layers, add_adapter
+from llm2comp.model.lora import adapter_layers, add_adapter, require_whole
 from llm2comp.recipe import Lora
+from llm2comp.utils.finite import require_finite_tensors
 
 TOKENS_AT_ONCE = 1024
 """Tokens per forward pass on a processor; more would not be faster (docs/performance.md)."""
@@ -230,11 +232,12 @@ class Compressor(nn.Module):
 
         Raises:
             RuntimeError: if rank, target modules or the number of memory embeddings differ.
+            BrokenModelError: if a number of the adapter is not finite.
         """
-        saved = load_file(folder / "adapter_model.safetensors")
-        own = get_peft_model_state_dict(self.adapted, save_embedding_layers=False)
-        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
-            raise RuntimeError("tensors differ in name or shape")
+        require_whole(self.adapted, folder)
+        saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+        remedy = "train it again with a lower learning rate, or take another adapter"
+        require_finite_tensors(saved, f"adapter {folder}", remedy)
         set_peft_model_state_dict(self.adapted, saved)
 
     @contextmanager

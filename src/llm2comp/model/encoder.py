@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import BrokenModelError, UserError, one_line
 from llm2comp.model.attention import record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
@@ -28,9 +30,12 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
 from llm2comp.model.loading.tokenizer import read_alike, without_special_tokens
+from llm2comp.model.lora import require_whole
 from llm2comp.model.memory_tokens import add_memory_tokens, pooling_modules
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
+from llm2comp.utils.checksums import write_checksums
 from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.finite import require_finite
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
@@ -101,15 +106,19 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
 
     Raises:
         UserError: if the adapter cannot be read, or its shape does not fit the encoder.
+        BrokenModelError: if the merged weights are not finite.
     """
     try:
         adapted = PeftModel.from_pretrained(encoder_body(encoder), str(adapter))
+        require_whole(adapted, adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"adapter {adapter} does not fit this encoder: {one_line(error)}"
         ) from error
     encoder[0].model = adapted.merge_and_unload()
     encoder.requires_grad_(False)
+    remedy = "take another adapter, or train it again with a lower learning rate"
+    require_finite(encoder, f"the encoder with adapter {adapter} merged", remedy)
 
 
 def save(
@@ -134,8 +143,13 @@ def save(
 
     Raises:
         UserError: if the folder does not pass the check.
+        BrokenModelError: if weights or embeddings are not finite, or embeddings are zero.
     """
+    remedy = f"{folder} is not written"
+    require_finite(encoder, "the encoder", remedy)
     expected = embed_alone(encoder)
+    if not (expected.isfinite().all() and expected.any(1).all()):
+        raise BrokenModelError(f"the embeddings of the encoder are zero or not finite; {remedy}")
     dimension = token_table(encoder_body(encoder)).embedding_dim
     own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
@@ -172,6 +186,7 @@ def save(
         base = lineage.backbone.name if source is None else source.name
         copy_adapter(adapter, partial / ADAPTER, base)
         lineage.write(partial)
+        write_checksums(partial)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -192,6 +207,8 @@ def _write_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
 def copy_adapter(source: Path, target: Path, base: str) -> None:
     """Copy the two files of an adapter folder into a new folder.
 
+    PEFT writes its target modules in another order each time; here they are sorted.
+
     Args:
         source: adapter folder.
         target: folder to make.
@@ -199,11 +216,12 @@ def copy_adapter(source: Path, target: Path, base: str) -> None:
             was loaded from.
     """
     target.mkdir(parents=True)
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((source / ADAPTER_CONFIG).read_bytes())
     config["base_model_name_or_path"] = base
+    config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (target / "adapter_config.json").write_text(text, encoding="utf-8")
-    shutil.copyfile(source / "adapter_model.safetensors", target / "adapter_model.safetensors")
+    (target / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    shutil.copyfile(source / SAFETENSORS_WEIGHTS_NAME, target / SAFETENSORS_WEIGHTS_NAME)
 
 
 def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:

@@ -5,14 +5,17 @@ reads what is saved here, and this module reads what stock PEFT saved.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import TrainableTokensWrapper
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
@@ -81,6 +84,29 @@ def adapter_layers(adapted: PeftModel) -> list[BaseTunerLayer | TrainableTokensW
     """Return the layers that can switch their part of the adapter off."""
     kinds = (BaseTunerLayer, TrainableTokensWrapper)
     return [module for module in cast(nn.Module, adapted).modules() if isinstance(module, kinds)]
+
+
+def require_whole(adapted: PeftModel, folder: Path) -> None:
+    """Check that an adapter's file has every tensor of a model's adapter, and no other.
+
+    PEFT leaves what is missing as a new adapter has it, with a warning only.
+
+    Args:
+        adapted: a model with an adapter of the same settings.
+        folder: of the adapter, in PEFT's format.
+
+    Raises:
+        RuntimeError: if a tensor is missing, unknown, or has another shape.
+    """
+    saved = {name: t.shape for name, t in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()}
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = {name: tensor.shape for name, tensor in own.items()}
+    wrong = sorted(dict(saved.items() ^ expected.items()))
+    if wrong:
+        raise RuntimeError(
+            f"{len(wrong)} of {len(expected)} tensors are missing, unknown or of another shape, "
+            f"such as {wrong[0]}"
+        )
 
 
 class LoraLinear(Linear):

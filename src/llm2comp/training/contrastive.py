@@ -11,6 +11,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -32,17 +33,19 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
+from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
+from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
-    MEMORY_EMBEDDINGS,
     AdapterCheckpoints,
     compile_blocks,
     log_adapted,
     run_training,
     training_arguments,
 )
+from llm2comp.utils.finite import require_finite
 from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
@@ -69,6 +72,13 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add no callback, because the model card is written from the lineage."""
+
+    def beginnings(self) -> list[str]:
+        """Return how the anchors of the last batch begin."""
+        if not self.batch:
+            return []
+        ids, mask = (self.batch[f"anchor_{name}"] for name in ("input_ids", "attention_mask"))
+        return beginnings(ids, mask, self.model.tokenizer)
 
 
 class TokenLimitedInfoNCE(CachedMultipleNegativesRankingLoss):
@@ -112,7 +122,7 @@ def train_contrastive(
     data: Dataset | DatasetDict,
     held_out: Sequence[tuple[str, str]],
     *,
-    batch_sampler: BatchSamplers,
+    batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float = 0.0,
 ) -> None:
     """Train a new adapter on an encoder folder, merge it, and write the next encoder folder.
@@ -140,7 +150,7 @@ def _train(
     source: Path,
     data: Dataset | DatasetDict,
     held_out: Sequence[tuple[str, str]],
-    batch_sampler: BatchSamplers,
+    batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
 ) -> Adapted:
     """Train a new adapter, write it into the work folder, and return what it adapts."""
@@ -228,6 +238,7 @@ def _load(
         model_kwargs={"dtype": dtype},
         config_kwargs=dropout | _attention(stage),
     )
+    require_finite(model, f"encoder {str(source)!r}", "remove this folder and train it again")
     configure_attention(encoder.encoder_body(model))
     probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
@@ -247,11 +258,12 @@ def _write(
         trust_remote_code=context.recipe.backbone.trust_remote_code,
         config_kwargs=_attention(stage),
     )
-    encoder.merge(merged, adapter)
-    config = encoder.encoder_body(merged).config
-    record_attention(config, causal=config.is_causal)
-    record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
-    encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
+    with saving(context):
+        encoder.merge(merged, adapter)
+        config = encoder.encoder_body(merged).config
+        record_attention(config, causal=config.is_causal)
+        record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
+        encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 
 def _losses(

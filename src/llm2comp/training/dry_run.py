@@ -35,6 +35,8 @@ from llm2comp.recipe import Backbone, Pretext, Stage, StageBase
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
 
+DRY_RUN = "dry-run"
+"""Part of the name of the folder that a dry run writes and removes."""
 CHECKPOINT_BYTES = 12
 """Of a number that trains: itself and AdamW's two moments, in float32."""
 CHECKPOINTS = 3
@@ -225,7 +227,7 @@ def _save_and_load(
         prompt_format=lineage.format,
     )
     # Beside the run and not in /tmp, which may be in memory.
-    with tempfile.TemporaryDirectory(prefix=".dry-run.", dir=context.target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{DRY_RUN}.", dir=context.target.parent) as scratch:
         adapter = Path(scratch) / encoder.ADAPTER
         # Names of late blocks match nothing here. They were looked for in the whole model.
         lora = stage.lora.model_copy(update={"target_modules": None})

@@ -1,14 +1,17 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
+import functools
 import logging
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
+from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import pinned
 from llm2comp.recipe import (
@@ -19,26 +22,31 @@ from llm2comp.recipe import (
     Supervised,
     Unsupervised,
 )
-from llm2comp.training.dry_run import rehearse
+from llm2comp.training.checkpoints import last_checkpoint, start_log
+from llm2comp.training.dry_run import DRY_RUN, rehearse
+from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
     MODEL,
     RECIPE,
+    SCORES,
     as_begun,
-    as_yaml,
     is_of_0_1,
     read_recipe,
+    write_recipe,
 )
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
-from llm2comp.training.trainer import last_checkpoint
 from llm2comp.training.unsupervised import train_unsupervised
-from llm2comp.utils.files import atomic_file, atomic_folder
+from llm2comp.utils.checksums import require_unchanged
+from llm2comp.utils.files import atomic_folder, removed_at_exit, require_folder
 
 logger = logging.getLogger("llm2comp")
 
+LOCK = ".lock"
+"""File that is locked in a run folder while a process trains there."""
 SIZES = frozenset(
     {
         "steps",
@@ -86,35 +94,98 @@ def train(
         ValueError: if the plan changes more than sizes.
     """
     console = console or Console(stderr=True)
+    require_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    recipe = _claim(recipe, out, planned=plan is not None)
-    if recipe.lacks_query_prompt:
-        logger.warning(
-            "queries are trained with instructions, and prompts.query is empty: encode_query and "
-            "search will put nothing before a query; set prompts.query to an instruction and a "
-            'colon, for example "Given a question, retrieve passages that answer it:"'
-        )
-    log = RunLog(out / LOG, console)
-    source: Path | None = None
-    for name in [stage.stage for stage in recipe.stages]:
-        folder = out / STAGE_FOLDERS[name]
-        if folder.exists():
-            console.print(f"{folder.name}: done already, skipped")
-        else:
-            if plan is not None and not _has_started(name, out):
-                recipe = _apply(plan, recipe, name)
-                _write_recipe(recipe, out)
-            if source is None and not is_of_0_1(out):
-                recipe = _pinned(recipe)
-                _write_recipe(recipe, out)
-            stage = _stage(recipe, name)
-            console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
-            started = time.monotonic()
-            _train_stage(StageContext(recipe, stage, source, folder, _workdir(name, out), log))
-            log.write(stage=name, done=True, seconds=round(time.monotonic() - started, 1))
-        source = folder
+    with _alone_in(out):
+        _remove_partials(out)
+        recipe = _claim(recipe, out, planned=plan is not None)
+        if recipe.lacks_query_prompt:
+            logger.warning(
+                "queries are trained with instructions, and prompts.query is empty: encode_query "
+                "and search will put nothing before a query; set prompts.query to an instruction "
+                'and a colon, for example "Given a question, retrieve passages that answer it:"'
+            )
+        for stage in recipe.stages:
+            if not (out / STAGE_FOLDERS[stage.stage]).exists():
+                require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
+        log = RunLog(out / LOG, console)
+        log.check()
+        source: Path | None = None
+        for name in [stage.stage for stage in recipe.stages]:
+            folder, workdir = out / STAGE_FOLDERS[name], _workdir(name, out)
+            if folder.exists():
+                _require_whole(folder)
+                log.ensure_finished(name)
+                shutil.rmtree(workdir, ignore_errors=True)
+                console.print(f"{folder.name}: done already, skipped")
+            else:
+                if plan is not None and not _has_started(name, out):
+                    recipe = _apply(plan, recipe, name)
+                    write_recipe(recipe, out)
+                if source is None and not is_of_0_1(out):
+                    recipe = _pinned(recipe)
+                    write_recipe(recipe, out)
+                stage = _stage(recipe, name)
+                console.print(
+                    f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}"
+                )
+                start_log(log, name, workdir)
+                _train_stage(StageContext(recipe, stage, source, folder, workdir, log))
+            source = folder
+        return _copy_last(recipe, out)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder within the block.
+
+    Raises:
+        UserError: if another process trains in it.
+    """
+    lock = FileLock(out / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process trains in {out}; wait for it, or give another --out"
+        ) from error
+    try:
+        with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
+            yield
+    finally:
+        lock.release()
+
+
+def _remove_partials(out: Path) -> None:
+    """Remove files and folders that a killed process was writing."""
+    for name in (DRY_RUN, RECIPE, LOG, SCORES, MODEL, *STAGE_FOLDERS.values()):
+        for partial in out.glob(f".{name}.*"):
+            if partial.is_file():
+                partial.unlink()
+            elif partial not in [_workdir(stage, out) for stage in STAGE_FOLDERS]:
+                shutil.rmtree(partial)
+
+
+def _require_whole(folder: Path) -> None:
+    """Check that an encoder folder of the run is as it was written.
+
+    Raises:
+        UserError: if a file in it is missing or has changed.
+    """
+    try:
+        require_unchanged(folder)
+    except UserError as error:
+        raise UserError(
+            f"{error}; restore the file, or remove {folder} to make it again"
+        ) from error
+
+
+def _copy_last(recipe: Recipe, out: Path) -> Path:
+    """Copy the encoder of the last stage to `model`, and return that folder."""
     model = out / MODEL
-    if not model.exists():
+    if model.exists():
+        _require_whole(model)
+    else:
         with atomic_folder(model) as partial:
             shutil.copytree(
                 out / STAGE_FOLDERS[recipe.stages[-1].stage], partial, dirs_exist_ok=True
@@ -135,6 +206,7 @@ def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> 
         train_unsupervised(cast(StageContext[Unsupervised], context))
     else:
         train_supervised(cast(StageContext[Supervised], context))
+    context.log.finish_stage()
     shutil.rmtree(context.workdir)
 
 
@@ -182,29 +254,38 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
 
     Returns:
         What to run. Its stages are those of the folder's recipe; with a plan, only those that have
-        started.
+        started. A stage that diverged has the new learning rate, warm-up and clipping.
 
     Raises:
-        UserError: if the folder holds a run of another recipe.
+        UserError: if the folder holds a run of another recipe that has begun to train.
     """
     path = out / RECIPE
     if not path.exists():
-        _write_recipe(recipe, out)
+        write_recipe(recipe, out)
         return recipe
-    known, recipe = read_recipe(out), as_begun(recipe, out)
+    wanted, known, recipe = recipe, read_recipe(out), as_begun(recipe, out)
     if recipe.backbone.revision is None:  # the commit with which the run began
         backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
         recipe = recipe.model_copy(update={"backbone": backbone})
     elif recipe.backbone != known.backbone:
         recipe = _pinned(recipe)
+    diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
+    known = with_remedies(known, recipe, diverged)
     ignored = SIZES if planned else frozenset()
     if _compared(known, ignored) != _compared(recipe, ignored):
+        if not any(_has_started(stage, out) for stage in STAGE_FOLDERS):
+            for stage in STAGE_FOLDERS:  # what was drawn for the recipe before
+                shutil.rmtree(_workdir(stage, out), ignore_errors=True)
+            write_recipe(wanted, out)
+            return wanted
         raise UserError(
             f"{out} holds a run of another recipe (see {path}); "
             "give another --out, or remove that folder to start again"
         )
     if is_of_0_1(out):
         _warn_of_0_1(out)
+    if diverged:
+        write_recipe(known, out)
     stages = [
         _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
         for stage in recipe.stages
@@ -220,11 +301,6 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
         if stage["lora"]["target_modules"] == TARGETS_OF_0_1:
             stage["lora"]["target_modules"] = None
     return settings | {"stages": stages}
-
-
-def _write_recipe(recipe: Recipe, out: Path) -> None:
-    with atomic_file(out / RECIPE) as partial:
-        partial.write_text(as_yaml(recipe), encoding="utf-8")
 
 
 def _warn_of_0_1(out: Path) -> None:

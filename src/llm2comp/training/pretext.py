@@ -1,19 +1,18 @@
 """Stage 1: teach memory tokens to carry a text, judged by the frozen model."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from llm2comp.data.length_batching import group_by_length
-from llm2comp.data.passages import load_passages
+from llm2comp.data.drawn.batches import cut, write_batches
+from llm2comp.data.drawn.rows import RowFiles, Rows, Summary, drawn_once
+from llm2comp.data.passages import draw_passages
 from llm2comp.errors import UserError
 from llm2comp.model import encoder, released
 from llm2comp.model.adapter_checks import Original, check_frozen
@@ -24,9 +23,10 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted, adapted_layers, target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Pretext, Recipe, Split
+from llm2comp.recipe import Pretext, Recipe
 from llm2comp.training.attention_switch import AttentionSwitch
 from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import HeldOutWatch
 from llm2comp.training.objectives.batch import Batch
@@ -114,9 +114,8 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     stage, recipe, log = context.stage, context.recipe, context.log
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
-    held_out_passages, rows = _passages(recipe, stage, tokenizer)
-    lengths = [len(ids) for batch in rows["input_ids"] for ids in batch]
-    log.write(stage="pretext", passages=len(lengths), tokens=sum(lengths))
+    rows = _rows(context, tokenizer)
+    log.write_once(stage="pretext", **rows.summary)
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     compressor, objective = pretext.compressor, pretext.objective
     check_frozen(compressor, original)
@@ -125,6 +124,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = PretextTrainer(
         batch_size=stage.batch_size,
+        tokenizer=tokenizer,
         model=pretext,
         args=TrainingArguments(
             **training_arguments(stage, context.workdir, recipe.seed, dtype)
@@ -132,39 +132,17 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
             train_sampling_strategy="sequential",  # the rows are shuffled already
             remove_unused_columns=False,
         ),
-        train_dataset=rows,
+        train_dataset=rows.train["passages"],
         data_collator=collator,
         optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
     )
     if stage.bidirectional_from_step is not None:
         trainer.add_callback(AttentionSwitch(compressor, stage.bidirectional_from_step))
-    batches = _held_out_batches(held_out_passages, objective, collator)
+    batches = _held_out_batches(list(rows.held_out["input_ids"]), objective, collator)
     trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
     compressor.save_adapter(context.workdir / encoder.ADAPTER)
     return adapted, compressor.causal
-
-
-def split_points(
-    lengths: Sequence[int], rule: Split, step: int, generator: random.Random
-) -> list[int]:
-    """Draw where each passage of a batch is cut into text and continuation.
-
-    With `ramp_steps` the range widens linearly from the fixed split `start`, because compression
-    is learned on a fixed split and often fails on a wide one (docs/concepts/ignition.md).
-
-    Args:
-        lengths: tokens of each passage of the batch.
-        rule: the recipe's `split`.
-        step: the step that trains on the batch, from 0.
-        generator: source of random numbers.
-
-    Returns:
-        For each passage, the number of tokens of its text.
-    """
-    if rule.per == "batch":
-        return [_split_point(min(lengths), rule, step, generator)] * len(lengths)
-    return [_split_point(length, rule, step, generator) for length in lengths]
 
 
 def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
@@ -190,7 +168,8 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
         [generator.randrange(pretext.compressor.vocabulary) for _ in range(length)]
         for _ in range(stage.batch_size)
     ]
-    batch = collator([_cut(passages, stage, 0, generator)])["batch"]
+    whole = objective_of(stage).whole_passage
+    batch = collator([cut(passages, stage, 0, generator, whole=whole)])["batch"]
     seconds = []
     for _ in range(1 + repeats):
         start = perf_counter()
@@ -286,62 +265,21 @@ def _pretext_model(
     return PretextModel(compressor, objective_of(stage).of(tokenizer, stage)), collator
 
 
-def _passages(
-    recipe: Recipe, stage: Pretext, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[list[int]], Dataset]:
+def _rows(context: StageContext[Pretext], tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Return held-out passages, and the training data: one row per batch, in training order."""
-    wanted = stage.steps * stage.batch_size
-    passages = load_passages(
-        stage.data,
-        tokenizer,
-        stage.passages,
-        count=wanted + stage.eval_passages,
-        seed=recipe.seed,
-        on_bad_row=recipe.on_bad_row,
-    )["input_ids"]
-    held_out_passages, rest = passages[: stage.eval_passages], passages[stage.eval_passages :]
-    if len(held_out_passages) < 2 or len(rest) < stage.batch_size:
-        raise UserError(
-            f"pretext has {len(passages)} passages after the filter, too few for batches of "
-            f"{stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
+    stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
+
+    def draw(files: RowFiles) -> Summary:
+        skipped: dict[str, int] = {}
+        count = stage.steps * stage.batch_size + stage.eval_passages
+        passages = draw_passages(
+            stage.data, tokenizer, stage.passages, count, seed, on_bad_row, skipped
         )
-    generator = random.Random(recipe.seed)
-    epochs = -(-wanted // len(rest))
-    order = [i for _ in range(epochs) for i in _shuffled(len(rest), generator)]
-    trained = [list(rest[i]) for i in order[:wanted]]
-    lengths = [len(passage) for passage in trained]
-    batches = [[trained[i] for i in batch] for batch in group_by_length(lengths, stage.batch_size)]
-    rows = [_cut(batch, stage, step, generator) for step, batch in enumerate(batches)]
-    return [list(p) for p in held_out_passages], Dataset.from_list(rows)
+        whole = objective_of(stage).whole_passage
+        summary = write_batches(files, passages, stage, seed, whole=whole)
+        return summary | ({"skipped": skipped} if skipped else {})
 
-
-def _cut(
-    batch: list[list[int]], stage: Pretext, step: int, generator: random.Random
-) -> dict[str, Any]:
-    """Return a batch's splits, and its passages up to the end of their continuations."""
-    lengths, rule = [len(passage) for passage in batch], stage.split
-    if objective_of(stage).whole_passage:
-        return {"input_ids": batch, "split": lengths}
-    splits = split_points(lengths, rule, step, generator)
-    if rule.continuation:
-        pairs = zip(batch, splits, strict=True)
-        batch = [passage[: split + rule.continuation] for passage, split in pairs]
-    return {"input_ids": batch, "split": splits}
-
-
-def _split_point(length: int, rule: Split, step: int, generator: random.Random) -> int:
-    """Draw where a passage is cut; both parts have at least one token."""
-    low, high = rule.low, rule.high if rule.high is not None else length - rule.margin
-    if rule.start is not None and step < rule.ramp_steps:
-        widened = step / rule.ramp_steps
-        low = round(rule.start + widened * (low - rule.start))
-        high = round(rule.start + widened * (high - rule.start))
-    high = max(1, min(high, length - 1))
-    return generator.randint(min(low, high), high)
-
-
-def _shuffled(n: int, generator: random.Random) -> list[int]:
-    return generator.sample(range(n), n)
+    return drawn_once(context.workdir, stage, seed, on_bad_row, draw)
 
 
 def _start_from(compressor: Compressor, stage: Pretext) -> None:
@@ -374,4 +312,5 @@ def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) ->
     record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
     prompt_format = objective_of(context.stage).prompt_format
     lineage = Lineage.start(context.recipe, prompt_format).after(record)
-    encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)
+    with saving(context):
+        encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)

@@ -1,15 +1,18 @@
 """What a run folder holds: the recipe, the log, the scores and the encoders."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import store
 from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, parse_recipe
+from llm2comp.training.monitoring.run_log import read_lines
+from llm2comp.utils.files import atomic_file
 from llm2comp.utils.yaml_files import read_yaml
 
 MODEL = "model"
@@ -23,6 +26,9 @@ STAGE_LABELS = {
     "supervised": "after SCL",
 }
 """What tables call the encoder after each stage."""
+CHECKSUM = "sha256"
+"""Key of `scores.json` with the checksum of its rows."""
+_CHECKSUM_LINE = "# The sha256 of the lines above: "
 NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
 """New names of held-out losses, by the names that version 0.1 wrote to the log."""
 
@@ -36,14 +42,28 @@ def as_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
 
 
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write `recipe.yaml` of a run; its last line is a comment with a checksum."""
+    text = as_yaml(recipe)
+    with atomic_file(folder / RECIPE) as partial:
+        partial.write_text(f"{text}{_CHECKSUM_LINE}{_checksum(text)}\n", encoding="utf-8")
+
+
 def read_recipe(folder: Path) -> Recipe:
     """Return the recipe of a run, with the present names for what version 0.1 did.
 
     Raises:
-        UserError: if the file is missing or cannot be used.
+        UserError: if the file is missing, was edited or cannot be used.
     """
     path = folder / RECIPE
-    return as_begun(parse_recipe(read_yaml(path, "recipe"), [], f"recipe {path}"), folder)
+    content = read_yaml(path, "recipe")
+    text, found, checksum = path.read_text(encoding="utf-8").rpartition(_CHECKSUM_LINE)
+    if found and checksum != f"{_checksum(text)}\n":
+        raise UserError(
+            f"{path} is damaged or was edited since the run began: its checksum is another; "
+            "restore it, or give a changed recipe with another --out"
+        )
+    return as_begun(parse_recipe(content, [], f"recipe {path}"), folder)
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
@@ -95,12 +115,36 @@ def with_choice_of_bos(recipe: dict[str, Any], *, default: bool | None) -> dict[
     return recipe | {"backbone": {"add_bos": default} | (recipe.get("backbone") or {})}
 
 
+def write_scores(folder: Path, rows: Scores) -> None:
+    """Write `scores.json`, with a checksum."""
+    content: dict[str, Any] = {name: [asdict(s) for s in scores] for name, scores in rows.items()}
+    content[CHECKSUM] = _checksum(content)
+    with atomic_file(folder / SCORES) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def read_scores(folder: Path) -> Scores:
-    """Return the rows in `scores.json` of a run or a release; none if there is no such file."""
-    if not (folder / SCORES).exists():
+    """Return the rows in `scores.json` of a run or a release; none if there is no such file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / SCORES
+    if not path.exists():
         return {}
-    rows = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    return {name: [store.Score(**score) for score in scores] for name, scores in rows.items()}
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop(CHECKSUM, None) not in (None, _checksum(content)):
+            raise ValueError("its checksum is another")
+        return {name: [store.Score(**s) for s in scores] for name, scores in content.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged or was edited ({one_line(error)}); remove it to score again"
+        ) from error
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
@@ -110,19 +154,16 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
         folder: the run folder.
 
     Raises:
-        UserError: if a line is not JSON; the message names the file and the line.
+        UserError: if there is no log, or a line is not JSON; the message names the file.
     """
     log = folder / LOG
-    events = []
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{log}:{number}: not JSON; the run is damaged") from error
+    if not log.exists():
+        raise UserError(f"{log} is missing; {folder} is not the folder of a run")
+    events = [event for _, event in read_lines(log)]
+    for event in events:
         if "held_out" in event:
             measured = event["held_out"]
             event["held_out"] = {NAMES_OF_0_1.get(n, n): value for n, value in measured.items()}
-        events.append(event)
     return events
 
 

@@ -1,8 +1,6 @@
 """Score a run: its baselines and the encoder after each stage, for one table."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +10,13 @@ from llm2comp.evaluation import baselines, runner, suites
 from llm2comp.inference.load import load
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
 from llm2comp.training.run_folder import (
-    SCORES,
     STAGE_LABELS,
     Scores,
     as_begun,
     read_recipe,
     read_scores,
+    write_scores,
 )
-from llm2comp.utils.files import atomic_file
 
 Models = dict[str, Callable[[], SentenceTransformer]]
 """For each row of the table, its name and a function that loads its model."""
@@ -60,9 +57,7 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         if [(score.task, score.quick) for score in rows[name]] != wanted:
             tasks = suites.tasks(settings.tasks, quick=settings.quick)
             rows[name] = runner.evaluate(load_model(), name, tasks)
-            with atomic_file(out / SCORES) as file:
-                as_dicts = {row: [asdict(s) for s in scores] for row, scores in rows.items()}
-                file.write_text(json.dumps(as_dicts, indent=2) + "\n", encoding="utf-8")
+            write_scores(out, rows)
     return rows
 
 

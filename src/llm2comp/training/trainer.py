@@ -10,25 +10,36 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedModel, Trainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
+from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint
+from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
+from llm2comp.training.monitoring import divergence
+from llm2comp.training.monitoring.divergence import DivergenceError
+from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
+from llm2comp.utils.checksums import write_checksums
 
 WEIGHTS = "trainable.safetensors"
 """File of a checkpoint with the parameters that train."""
-MEMORY_EMBEDDINGS = "trainable_tokens_delta"
-"""Part of the name that PEFT gives to the memory embeddings."""
 
 
-class AdapterCheckpoints(Trainer):
-    """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights."""
+class AdapterCheckpoints(GuardedTrainer):
+    """A Trainer whose checkpoints hold what trains and the trainer's state, no frozen weights.
+
+    Attributes:
+        run_log: the log of the run, whose place goes into each checkpoint.
+    """
+
+    run_log: RunLog
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -38,6 +49,11 @@ class AdapterCheckpoints(Trainer):
         parameters = trainable_parameters(cast(nn.Module, self.model))
         tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
         save_file(tensors, folder / WEIGHTS)
+        (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        super()._save_checkpoint(*arguments, **options)
+        write_checksums(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -57,21 +73,42 @@ class PretextTrainer(AdapterCheckpoints):
 
     Args:
         batch_size: the average number of passages per batch.
+        tokenizer: of the passages.
         **arguments: as the Trainer takes them.
     """
 
-    def __init__(self, *, batch_size: int, **arguments: Any) -> None:
+    def __init__(
+        self, *, batch_size: int, tokenizer: PreTrainedTokenizerBase, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self.batch_size = batch_size
+        self.tokenizer = tokenizer
         self.weights: list[float] = []
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Tensor:
+        """Compute the gradient of a batch with its weight."""
+        self.batch_weight = self._weight(inputs)
+        self.weights.append(self.batch_weight)
+        return super().training_step(model, inputs, *args, **options)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
     ) -> Any:
         """Return the mean loss of a batch, times its passages over the average of all batches."""
-        self.weights.append(len(inputs["batch"].input_ids) / self.batch_size)
         loss: Any = super().compute_loss(model, inputs, *args, **options)
-        return loss * self.weights[-1]
+        return loss * self._weight(inputs)
+
+    def _weight(self, inputs: dict[str, Any]) -> float:
+        return len(inputs["batch"].input_ids) / self.batch_size
+
+    def beginnings(self) -> list[str]:
+        """Return how the passages of the last batch begin."""
+        batch = self.batch.get("batch")
+        if batch is None:
+            return []
+        return beginnings(batch.passage_ids, batch.passage_mask, self.tokenizer)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """Log the mean over the passages since the last log, where the Trainer divides by steps."""
@@ -81,43 +118,45 @@ class PretextTrainer(AdapterCheckpoints):
         super().log(logs, *args, **options)
 
 
-def run_training(trainer: Trainer, context: StageContext[StageBase], counter: TokenCounter) -> None:
+def run_training(
+    trainer: AdapterCheckpoints, context: StageContext[StageBase], counter: TokenCounter
+) -> None:
     """Train a stage, from its last whole checkpoint if it has one.
 
     Args:
         trainer: trains the stage's model.
         context: the stage.
         counter: counts the tokens that the model reads, for the log.
+
+    Raises:
+        UserError: if a loss, a gradient, a weight or a held-out measurement is not finite.
     """
     for stock_output in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock_output)
-    trainer.add_callback(RunProgress(context.stage.stage, context.log, counter))
+    stage, log = context.stage, context.log
+    progress = RunProgress(stage.stage, log, counter)
+    trainer.add_callback(progress)
+    trainer.health = HealthWatch(stage.stage, log)
+    trainer.run_log = log
     checkpoint = last_checkpoint(context.workdir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except DivergenceError as error:
+        progress.bar.stop()
+        raise divergence.stop(
+            error,
+            context,
+            step=trainer.step,
+            good_step=trainer.good_step,
+            rates=trainer.rates,
+            rows=trainer.beginnings(),
+        ) from error
 
 
 def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
     """Show which layers the stage's LoRA adapts, and write it to the log."""
     context.log.console.print(str(adapted))
-    context.log.write(stage=context.stage.stage, lora=adapted.record)
-
-
-def last_checkpoint(workdir: Path) -> Path | None:
-    """Return the newest whole checkpoint in a stage's work folder; `None` if there is none.
-
-    The Trainer writes `trainer_state.json` last. A checkpoint without a readable one was cut off
-    while it was written.
-    """
-    whole = [folder for folder in workdir.glob("checkpoint-*") if _is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+    context.log.write_once(stage=context.stage.stage, lora=adapted.record)
 
 
 def training_arguments(
@@ -141,6 +180,7 @@ def training_arguments(
         "save_steps": stage.save_steps,
         "save_total_limit": 2,  # one of them may be half-written when the run is killed
         "logging_steps": stage.log_steps,
+        "logging_nan_inf_filter": False,  # it hides losses that are not finite
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),

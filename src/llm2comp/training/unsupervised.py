@@ -1,9 +1,11 @@
 """Stage 2 (UCL): SimCSE, where a pair is one text read twice with dropout (paper, "UCL")."""
 
-from datasets import Dataset
+from functools import partial
+
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-from llm2comp.data.sentences import load_sentences
+from llm2comp.data.drawn.rows import drawn_once
+from llm2comp.data.sentences import write_sentences
 from llm2comp.recipe import Unsupervised
 from llm2comp.training.contrastive import train_contrastive
 from llm2comp.training.stage_context import StageContext
@@ -15,16 +17,15 @@ def train_unsupervised(context: StageContext[Unsupervised]) -> None:
     Raises:
         UserError: if the data cannot be used.
     """
-    stage, recipe = context.stage, context.recipe
-    count = stage.steps * stage.batch_size
-    texts = load_sentences(
-        stage.data, count=count + stage.eval_pairs, seed=recipe.seed, on_bad_row=recipe.on_bad_row
-    )["text"]
-    trained, held_out = texts[:count], texts[count:]
+    stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
+    draw = partial(write_sentences, stage=stage, seed=seed, on_bad_row=on_bad_row)
+    rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    context.log.write(stage=stage.stage, **rows.summary)
+    (texts,) = rows.train.values()
     train_contrastive(
         context,
-        Dataset.from_dict({"anchor": trained, "positive": trained}),
-        [(text, text) for text in held_out],
+        texts,
+        [(row["anchor"], row["positive"]) for row in rows.held_out],
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
         attention_dropout=stage.attention_dropout,
     )

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 from llm2comp.errors import UserError
+from llm2comp.utils.files import atomic_file
 
 CHECKSUMS = "checksums.sha256"
 """File of a folder with the checksums of all its other files."""
@@ -15,7 +16,8 @@ CHECKSUMS = "checksums.sha256"
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files in a folder and its subfolders."""
     lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in _files(folder)]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    with atomic_file(folder / CHECKSUMS) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
 
 
 def require_unchanged(folder: Path) -> None:
@@ -30,7 +32,10 @@ def require_unchanged(folder: Path) -> None:
     file = folder / CHECKSUMS
     if not file.exists():
         return
-    lines = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if not text.endswith("\n"):
+        raise UserError(f"{file} is damaged: its end is missing")
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:

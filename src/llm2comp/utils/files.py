@@ -1,13 +1,18 @@
 """The cache folder, and files and folders that are written whole or not at all."""
 
+import atexit
+import functools
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+
+from llm2comp.errors import UserError
 
 
 def cache_dir() -> Path:
@@ -20,23 +25,22 @@ def cache_dir() -> Path:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, and move it to `path` if the block succeeds.
 
-    If anything stops the block (an exception, a full disk, Ctrl-C), `path` stays as it was and
+    If anything stops the block (an exception, a full disk, a signal), `path` stays as it was and
     the partial folder is removed.
 
     Args:
-        path: the folder to write. One that exists is replaced.
+        path: the folder to write. One that exists is replaced; a link to it stays a link.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
-    try:
+    partial = _partial(path)
+    with removed_at_exit(functools.partial(shutil.rmtree, partial, ignore_errors=True)):
+        partial.mkdir()
         yield partial
         _follow_umask(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -46,15 +50,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
     If anything stops the block, `path` stays as it was and the partial file is removed.
 
     Args:
-        path: the file to write. One that exists is replaced.
+        path: the file to write. One that exists is replaced; a link to it stays a link.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{_shortened(path.name)}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    partial = _partial(path)
+    with removed_at_exit(functools.partial(partial.unlink, missing_ok=True)):
         yield partial
         partial.replace(path)
+
+
+@contextmanager
+def removed_at_exit(remove: Callable[[], object]) -> Iterator[None]:
+    """Call a function after the block, and also if the process ends by a signal within it.
+
+    The command line runs the exit functions when a signal ends it.
+    """
+    atexit.register(remove)
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        atexit.unregister(remove)
+        remove()
 
 
 def _follow_umask(folder: Path) -> None:
@@ -68,10 +85,57 @@ def _follow_umask(folder: Path) -> None:
             file.chmod(mode)
 
 
-def _shortened(name: str) -> str:
-    """Return the start of a file name.
+def _partial(path: Path) -> Path:
+    """Return a name beside `path` that does not exist.
 
     File systems allow a name of 255 bytes. The name of a partial file is longer than the final
     one, so the final name must be cut.
     """
-    return os.fsencode(name)[:100].decode("utf-8", errors="ignore")
+    start = os.fsencode(path.name)[:100].decode("utf-8", errors="ignore")
+    return path.with_name(f".{start}.{uuid.uuid4().hex[:8]}.part")
+
+
+def require_file(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Check that a file can be written, before the work begins.
+
+    Args:
+        path: the file. It may exist.
+        inputs: files that the work reads; `path` must be none of them, by whatever name.
+
+    Raises:
+        UserError: if it cannot be written, is no plain file, or is an input.
+    """
+    if str(path) == "-":
+        raise UserError("--out -: name a file; results are not written to standard output")
+    if path.is_dir():
+        raise UserError(f"--out {path}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"--out {path}: it is a device or a pipe; name a file")
+    for file in inputs:
+        if path.exists() and file.exists() and path.samefile(file):
+            raise UserError(f"--out {path}: it is the input {file}; name another file")
+    _require_writable(path, path.resolve().parent)
+
+
+def require_folder(path: Path) -> None:
+    """Check that a folder can be written, before the work begins.
+
+    Args:
+        path: the folder. It may exist.
+
+    Raises:
+        UserError: if it cannot be written, or is a file.
+    """
+    _require_writable(path, path.resolve())
+
+
+def _require_writable(path: Path, folder: Path) -> None:
+    """Check that `folder`, or else the folder in which it can be made, can be written."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{path} cannot be written: {folder} is a file and not a folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # it has no name on Linux
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {folder}: {error.strerror}") from error

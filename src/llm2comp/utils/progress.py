@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,8 @@ from rich.progress import (
 from rich.text import Text
 from sentence_transformers import SentenceTransformer
 from torch import nn
+
+from llm2comp.utils.terminal import Terminal
 
 
 class Pool(Protocol):
@@ -48,7 +49,7 @@ def text_progress() -> Progress:
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Terminal(stderr=True),
     )
 
 

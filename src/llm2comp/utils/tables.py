@@ -8,8 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llm2comp.utils.terminal import Terminal
+
 Cells = list[list[str]]
 """A table: the heading, then one list of cells per row."""
+
+UNLIMITED = 1_000_000
+"""A width that no table has."""
 
 MISSING = "-"
 """The cell of a value that does not exist."""
@@ -18,18 +23,28 @@ MISSING = "-"
 def show_cells(cells: Cells, console: Console | None = None) -> None:
     """Print a table with the first column aligned left (names) and the others right (numbers).
 
+    A cell is never cut: a terminal that is too narrow gets cells of several lines, and a file or a
+    pipe gets lines as long as they are.
+
     Args:
         cells: the table.
         console: where to print; standard output if it is not given.
     """
     heading, *rows = cells
     table = Table(box=None, pad_edge=False)
-    table.add_column(heading[0])
+    table.add_column(heading[0], overflow="fold")
     for title in heading[1:]:
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # as Text, because rich would read [..] in a str as markup
-    (console or Console()).print(table)
+    show_table(table, console or Terminal())
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print a table in its own width, unless the console is a terminal, which has a width."""
+    if not console.is_terminal:
+        console = Terminal(file=console.file, width=UNLIMITED)
+    console.print(table)
 
 
 def markdown(cells: Cells) -> str:

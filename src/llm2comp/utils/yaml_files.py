@@ -8,6 +8,43 @@ import yaml
 from llm2comp.errors import UserError, one_line
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also refuses a mapping that has a key twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping; PyYAML would keep the last of two values without a word."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != _MERGE:
+                raise _RepeatedKey(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
+class _RepeatedKey(yaml.MarkedYAMLError):
+    pass
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+"""Tag of the key `<<`, which takes over the keys of another mapping."""
+
+
+def _load(text: str) -> Any:
+    """Return what YAML says.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML, or a mapping has a key twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # an impossible date; a thousand brackets
+        raise yaml.YAMLError(str(error)) from error
+
+
 def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping of keys.
 
@@ -16,14 +53,21 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
         kind: what the file should be ("recipe"), for the error message.
 
     Raises:
-        UserError: if the file is missing, is not YAML in UTF-8, or holds something else.
+        UserError: if the file is missing, is not YAML in UTF-8, has a key twice, or holds something
+            else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if "\0" in text:  # as UTF-16 without its mark reads
+            raise UserError(f"{kind} {path} is not UTF-8; save it as UTF-8")
+        content = _load(text)
     except OSError as error:
         raise UserError(f"{kind} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{kind} {path} is not UTF-8; save it as UTF-8") from error
+    except _RepeatedKey as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{kind} {path}:{line}: {error.problem}; remove one") from error
     except yaml.YAMLError as error:
         raise UserError(f"{kind} {path} is not YAML: {one_line(error, limit=None)}") from error
     if not isinstance(content, dict):
@@ -63,10 +107,12 @@ def _unshared(node: Any) -> Any:
 
 def _apply(content: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
-    if not separator or not path:
+    if not separator or not all(map(str.strip, path.split("."))):
         raise UserError(f"override {override!r} is not of the form key=value")
     try:
-        value = yaml.safe_load(text)
+        value = _load(text)
+    except _RepeatedKey as error:
+        raise UserError(f"override {override!r}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error
     *parents, last = _with_stage_number(content, path.split("."))

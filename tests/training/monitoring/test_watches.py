@@ -98,10 +98,11 @@ def test_collapse_is_warned_of_once(
     callback = watch(model, [("same text", "same text")] * 4, tmp_path / "log")
     for number in (7, 10, 20, 30):
         step(callback, number, tmp_path)
-    assert len((tmp_path / "log").read_text().splitlines()) == 3
-    (warning,) = [record for record in caplog.records if "collapsed" in record.msg]
-    assert "supervised" in warning.getMessage()
-    assert "at step 10" in warning.getMessage()
+    events = [json.loads(line) for line in (tmp_path / "log").open()]
+    assert [event["step"] for event in events if "held_out" in event] == [10, 20, 30]
+    assert [event["step"] for event in events if "warning" in event] == [10]
+    (warning,) = [text for text in caplog.messages if "collapsed" in text]
+    assert "supervised, step 10" in warning
 
 
 def test_fewer_than_two_pairs_are_not_measured(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from subjects import make_subject
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.model.lora import trainable_parameters
@@ -42,6 +42,7 @@ def test_the_gradient_of_an_epoch_is_the_mean_over_passages(
     assert len({len(batch) for batch in batches}) > 2
     trainer = PretextTrainer(
         batch_size=BATCH_SIZE,
+        tokenizer=AutoTokenizer.from_pretrained(tiny_backbone),
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
     )

@@ -13,11 +13,12 @@ from llm2comp.data.sample import draw
 from llm2comp.errors import UserError
 from llm2comp.evaluation.results import score_cells
 from llm2comp.inference.load import model_names
+from llm2comp.inference.search import require_query
 from llm2comp.recipe import Pretext
 from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run
 from llm2comp.utils.choices import Precision
-from llm2comp.utils.files import atomic_file
+from llm2comp.utils.files import atomic_file, require_file
 from llm2comp.utils.tables import MISSING, Cells
 from llm2comp.version import __version__
 
@@ -27,6 +28,10 @@ QUERIES = (
     "illness from too little vitamin B1",
 )
 """Default queries. A passage of BoolQ answers each of them in other words."""
+TITLE_END = " · llm2comp</title>"
+"""What the page of every version of this package has."""
+TITLE_BYTES = 20_000
+"""The title, which names all encoders, is within these bytes."""
 TITLES = {"pretext": "Stage 1", "unsupervised": "UCL", "supervised": "SCL"}
 
 
@@ -47,9 +52,21 @@ def report(
     names = model_names(models)
     if not names:
         raise UserError("name a run folder, or encoders, to report")
+    _require_page(out)
+    for query in queries:
+        require_query(query)
     sample = draw(data, texts, seed)
     write(gather(names, sample, queries or QUERIES, batch_size, dtype), out)
     return out
+
+
+def _require_page(out: Path) -> None:
+    """Check that a page can be written, and that it replaces nothing but an earlier report."""
+    require_file(out)
+    if out.exists():
+        with out.open("rb") as file:
+            if TITLE_END.encode() not in file.read(TITLE_BYTES):
+                raise UserError(f"--out {out}: it is not a report; name another file")
 
 
 def write(content: Content, out: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import BrokenModelError, UserError, one_line
 from llm2comp.model.causal_lm.parts import Head, body_of, token_table
 
 SHORT, LONG, WINDOW = 4, 14, 5
@@ -234,6 +234,11 @@ class _Probe:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.body(ids, attention_mask=mask, position_ids=positions, **mode)
         states: Tensor = output.last_hidden_state
+        if not states.isfinite().all():
+            raise BrokenModelError(
+                f"{self.subject} is refused: its states are not finite, so its weights are broken "
+                "or too large; a training that diverges leaves such a model"
+            )
         return states
 
     def _require_equal(self, first: Tensor, second: Tensor, broken: str) -> None:

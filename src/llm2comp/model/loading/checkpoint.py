@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.loading.tokenizer import load_tokenizer
+from llm2comp.utils.finite import require_finite
 
 TEXT_PART = {
     r"^language_model\.model\.": "model.",
@@ -143,6 +144,7 @@ def read_model(
                 f"backbone {name!r} {what} weights, such as {min(keys)} ({len(keys)} in all); "
                 "download it again, and check that config.json belongs to the weights"
             )
+    require_finite(model, f"backbone {name!r}", "download it again, or take another checkpoint")
     return model
 
 

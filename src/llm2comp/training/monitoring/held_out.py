@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from llm2comp.evaluation.metrics.spectrum import RowSums, spectrum
 from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.compressor import Compressor
+from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
 
@@ -40,7 +41,14 @@ class Directions:
 
     @classmethod
     def of(cls, embeddings: Tensor) -> "Directions":
-        """Measure embeddings `(texts, dimension)`, which need not have unit length."""
+        """Measure embeddings `(texts, dimension)`, which need not have unit length.
+
+        Raises:
+            DivergenceError: if an embedding is not finite, or zero because the model's final norm
+                overflowed.
+        """
+        if not (embeddings.isfinite().all() and embeddings.any(-1).all()):
+            raise DivergenceError("an embedding of the held-out texts is zero or not finite")
         unit = normalize(embeddings.float(), dim=-1).cpu().numpy()
         measured = spectrum(RowSums.of([unit]))
         return cls(measured.rankme, measured.participation_ratio, measured.mean_cosine)

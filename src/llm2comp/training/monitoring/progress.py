@@ -43,7 +43,10 @@ class TokenCounter:
 
 
 class RunProgress(TrainerCallback):
-    """Shows a progress bar with steps, rate, loss and time left, and writes losses to the log.
+    """Shows a bar with steps, rate, loss and time left, and writes losses to the log.
+
+    The loss is the mean over the steps since the last line. The norm of the gradient is that of the
+    last step, before it is clipped.
 
     Args:
         label: name of the stage.
@@ -97,10 +100,12 @@ class RunProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Show the loss and write it to the log."""
+        """Show the loss and the norm of the gradient, and write them to the log."""
         if self.task is None or not logs or "loss" not in logs:
             return
-        self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}")
+        norm = logs.get("grad_norm")
+        gradient = "" if norm is None else f", gradient {norm:.2g}"
+        self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}{gradient}")
         now = perf_counter()
         rate = self.counter.tokens / (now - self.since)
         self.counter.tokens, self.since = 0, now
@@ -108,6 +113,7 @@ class RunProgress(TrainerCallback):
             stage=self.label,
             step=state.global_step,
             loss=logs["loss"],
+            grad_norm=norm,
             learning_rate=logs.get("learning_rate"),
             tokens_per_second=round(rate, 1),
         )

@@ -1,6 +1,6 @@
 """Callbacks that measure held-out texts while a stage trains, and warn of what they see."""
 
-import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,12 +18,12 @@ from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
 from llm2comp.training.monitoring import held_out
+from llm2comp.training.monitoring.divergence import DivergenceError
+from llm2comp.training.monitoring.health import warn
 from llm2comp.training.monitoring.held_out import Directions, HeldOut
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.objective import Compression, Objective
-
-logger = logging.getLogger("llm2comp")
 
 FLAT_GAP = 0.1
 """A gap below this, in nats per token, says that memory does not depend on its text."""
@@ -31,6 +31,8 @@ FLAT_MEASUREMENTS = 3
 """After this many flat gaps in a row there is a warning."""
 COLLAPSED_COSINE = 0.97
 """A mean cosine between texts above this says that all texts have nearly the same embedding."""
+COLLAPSED_DIMENSION = 1.5
+"""An effective dimension (RankMe) below this says that all texts lie on one line."""
 
 
 class EvalCallback(TrainerCallback, ABC):
@@ -102,31 +104,32 @@ class HeldOutWatch(EvalCallback):
         """Measure, log and warn."""
         with self.autocast:
             if isinstance(self.objective, Compression):
-                text_cosine = self._measure_memory(self.objective, step)
+                values = self._measure_memory(self.objective, step)
             else:
                 values = held_out.measure_loss(self.compressor, self.objective, self.batches)
                 log_held_out(self.run_log, "pretext", step, values)
-                text_cosine = values["text_cosine"]
         if step and not self.warned_of_collapse:
-            self.warned_of_collapse = warn_of_collapse("pretext", step, text_cosine)
+            self.warned_of_collapse = warn_of_collapse(self.run_log, "pretext", step, values)
 
-    def _measure_memory(self, objective: Compression, step: int) -> float:
-        """Measure and log an objective that compresses; return the cosine between texts."""
+    def _measure_memory(self, objective: Compression, step: int) -> dict[str, float]:
+        """Measure and log an objective that compresses."""
         result = held_out.measure(self.compressor, objective, self.batches)
+        _require_finite(asdict(result))
         self.run_log.write(stage="pretext", step=step, held_out=result.as_dict())
         self.run_log.console.print(_memory_line(step, result))
         self._warn_of_a_flat_gap(step, result.gap)
-        return result.text_cosine
+        return asdict(result)
 
     def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
         self.flat_measurements = self.flat_measurements + 1 if step and gap < FLAT_GAP else 0
         if self.flat_measurements == FLAT_MEASUREMENTS:
-            logger.warning(
-                "memory carries little of its text (the gap is %.3f nats per token at step %d): "
+            warn(
+                self.run_log,
+                "pretext",
+                step,
+                f"memory carries little of its text (the gap is {gap:.3f} nats per token): "
                 "compression has not ignited; try causal attention, a fixed split and a higher "
                 "learning rate, see docs/concepts/ignition.md",
-                gap,
-                step,
             )
 
 
@@ -178,7 +181,7 @@ class CollapseWatch(EvalCallback):
             self.model.train()
         log_held_out(self.run_log, self.stage, step, values)
         if not self.warned_of_collapse:
-            self.warned_of_collapse = warn_of_collapse(self.stage, step, values["text_cosine"])
+            self.warned_of_collapse = warn_of_collapse(self.run_log, self.stage, step, values)
 
     def _values(self) -> dict[str, float]:
         """Return the loss with in-batch negatives, and how the positives use their space."""
@@ -219,7 +222,11 @@ def log_held_out(log: RunLog, stage: str, step: int, values: Mapping[str, float]
         step: step of the measurement.
         values: `loss`, the attributes of `Directions` and, if the encoder has memory tokens,
             `token_cosine`.
+
+    Raises:
+        DivergenceError: if a value is not finite.
     """
+    _require_finite(values)
     log.write(stage=stage, step=step, held_out={n: round(value, 4) for n, value in values.items()})
     tokens = values.get("token_cosine")
     between_tokens = "" if tokens is None else f", between memory tokens {tokens:.2f}"
@@ -239,15 +246,33 @@ def _memory_line(step: int, result: HeldOut) -> str:
     )
 
 
-def warn_of_collapse(stage: str, step: int, text_cosine: float) -> bool:
-    """Warn if the embeddings of different texts have become the same; return whether they have."""
-    collapsed = text_cosine > COLLAPSED_COSINE
+def warn_of_collapse(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> bool:
+    """Warn if the embeddings of different texts have become alike; return whether they have.
+
+    They are alike if their mean cosine is near 1 or their effective dimension (RankMe, Garrido et
+    al., 2023) is near 1, which is that of opposite vectors too.
+
+    Args:
+        log: where the warning is written.
+        stage: name of the stage.
+        step: step of the measurement.
+        values: `text_cosine` and `rankme` of held-out texts.
+    """
+    cosine, dimension = values["text_cosine"], values["rankme"]
+    collapsed = cosine > COLLAPSED_COSINE or dimension < COLLAPSED_DIMENSION
     if collapsed:
-        logger.warning(
-            "%s: the embeddings of different texts have a mean cosine of %.3f at step %d: they "
-            "have collapsed; lower the learning rate or warm up longer",
+        warn(
+            log,
             stage,
-            text_cosine,
             step,
+            f"the embeddings of different texts have a mean cosine of {cosine:.3f} and an "
+            f"effective dimension of {dimension:.1f}: they have collapsed; lower the learning rate "
+            "or warm up longer",
         )
     return collapsed
+
+
+def _require_finite(values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise DivergenceError(f"{name} of the held-out texts is not finite")

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from llm2comp.errors import UserError
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
 from llm2comp.recipe import Recipe, Strict, explain_validation_error, parse_recipe
+from llm2comp.utils.texts import NotBlank
 from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 
@@ -73,11 +74,11 @@ class Plot(Strict):
 class Study(Strict):
     """A whole study."""
 
-    name: str
+    name: NotBlank
     """Name of the study, in messages and of its runs."""
     recipe: dict[str, Any]
     """The recipe that all trials share. Its `evaluation.baselines` are scored once."""
-    settings: dict[str, list[str]] = Field(min_length=1)
+    settings: dict[NotBlank, list[str]] = Field(min_length=1)
     """For each row of the table, its name and its overrides of the recipe."""
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     """Seeds; every setting is trained with each of them."""

@@ -21,7 +21,7 @@ from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import Study, Trial, trial
 from llm2comp.training.study.results import TrialResult
-from llm2comp.utils.files import atomic_file, atomic_folder
+from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
 from llm2comp.utils.hardware import compute_dtype
 from llm2comp.utils.yaml_files import read_yaml
 
@@ -57,6 +57,7 @@ class StudyRun:
         console: Console | None = None,
         reuse: Sequence[Path] = (),
     ) -> None:
+        require_folder(out)
         for folder in reuse:
             if not (folder / STUDY).is_file():
                 raise UserError(

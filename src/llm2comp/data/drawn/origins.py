@@ -1,0 +1,76 @@
+"""What the files and data sets were like from which rows are drawn, so that a change is noticed."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm2comp.data import catalog, hub, sources
+from llm2comp.recipe import DataSource
+
+Origins = dict[str, dict[str, Any]]
+"""By the name of a source what is known of it: `bytes`, `modified` (nanoseconds) and `sha256` of a
+local file, `package` and `sha256` of a packaged source, `commit` of a data set of the hub."""
+
+
+def record(data: Sequence[DataSource], known: Mapping[str, Mapping[str, Any]]) -> Origins:
+    """Return what the sources are like now.
+
+    Args:
+        data: the sources.
+        known: an earlier record. A file with its size and time is not read again, and a data set
+            of the hub is not asked for again.
+    """
+    return {one.source: _origin(one.source, known.get(one.source, {})) for one in data}
+
+
+def changed(before: Mapping[str, Mapping[str, Any]], now: Origins) -> list[str]:
+    """Return the names of the sources in both records whose content differs."""
+    return [
+        name
+        for name, origin in now.items()
+        if name in before and _content(before[name]) != _content(origin)
+    ]
+
+
+def write(file: Path, origins: Origins) -> None:
+    """Write a record as JSON."""
+    file.write_text(json.dumps(origins, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> Origins:
+    """Return a record; an empty one if there is no such file."""
+    if not file.exists():
+        return {}
+    origins: Origins = json.loads(file.read_text(encoding="utf-8"))
+    return origins
+
+
+def _origin(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    if name in catalog.names():
+        entry = catalog.entry(name)
+        return {"package": f"{entry.package} {entry.version}", "sha256": entry.archive_sha256}
+    if not sources.is_file(name):
+        return dict(known) or {"commit": hub.require_dataset(name.partition(":")[0])}
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return {}
+    status = path.stat()
+    stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    if stamp.items() <= known.items():
+        return dict(known)
+    return stamp | {"sha256": _sha256(path.resolve(), status.st_size, status.st_mtime_ns)}
+
+
+@functools.cache
+def _sha256(path: Path, _: int, __: int) -> str:
+    """Return the sha256 of a file, once for each size and time of it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _content(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says that a source is the same; the time of a file changes when it is copied."""
+    return {key: value for key, value in origin.items() if key != "modified"}

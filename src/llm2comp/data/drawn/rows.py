@@ -1,0 +1,203 @@
+"""The rows of a stage: drawn once, written as Arrow, and read from there, also after a stop.
+
+Training and a resumed run read the files by memory mapping, so the rows are never all in memory.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+
+from llm2comp.data.drawn import origins
+from llm2comp.errors import UserError
+from llm2comp.recipe import Stage
+from llm2comp.utils.checksums import CHECKSUMS, require_unchanged, write_checksums
+from llm2comp.utils.files import atomic_folder
+
+logger = logging.getLogger("llm2comp")
+
+ROWS = "rows"
+"""Folder of the rows, in a stage's work folder."""
+SOURCES = "sources.json"
+"""File with what the sources were like: in the work folder when the run began, and beside the rows
+when they were drawn."""
+HELD_OUT = "held-out.arrow"
+SUMMARY = "summary.json"
+SETTINGS = "settings.json"
+"""File with the settings that the rows depend on."""
+DEPENDS_ON = frozenset(
+    {
+        "data",
+        "steps",
+        "batch_size",
+        "objective",
+        "passages",
+        "split",
+        "eval_passages",
+        "eval_pairs",
+    }
+)
+"""Keys of a stage on which its rows depend."""
+
+Summary = dict[str, Any]
+"""What was drawn, in numbers for the log."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a stage, read from files by memory mapping.
+
+    Attributes:
+        train: the rows to train on, as one dataset or as one for each source.
+        held_out: the rows that are measured.
+        summary: what was drawn, in numbers for the log.
+    """
+
+    train: datasets.DatasetDict
+    held_out: datasets.Dataset
+    summary: Summary
+
+
+def drawn_once(
+    workdir: Path,
+    stage: Stage,
+    seed: int,
+    on_bad_row: str,
+    draw: Callable[["RowFiles"], Summary],
+) -> Rows:
+    """Return the rows of a stage. They are drawn if its work folder does not hold them yet.
+
+    A source that has changed since the run began, or since its rows were drawn, is named in a
+    warning.
+
+    Args:
+        workdir: the stage's work folder.
+        stage: the settings of the stage.
+        seed: the seed of the run.
+        on_bad_row: as in the recipe.
+        draw: writes the rows, and returns what it drew in numbers.
+
+    Raises:
+        UserError: if the rows cannot be drawn, or a file of drawn rows is damaged.
+    """
+    folder = workdir / ROWS
+    settings = _settings(stage, seed, on_bad_row)
+    if _are_drawn(folder, settings):
+        before = origins.read(folder / SOURCES)
+        for name in origins.changed(before, origins.record(stage.data, before)):
+            logger.warning(
+                "%s has changed since %s drew its rows; the stage goes on with the rows that it "
+                "drew, so its result stays the same",
+                name,
+                stage.stage,
+            )
+        return _read(folder)
+    if any(workdir.glob("checkpoint-*")):
+        logger.warning(
+            "%s holds no rows, as an older version left it; they are drawn again, and they are "
+            "the same only if the sources are",
+            workdir,
+        )
+    before = origins.read(workdir / SOURCES)
+    now = origins.record(stage.data, before)
+    for name in origins.changed(before, now):
+        logger.warning(
+            "%s has changed since the run began; %s draws from it as it is now", name, stage.stage
+        )
+    with atomic_folder(folder) as partial:
+        files = RowFiles(partial)
+        drawn = draw(files)
+        _write_json(partial / SUMMARY, {"names": files.names, "drawn": drawn})
+        _write_json(partial / SETTINGS, settings)
+        origins.write(partial / SOURCES, now)
+        write_checksums(partial)
+    return _read(folder)
+
+
+class RowFiles:
+    """The Arrow files of a stage's rows, while they are written.
+
+    Args:
+        folder: where they are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: list[str] = []
+
+    @contextmanager
+    def train(self, name: str, features: Mapping[str, Any], batch: int) -> Iterator[ArrowWriter]:
+        """Yield the writer of one dataset to train on.
+
+        Args:
+            name: its name.
+            features: its columns and their types. Rows have no other columns.
+            batch: rows that are kept in memory before they are written.
+        """
+        self.names.append(name)
+        with arrow_writer(_train_file(self.folder, len(self.names) - 1), features, batch) as writer:
+            yield writer
+
+    @contextmanager
+    def held_out(self, features: Mapping[str, Any]) -> Iterator[ArrowWriter]:
+        """Yield the writer of the rows that are measured."""
+        with arrow_writer(self.folder / HELD_OUT, features, 1000) as writer:
+            yield writer
+
+
+@contextmanager
+def arrow_writer(file: Path, features: Mapping[str, Any], batch: int) -> Iterator[ArrowWriter]:
+    """Yield a writer of rows, which writes a batch of them at once."""
+    columns = datasets.Features(features)
+    with ArrowWriter(path=str(file), features=columns, writer_batch_size=batch) as writer:
+        yield writer
+        writer.finalize()
+
+
+def _are_drawn(folder: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a folder holds the rows of these settings, all of them undamaged.
+
+    A run whose sizes a plan decides may have drawn rows for other sizes before it was stopped.
+
+    Raises:
+        UserError: if a file is damaged.
+    """
+    if not folder.exists():
+        return False
+    try:
+        if not (folder / CHECKSUMS).exists():
+            raise UserError(f"{folder / CHECKSUMS} is missing")
+        require_unchanged(folder)
+    except UserError as error:
+        raise UserError(f"{error}; remove {folder} to draw the rows again") from error
+    found: object = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return found == settings
+
+
+def _read(folder: Path) -> Rows:
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    train = {
+        name: datasets.Dataset.from_file(str(_train_file(folder, place)))
+        for place, name in enumerate(summary["names"])
+    }
+    held_out = datasets.Dataset.from_file(str(folder / HELD_OUT))
+    return Rows(datasets.DatasetDict(train), held_out, summary["drawn"])
+
+
+def _settings(stage: Stage, seed: int, on_bad_row: str) -> dict[str, Any]:
+    chosen = stage.model_dump(mode="json", include=set(DEPENDS_ON))
+    return {"seed": seed, "on_bad_row": on_bad_row} | chosen
+
+
+def _train_file(folder: Path, place: int) -> Path:
+    return folder / f"train-{place}.arrow"
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Run a recipe in processes that are killed at random moments, each time until it is finished.
+
+Usage: run_and_kill.py RECIPE FOLDER SEED KILLS LONGEST_SECONDS
+
+The runs are FOLDER/0, FOLDER/1 and so on, until there were as many kills. The processes are forked
+after the imports, which take most of the time of a new process.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from llm2comp.recipe import load_recipe
+from llm2comp.training import pipeline, scoring
+
+assert scoring  # for its imports
+
+
+def train(recipe: Path, out: Path) -> None:
+    """Train in this process, and end it."""
+    status = 1
+    try:
+        pipeline.train(load_recipe(recipe), out)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def killed(recipe: Path, out: Path, seconds: float) -> bool:
+    """Train in a child that is killed after some seconds; return whether it was killed."""
+    child = os.fork()
+    if not child:
+        train(recipe, out)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, f"{out}: a resumed run failed"
+            return False
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def main(recipe: Path, folder: Path, seed: int, kills: int, longest: float) -> None:
+    """Run and kill."""
+    torch.set_num_threads(1)
+    generator = random.Random(seed)
+    done = run = 0
+    while done < kills:
+        while killed(recipe, folder / str(run), generator.uniform(0, longest)):
+            done += 1
+            if done == kills:
+                longest = 1e9
+        run += 1
+
+
+main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
