@@ -3,6 +3,9 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# One process per core, at most four: each takes about 2 GB. The tests of a file share what they train.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minimum test-backbones test-ecosystem lint bench docs release clean
 
@@ -13,7 +16,7 @@ demo: .venv/.installed  ## a language model becomes a text encoder: three stages
 	$(BIN)/llm2comp demo --out runs/demo
 
 test: .venv/.dev  ## run the tests, with coverage
-	$(BIN)/python -m pytest -m "not exhaustive" --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive" --cov --cov-report=term
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
 	.venv-minimum/bin/python -m pytest -m "not slow and not exhaustive"

@@ -26,7 +26,6 @@ NAMES = [
     "%s",
     "a.npy",
     "x" * 250,
-    "../encoder",
     "name=value",
 ]
 KINDS = ["bytes", "bytes", "json", "json", "json", "remove", "remove folder", "folder", "other"]
@@ -88,11 +87,10 @@ def _place(data: st.DataObject, original: Path) -> str:
     """Put a damaged copy of a folder, or something else, into the working folder."""
     name = data.draw(mostly("encoder", st.sampled_from(NAMES)), label="name")
     instead = data.draw(mostly(None, st.sampled_from(INSTEAD)), label="instead")
-    Path(name).parent.mkdir(exist_ok=True)
     if instead is None:
         shutil.copytree(original, name)
         if data.draw(mostly(True, st.just(False)), label="without checksums"):
-            Path(name, CHECKSUMS).unlink()
+            Path(name, CHECKSUMS).unlink(missing_ok=True)
         damage(data, Path(name))
     elif instead == "empty folder":
         Path(name).mkdir()

@@ -34,14 +34,15 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def _load(text: str) -> Any:
-    """Return what YAML says.
+    """Return what YAML says, without its aliases (see `_unshared`).
 
     Raises:
         yaml.YAMLError: if it is not YAML, or a mapping has a key twice.
     """
     try:
-        return yaml.load(text, _Loader)
-    except (ValueError, RecursionError) as error:  # an impossible date; a thousand brackets
+        return _unshared(yaml.load(text, _Loader))
+    # An impossible date; a thousand brackets, or an alias of a list within itself.
+    except (ValueError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from error
 
 
@@ -144,6 +145,6 @@ def _child(node: Any, key: str, override: str) -> Any:
 
 
 def _list_index(items: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
+    if key not in map(str, range(len(items))):
         raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(items) - 1}")
     return int(key)
