@@ -111,10 +111,11 @@ def load_in(
         f"model {name!r}",
         "a training that diverges leaves such a model; train it again or take another",
     )
-    if isinstance(model[0], Transformer):
-        model[0].unpad_inputs = False  # because `WordWeights` needs a mask
-    if isinstance(model[1], WordWeights):
-        model[1].requires_grad_(False)  # because saving does not keep what they would learn
+    for module in model.children():
+        if isinstance(module, Transformer):
+            module.unpad_inputs = False  # because `WordWeights` needs a mask
+        if isinstance(module, WordWeights):
+            module.requires_grad_(False)  # because saving does not keep what it would learn
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
