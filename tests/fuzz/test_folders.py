@@ -59,8 +59,8 @@ def _damage_file(data: st.DataObject, file: Path, kind: str) -> None:
     elif kind == "extra":
         file.with_name(f"extra{file.suffix}").write_bytes(content)
     elif kind == "link":
-        file.rename(file.with_name("elsewhere"))
-        file.symlink_to("elsewhere")
+        elsewhere = file.rename(f"{file}.elsewhere")
+        file.symlink_to(elsewhere.name)
     else:
         file.unlink()
         if kind == "folder":
