@@ -1,6 +1,13 @@
 """``python -m llm2comp`` is ``llm2comp``."""
 
+import sys
+
 from llm2comp.cli import process
+
+if "multiprocessing" in sys.modules:  # a worker imports this module first, and torch takes seconds
+    from llm2comp.utils.processes import end_with_parent
+
+    end_with_parent()
 
 
 def main() -> None:

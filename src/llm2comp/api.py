@@ -121,7 +121,7 @@ def encode_file(
     Args:
         model: as in `encode`.
         file: file of any size: `.txt` (one text per line), `.jsonl`, `.csv` or `.parquet` (column
-            `text`).
+            `text`); or `-`, which is standard input.
         out: `.npy` for a float32 array of shape `(rows, dimension)`, or `.parquet` for columns
             `text` and `embedding`. The file appears only when it is complete.
         prompt: as in `encode`.

@@ -1,8 +1,6 @@
 import errno
 import gc
 import io
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -241,31 +239,6 @@ def test_safetensors_full_disk_is_recognised() -> None:
     # Its message as seen on a full tmpfs; its writer refuses /dev/full for another reason.
     seen = "Error while serializing: I/O error: No space left on device (os error 28)"
     assert "disk full" in str(explain(SafetensorError(seen)))
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_ends_a_real_process_with_130(encoder: Path, tmp_path: Path, workers: str) -> None:
-    many = tmp_path / "many.txt"
-    many.write_text("a line of text\n" * 200_000)
-    command = [sys.executable, "-m", "llm2comp", "encode", str(encoder), str(many)]
-    command += ["--dtype", "float32", "--workers", workers, "--batch-size", "1"]
-    process = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "x.npy")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".x.npy.*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    assert "stopped; no partial files are left" in errors
-    assert sorted(tmp_path.iterdir()) == [many]
 
 
 def test_doctor_names_each_problem_and_its_remedy(

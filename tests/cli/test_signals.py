@@ -108,7 +108,8 @@ def safe(call: Callable[[], Result], otherwise: Result) -> Result:
 
 
 def shared_memory() -> frozenset[str]:
-    return frozenset(path.name for path in SHARED.iterdir())
+    """Return the names in shared memory, without joblib's, which is not used here."""
+    return frozenset(path.name for path in SHARED.iterdir() if "loky" not in path.name)
 
 
 def in_use() -> set[str]:
@@ -171,6 +172,7 @@ MOMENTS: dict[str, Callable[[Command], bool]] = {
         (signal.SIGINT, "start of a worker"),
         (signal.SIGTERM, "work"),
         (signal.SIGKILL, "start of a worker"),
+        pytest.param(signal.SIGINT, "work", marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGHUP, "work", marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGKILL, "work", marks=pytest.mark.exhaustive),
     ],

@@ -174,5 +174,6 @@ def test_a_text_beyond_the_budget_is_a_batch_of_its_own() -> None:
 
 def test_a_saved_model_is_a_stock_model(tiny_backbone: Path, tmp_path: Path) -> None:
     baselines.build("mean", tiny_backbone).save_pretrained(str(tmp_path))
-    assert "TokenBatched" not in (tmp_path / "config_sentence_transformers.json").read_text()
+    for name in ("config_sentence_transformers.json", "README.md"):
+        assert "TokenBatched" not in (tmp_path / name).read_text()
     assert type(SentenceTransformer(str(tmp_path))) is SentenceTransformer

@@ -19,7 +19,7 @@ def analyze(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the JSON files and the figures.")],
     data: Annotated[
-        str, typer.Option(help="Texts or pairs to encode: packaged source, file, or hub id.")
+        str, typer.Option(help="Texts or pairs to encode: packaged source, file, hub id, or -.")
     ] = "boolq-pairs",
     texts: Annotated[int, typer.Option(min=2, help="Number of texts or pairs to draw.")] = 1000,
     seed: Seed = 0,
@@ -65,7 +65,9 @@ def report(
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
     data: Annotated[
         str,
-        typer.Option(help="Texts for the map and the searches: packaged source, file, or hub id."),
+        typer.Option(
+            help="Texts for the map and the searches: packaged source, file, hub id, or -."
+        ),
     ] = "boolq-passages",
     texts: Annotated[int, typer.Option(min=30, help="Number of texts to draw.")] = 300,
     query: Annotated[
@@ -76,6 +78,8 @@ def report(
     dtype: Dtype = "auto",
 ) -> None:
     """Write one HTML file about a run, or about several encoders side by side.
+
+    A report that exists is replaced. Any other file is not.
 
     \b
     Examples:

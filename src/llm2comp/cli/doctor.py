@@ -110,7 +110,7 @@ def _cache() -> list[Finding]:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     cache = Finding("cache", "ok", f"{folder} ({size / 1e6:.0f} MB)")
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         remedy = "set LLM2COMP_CACHE to a folder that you can write to"
         cache = Finding("cache", "wrong", f"{folder} cannot be written", remedy)
     free = shutil.disk_usage(existing).free

@@ -32,12 +32,16 @@ def encode(
 ) -> None:
     """Write the embeddings of a file's texts, in the order of the file.
 
+    A file of embeddings that exists is replaced. Nothing else is: neither the input nor a table
+    with other columns.
+
     \b
     Examples:
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy
       llm2comp encode runs/demo/model texts.jsonl --out embeddings.parquet --prompt document
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy --workers 4
+      cut -f 2 table.tsv | llm2comp encode smollm2-135m-llm2comp - --out embeddings.npy
     """
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
@@ -72,6 +76,7 @@ def search(
     Examples:
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
+      git log --format=%s | llm2comp search smollm2-135m-llm2comp - "fix a memory leak"
     """
     from llm2comp.data.text_files import require_texts
 

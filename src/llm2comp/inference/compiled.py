@@ -93,6 +93,9 @@ class CompiledEncoder(TokenBatched):
     tokens_per_text = 32
 
 
+CompiledEncoder.__name__ = SentenceTransformer.__name__  # see TokenBatched
+
+
 def load(folder: Path) -> CompiledEncoder:
     """Load a compiled encoder folder, for the processor.
 

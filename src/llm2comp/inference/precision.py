@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 
 from llm2comp.data.hub import cached_model
 from llm2comp.errors import UserError
@@ -72,7 +73,7 @@ def load_checked(
     `auto` is bfloat16 where the processor has it natively and the model's embeddings of the sample
     texts stay within a cosine of 0.999 of those in float32. The first call checks this, for which
     it loads the model in float32 too. The result of the check is cached for the model's files and
-    the version of torch.
+    the version of torch. A model that is not a transformer is float32, whatever is wanted.
 
     Args:
         name: of the model, for the log and the cache.
@@ -87,13 +88,19 @@ def load_checked(
         dtype = compute_dtype(wanted)
         reason = "as asked" if wanted != "auto" else "bfloat16 is not native here"
         model = load(dtype)  # before the log line, so that an error is the only line that is shown
+        if _keeps_float32(name, model):
+            return model
         logger.info("%s: %s, %s", name, str(dtype).removeprefix("torch."), reason)
         return model
     cosine, checked = _read_check(name, source), None
     if cosine is None:
         # Load twice: converting a loaded model would also round buffers that must stay float32.
         # The first copy is freed before the second is loaded.
-        exact = _embed_samples(load(torch.float32))
+        model = load(torch.float32)
+        if _keeps_float32(name, model):
+            return model
+        exact = _embed_samples(model)
+        del model
         if not np.isfinite(exact).all():
             raise UserError(
                 f"{name}: its embeddings are not finite in float32, so its weights are broken; "
@@ -111,6 +118,14 @@ def load_checked(
         line = "%s: float32, bfloat16 would fall to a cosine of %.5f on one of %d texts"
     logger.info(line, name, cosine, len(CHARACTERS))
     return model
+
+
+def _keeps_float32(name: str, model: SentenceTransformer) -> bool:
+    """Return whether a model is float32 in any case, and log it: static and word embeddings are."""
+    if any(isinstance(module, PreTrainedModel) for module in model.modules()):
+        return False
+    logger.info("%s: float32, because it is not a transformer", name)
+    return True
 
 
 def _embed_samples(model: SentenceTransformer) -> Embeddings:

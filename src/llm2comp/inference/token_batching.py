@@ -218,6 +218,11 @@ class TokenBatched(SentenceTransformer):
         return map(partial(call, self), items)
 
 
+# The name that sentence-transformers writes into cards and messages. A process that gets the model
+# finds the class by its qualified name.
+TokenBatched.__name__ = SentenceTransformer.__name__
+
+
 def _are_texts(inputs: Any) -> TypeGuard[list[str]]:
     """Return whether inputs are a list of at least one text."""
     return (

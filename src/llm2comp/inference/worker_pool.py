@@ -5,7 +5,6 @@ the model's class: batches of a fixed number of texts, sorted by characters, and
 many threads as the machine has cores.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from llm2comp.errors import UserError
 from llm2comp.utils.hardware import retain_freed_memory
+from llm2comp.utils.processes import end_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,8 +90,8 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
     processes = ProcessPoolExecutor(count, context, _begin, (model, threads))
     ready: list[Future[None]] = []
     starter = Thread(target=_submit_all, args=(processes, ready, count), daemon=True)
+    starter.start()
     try:
-        starter.start()
         starter.join()
         wait(ready)
         if len(ready) < count or any(future.exception() for future in ready):
@@ -136,24 +136,13 @@ _model: SentenceTransformer | None = None
 def _begin(model: SentenceTransformer, threads: int) -> None:
     """Set up a worker process."""
     global _model
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     # The default is a semaphore that is shared with other processes. It would outlive this process
     # if that is killed, and Python would warn of it.
     tqdm.set_lock(RLock())
     retain_freed_memory()
     torch.set_num_threads(threads)
     _model = model
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has ended.
-
-    A parent that is killed, or interrupted while it starts workers, does not end them itself.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _do_nothing() -> None:
