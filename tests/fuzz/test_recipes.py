@@ -159,6 +159,8 @@ def test_a_changed_recipe_is_read_or_refused(recipe: Any, changes: list[str]) ->
     )
 )
 @example(content=f"{TEXT}a: &a [*a]\n".encode())
+@example(content=f'{TEXT}"\\ud800": 1\n'.encode())
+@example(content=TEXT.replace("name: tiny", 'name: "\\ud800"').encode())
 def test_a_damaged_recipe_is_read_or_refused(content: bytes) -> None:
     with case("recipes: bytes"):
         Path("recipe.yaml").write_bytes(content)
@@ -171,6 +173,8 @@ def test_a_damaged_recipe_is_read_or_refused(content: bytes) -> None:
 @example(changes=["stages.²=1"])
 @example(changes=["stages.0.steps." + "9" * 5000 + "=1"])
 @example(changes=["word " * 3000])
+@example(changes=["\udcff=1"])
+@example(changes=['name="\\ud800"'])
 def test_odd_overrides_are_applied_or_refused(changes: list[str]) -> None:
     with case("recipes: overrides"):
         Path("recipe.yaml").write_text(TEXT, encoding="utf-8")

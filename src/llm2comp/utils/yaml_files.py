@@ -41,7 +41,7 @@ def _load(text: str) -> Any:
     """
     try:
         return _unshared(yaml.load(text, _Loader))
-    # An impossible date; a thousand brackets, or an alias of a list within itself.
+    # An impossible date or half a character; a thousand brackets, or a list within itself.
     except (ValueError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from error
 
@@ -100,15 +100,20 @@ def _unshared(node: Any) -> Any:
     """Return a copy in which what YAML shares by an alias (`lora: *lora`) is there several times.
 
     Otherwise an override of one stage would change all stages.
+
+    Raises:
+        UnicodeEncodeError: for half a character, which no file could hold.
     """
     if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
+        return {_unshared(key): _unshared(value) for key, value in node.items()}
+    if isinstance(node, str):
+        node.encode()
     return [_unshared(item) for item in node] if isinstance(node, list) else node
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
-    if not separator or not all(map(str.strip, path.split("."))):
+    if not separator or not path.isprintable() or not all(map(str.strip, path.split("."))):
         raise UserError(f"override {override!r} is not of the form key=value")
     try:
         value = _load(text)
