@@ -3,8 +3,11 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# One process per core, at most four: each takes about 2 GB. The tests of a file share what they train.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones test-ecosystem lint bench docs release clean
+.PHONY: help demo test test-minimum test-backbones test-ecosystem fuzz lint bench docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -13,7 +16,7 @@ demo: .venv/.installed  ## a language model becomes a text encoder: three stages
 	$(BIN)/llm2comp demo --out runs/demo
 
 test: .venv/.dev  ## run the tests, with coverage
-	$(BIN)/python -m pytest -m "not exhaustive" --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive" --cov --cov-report=term
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
 	.venv-minimum/bin/python -m pytest -m "not slow and not exhaustive"
@@ -23,6 +26,9 @@ test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes
 
 test-ecosystem: .venv/.dev  ## load encoder folders with the clients that people use, each in an environment of its own; writes docs/reference/clients.md
 	$(BIN)/python tests/ecosystem/run_clients.py
+
+fuzz: .venv/.dev  ## run CASES=100000 cases of the fuzz tests, in place of the 2,000 of `make test`
+	LLM2COMP_FUZZ_CASES=$(or $(CASES),100000) $(BIN)/python -m pytest tests/fuzz
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -66,13 +66,11 @@ def infinity(task: dict[str, Any]) -> dict[str, Embeddings]:
 def txtai(task: dict[str, Any], method: str | None = "sentence-transformers") -> Any:
     from txtai import Embeddings
 
-    instructions = {"query": task["prompt"], "data": ""}
     model = Embeddings(path=task["folder"], method=method)
-    told = Embeddings(path=task["folder"], method=method, instructions=instructions)
     return {
-        "texts": model.batchtransform(task["texts"]),
-        "default": model.transform(task["query"], "query"),
-        "told": told.transform(task["query"], "query"),
+        "texts": model.batchtransform(task["texts"], "data"),
+        "default": model.transform(task["query"]),
+        "told": model.transform(task["query"], "query"),
     }
 
 

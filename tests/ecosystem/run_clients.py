@@ -4,13 +4,13 @@ Each client gets an environment of its own in the cache folder of llm2comp, once
 that this process has written, and its embeddings are compared with those of this process. The
 result is docs/reference/clients.md. The exit status is 1 if a client computes other embeddings
 without an error where it should compute the same or refuse. Names of environments as arguments
-select some of them, and then no page is written.
+select some of them; the page then has the last outcome of the others.
 """
 
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -209,17 +209,30 @@ def page(rows: list[Row], folders: list[Folder]) -> str:
     )
 
 
+def outcome_file(name: str) -> Path:
+    """Return where the last outcome of an environment is kept."""
+    return cache_dir() / "clients" / "rows" / f"{name}.json"
+
+
+def last_rows() -> list[Row]:
+    """Return the last outcome of each environment, in the order of the table."""
+    known = [e for e in ENVIRONMENTS if outcome_file(e.name).exists()]
+    return [Row(e, **json.loads(outcome_file(e.name).read_text())) for e in known]
+
+
 def main(selected: list[str]) -> int:
     folders = write_folders(cache_dir() / "clients" / "folders")
-    environments = [e for e in ENVIRONMENTS if not selected or e.name in selected]
-    rows, failed = [], []
-    for environment in environments:
+    failed = []
+    for environment in ENVIRONMENTS:
+        if selected and environment.name not in selected:
+            continue
         row = row_of(environment, folders)
         sys.stderr.write(f"{environment.name}: {row.cells} {row.prompts} {row.refusals}\n")
-        rows.append(row)
         failed += failures(row, folders)
-    if not selected:
-        PAGE.write_text(page(rows, folders), encoding="utf-8")
+        outcome = {key: value for key, value in asdict(row).items() if key != "environment"}
+        outcome_file(environment.name).parent.mkdir(exist_ok=True)
+        outcome_file(environment.name).write_text(json.dumps(outcome))
+    PAGE.write_text(page(last_rows(), folders), encoding="utf-8")
     sys.stderr.writelines(f"FAILED {line}\n" for line in failed)
     return 1 if failed else 0
 

@@ -61,4 +61,4 @@ def encoder(finished_run: Path) -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many cases have run."""
     for subject, count in sorted(COUNTS.items()):
-        terminalreporter.write_line(f"fuzz: {count:,} cases of {subject}, {SECONDS[subject]:.0f} s")
+        terminalreporter.write_line(f"fuzz: {count:,} cases of {subject}, {SECONDS[subject]:.1f} s")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cases import case, cases, run
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import mostly, texts
 
@@ -147,6 +147,7 @@ def _no_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @cases(300)
+@example(command="report", odd=["--out", "--texts", "--out"])
 @given(command=st.sampled_from(COMMANDS), odd=arguments)
 def test_any_command_line_is_run_or_refused(command: str, odd: list[str]) -> None:
     with case("arguments: any"):
@@ -170,7 +171,7 @@ GOOD = {
 }
 
 
-@cases(300)
+@cases(130)
 @given(
     command=st.sampled_from(sorted(GOOD)),
     change=st.lists(

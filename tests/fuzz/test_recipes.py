@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from cases import case, cases, run
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import changed, damaged, texts
 
@@ -140,7 +140,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_training")
-@cases(360)
+@cases(300)
 @given(recipe=changed(RECIPE), changes=st.one_of(st.just([]), overrides))
 def test_a_changed_recipe_is_read_or_refused(recipe: Any, changes: list[str]) -> None:
     with case("recipes: values"):
@@ -149,7 +149,7 @@ def test_a_changed_recipe_is_read_or_refused(recipe: Any, changes: list[str]) ->
 
 
 @pytest.mark.usefixtures("_no_training")
-@cases(180)
+@cases(200)
 @given(
     content=st.one_of(
         damaged(TEXT.encode()),
@@ -158,6 +158,9 @@ def test_a_changed_recipe_is_read_or_refused(recipe: Any, changes: list[str]) ->
         st.binary(max_size=50),
     )
 )
+@example(content=f"{TEXT}a: &a [*a]\n".encode())
+@example(content=f'{TEXT}"\\ud800": 1\n'.encode())
+@example(content=TEXT.replace("name: tiny", 'name: "\\ud800"').encode())
 def test_a_damaged_recipe_is_read_or_refused(content: bytes) -> None:
     with case("recipes: bytes"):
         Path("recipe.yaml").write_bytes(content)
@@ -165,8 +168,13 @@ def test_a_damaged_recipe_is_read_or_refused(content: bytes) -> None:
 
 
 @pytest.mark.usefixtures("_no_training")
-@cases(160)
+@cases(200)
 @given(changes=overrides)
+@example(changes=["stages.²=1"])
+@example(changes=["stages.0.steps." + "9" * 5000 + "=1"])
+@example(changes=["word " * 3000])
+@example(changes=["\udcff=1"])
+@example(changes=['name="\\ud800"'])
 def test_odd_overrides_are_applied_or_refused(changes: list[str]) -> None:
     with case("recipes: overrides"):
         Path("recipe.yaml").write_text(TEXT, encoding="utf-8")

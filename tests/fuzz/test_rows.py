@@ -70,7 +70,9 @@ column_maps = st.one_of(
     st.just({}),
     st.dictionaries(
         st.sampled_from(["text", "anchor", "positive", "negative", "score", "label"]),
-        st.one_of(st.sampled_from(["text", "anchor", "positive", "label"]), texts),
+        st.one_of(
+            st.sampled_from(["text", "anchor", "positive", "label"]), texts.filter(str.strip)
+        ),
         max_size=2,
     ),
 )

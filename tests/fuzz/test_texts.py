@@ -76,7 +76,7 @@ def _load_once() -> object:
         yield
 
 
-@cases(200)
+@cases(130)
 @given(
     file=files(),
     named=names,
@@ -104,7 +104,7 @@ def test_texts_are_encoded_or_refused(
             require_embeddings(Path(out), None if named is not None else rows)
 
 
-@cases(100)
+@cases(70)
 @given(
     file=files(),
     named=names,

@@ -152,7 +152,7 @@ def test_a_model_whose_weights_are_not_finite_is_refused(
         broken[0].model.norm.weight.fill_(float("nan"))
     broken.save_pretrained(good)
     for _ in range(2):  # nothing is cached
-        with pytest.raises(UserError, match="not finite in float32"):
+        with pytest.raises(UserError, match="not finite"):
             load(good)
     assert loads == [torch.float32] * 2
 

@@ -20,6 +20,7 @@ from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training import contrastive, pipeline
 from llm2comp.training.monitoring import divergence
 from llm2comp.training.objectives.registry import OBJECTIVES
+from llm2comp.utils.checksums import CHECKSUMS
 
 STEPS = 6
 CONTRASTIVE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,9 +116,10 @@ def test_a_divergence_is_one_line_and_the_run_goes_on_at_another_rate(
     assert len(event["rows"]) == (4 if stage == "pretext" else 8)
     assert all(row and row in texts for row in event["rows"])
     assert repr(event["rows"][0]) in line
-    other = recipe.load_recipe(path, [f"{stage}.learning_rate=0.001", f"{stage}.batch_size=2"])
-    with pytest.raises(UserError, match="another recipe"):
-        pipeline.train(other, out)
+    if stage != "pretext":  # before the first checkpoint of a run any recipe may take its place
+        other = recipe.load_recipe(path, [f"{stage}.learning_rate=0.001", f"{stage}.batch_size=2"])
+        with pytest.raises(UserError, match="another recipe"):
+            pipeline.train(other, out)
     assert one_line_or_finite(path, out, stage, 1e-3) == ""
     known = yaml.safe_load((out / "recipe.yaml").read_text())["stages"][-1]
     assert (known["stage"], known["learning_rate"]) == (stage, 1e-3)
@@ -196,16 +198,14 @@ def test_the_checkpoint_before_a_divergence_goes_on_at_the_new_rate(
     assert "checkpoint-4 was bad already and is removed" in line
     work = out / ".3-supervised.work"
     assert [folder.name for folder in work.glob("checkpoint-*")] == ["checkpoint-2"]
-    log = out / "run.jsonl"
-    before = len(log.read_text().splitlines())
     changes = ["learning_rate=1e-4", "memory_learning_rate=1e-5", "warmup_steps=4"]
     loaded = recipe.load_recipe(path, [f"{stage}.{change}" for change in changes])
     pipeline.train(loaded, out)
-    events = [json.loads(line) for line in log.read_text().splitlines()[before:]]
-    rates = {e["step"]: e["learning_rate"] for e in events if "learning_rate" in e}
+    events = [json.loads(line) for line in (out / "run.jsonl").open()]
+    rates = [(e["step"], e["learning_rate"]) for e in events if "learning_rate" in e]
+    assert [step for step, _ in rates] == [1, 2, 3, 4, 5, 6]
     # Warm-up over four steps, then a cosine over two.
-    expected = {3: 0.5e-4, 4: 0.75e-4, 5: 1e-4, 6: 0.5e-4}
-    assert rates == pytest.approx(expected)
+    assert [rate for _, rate in rates[2:]] == pytest.approx([0.5e-4, 0.75e-4, 1e-4, 0.5e-4])
     require_finite_files(out)
 
 
@@ -313,6 +313,7 @@ def test_an_encoder_of_nan_is_not_trained_further(
     tensors = load_file(file)
     tensors["embed_tokens.weight"][7, 3] = math.nan
     save_file(tensors, file, {"format": "pt"})
+    (file.parent / CHECKSUMS).unlink()
     with pytest.raises(UserError, match=r"1-pretext.*embed_tokens\.weight.*train it again"):
         pipeline.train(recipe.load_recipe(path), out)
 

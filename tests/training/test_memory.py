@@ -223,7 +223,7 @@ def test_activations_are_what_the_formula_of_the_guide_says(*, checkpointing: bo
 
 
 def test_an_encoder_is_built_from_one_copy_of_the_weights(
-    stage_1: Path, monkeypatch: pytest.MonkeyPatch
+    stage_1: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
     load = encoder.load_backbone
@@ -233,6 +233,8 @@ def test_an_encoder_is_built_from_one_copy_of_the_weights(
         return loaded[-1]
 
     monkeypatch.setattr(encoder, "load_backbone", kept)
-    built = encoder.build(Lineage.read(stage_1), [stage_1 / encoder.ADAPTER])
+    lineage = Lineage.read(stage_1)
+    lineage.backbone.name = str(tiny_backbone)  # the folder has the name alone
+    built = encoder.build(lineage, [stage_1 / encoder.ADAPTER])
     own = {p.data_ptr() for p in loaded[0][0].parameters()}
     assert {p.data_ptr() for p in encoder.encoder_body(built).parameters()} <= own

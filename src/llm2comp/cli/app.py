@@ -16,6 +16,8 @@ from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
+LONGEST_LINE = 2000
+"""Characters of an error. Two long paths fit, and an argument of a whole page is cut."""
 DISK_FULL = ("os error 28", "No space left on device", "inline_container.cc")
 """Parts of the messages with which safetensors and torch report a full disk, without its errno."""
 
@@ -44,7 +46,8 @@ def _one_line_errors() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # `llm2comp data` alone
             raise
         said = one_line(error.format_message(), limit=None).removesuffix(".")
-        _stop(f"{said}; see {error.ctx.command_path} --help", 2)
+        command = error.ctx.command_path if error.ctx else "llm2comp"  # an option without its value
+        _stop(f"{said}; see {command} --help", 2)
     except Exception as error:
         message = explain(error)
         if message is None or os.environ.get("LLM2COMP_DEBUG") == "1":
@@ -78,7 +81,7 @@ def _explain_file(error: OSError) -> str:
 
 
 def _stop(message: str, status: int) -> NoReturn:
-    typer.echo(f"llm2comp: {message}", err=True)
+    typer.echo(f"llm2comp: {one_line(message, LONGEST_LINE)}", err=True)
     raise typer.Exit(status)
 
 

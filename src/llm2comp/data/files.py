@@ -109,7 +109,7 @@ def _read_text(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
 def _read_jsonl(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
     for number, line in _lines(path):
         try:
-            row: object = json.loads(line, object_pairs_hook=_with_distinct_keys)
+            row: object = _JSON.decode(line)
         except (ValueError, RecursionError) as error:
             broken = BadRow(f"broken JSON ({error})" if line.strip() else "empty line")
             yield number, HOLDS_NUL if NUL in line else broken
@@ -122,6 +122,9 @@ def _with_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(row) < len(pairs):
         raise ValueError(f"the key {_repeated(key for key, _ in pairs)[0]!r} is there twice")
     return row
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_with_distinct_keys)
 
 
 def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:

@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +15,7 @@ from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.errors import BrokenModelError
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
@@ -69,7 +71,7 @@ def evaluate(
         One score per task, in the order of the tasks.
 
     Raises:
-        UserError: if the data of a task cannot be loaded.
+        UserError: if the data of a task cannot be loaded, or an embedding is not finite.
     """
     plans = [_Plan(task, (instructions or {}).get(task.metadata.name, "")) for task in tasks]
     _warn_of_missing_instructions(model, name, plans, lineage)
@@ -102,7 +104,7 @@ def _run_all(
     sizes = [getattr(plan.task, "texts", 0) for plan in plans]
     bar = progress.add_task(name, total=sum(sizes) if all(sizes) else None, visible=bool(plans))
     expected = 0
-    with track_texts(model, progress, bar):
+    with track_texts(model, progress, bar), _finite_embeddings(model, name):
         for place, (plan, size) in enumerate(zip(plans, sizes, strict=True), 1):
             about = plan.task.metadata.name
             progress.update(bar, description=f"{name}: {about} ({place}/{len(plans)})")
@@ -113,6 +115,28 @@ def _run_all(
             expected += size
             if size:  # an upper bound, because mteb may draw fewer texts
                 progress.update(bar, completed=expected)
+
+
+@contextmanager
+def _finite_embeddings(model: SentenceTransformer, name: str) -> Iterator[None]:
+    """Refuse embeddings that are not finite in a block, because their scores would mean nothing.
+
+    Raises:
+        BrokenModelError: from within `encode`.
+    """
+
+    def check(_: object, __: object, output: Mapping[str, Any]) -> None:
+        if not output["sentence_embedding"].isfinite().all():
+            raise BrokenModelError(
+                f"{name}: an embedding is not finite, so it is not scored; give --dtype float32, "
+                "or train the model again with a lower learning rate"
+            )
+
+    handle = model.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _use_stored(

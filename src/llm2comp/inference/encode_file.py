@@ -72,7 +72,7 @@ def encode_file(
             try:
                 for texts in chunks(read_texts(file), batch_size, workers):
                     embeddings = embed(model, texts, batch_size, prompt_name, pool)
-                    _require_finite(embeddings, file, done)
+                    require_finite_rows(embeddings, file, done)
                     done += len(texts)
                     if writer is None:
                         writer = WRITERS[out.suffix](partial, total, embeddings.shape[1])
@@ -122,8 +122,12 @@ def chunks(texts: Iterable[str], batch_size: int, workers: int = 1) -> Iterator[
         yield chunk
 
 
-def _require_finite(embeddings: Embeddings, file: Path, rows_before: int) -> None:
-    """Check a chunk's embeddings; `rows_before` rows of the file precede the chunk."""
+def require_finite_rows(embeddings: Embeddings, file: Path, rows_before: int) -> None:
+    """Check a chunk's embeddings; `rows_before` rows of the file precede the chunk.
+
+    Raises:
+        UserError: if a number is not finite.
+    """
     bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if bad.size:
         raise UserError(

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -71,9 +72,9 @@ def load(
     lineage = Lineage.read(Path(source)) if has_lineage else None
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
-        model = load_in(name, wanted, trust_remote_code=trust_remote_code)
-        if lineage is not None:
-            _check_reference(model, lineage, name, wanted)
+        with _one_line_errors(name):
+            model = load_in(name, wanted, trust_remote_code=trust_remote_code)
+            _check_embeddings(model, lineage, name, wanted)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
 
     if compiled.backend_of(Path(source)):
@@ -95,37 +96,26 @@ def load_in(
         trust_remote_code: as `load` takes it.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it is not found, or a weight is no number.
     """
     source = released.resolve_encoder(name)
     if compiled.backend_of(Path(source)):
         return compiled.load(Path(source))
-    try:
-        model = TokenBatched(
-            source,
-            model_kwargs={"dtype": dtype},
-            trust_remote_code=trust_remote_code or trusted(),
-        )
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"model {name!r} comes with Python code of its own; read the code, and if you "
-                f"trust it, set {TRUST}=1 or call llm2comp.load(..., trust_remote_code=True)"
-            ) from error
-        known = ", ".join([*released.names(), *released.PEERS])
-        raise UserError(
-            f"model {name!r} cannot be loaded ({one_line(error)}); "
-            f"give an encoder folder, a hub id, or one of {known}"
-        ) from error
+    model = TokenBatched(
+        source,
+        model_kwargs={"dtype": dtype},
+        trust_remote_code=trust_remote_code or trusted(),
+    )
     require_finite(
         model,
         f"model {name!r}",
         "a training that diverges leaves such a model; train it again or take another",
     )
-    if isinstance(model[0], Transformer):
-        model[0].unpad_inputs = False  # because `WordWeights` needs a mask
-    if isinstance(model[1], WordWeights):
-        model[1].requires_grad_(False)  # because saving does not keep what they would learn
+    for module in model.children():
+        if isinstance(module, Transformer):
+            module.unpad_inputs = False  # because `WordWeights` needs a mask
+        if isinstance(module, WordWeights):
+            module.requires_grad_(False)  # because saving does not keep what it would learn
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
         configure_attention(body)
@@ -133,15 +123,45 @@ def load_in(
     return model
 
 
-def _check_reference(
-    model: SentenceTransformer, lineage: Lineage, name: str, dtype: torch.dtype
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """Turn every error of the libraries into one line.
+
+    A folder that was damaged or edited gives errors of all types, far from the file at fault.
+
+    Raises:
+        UserError: for any error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model {name!r} comes with Python code of its own; read the code, and if you "
+                f"trust it, set {TRUST}=1 or call llm2comp.load(..., trust_remote_code=True)"
+            ) from error
+        said = one_line(error)
+        if not isinstance(error, OSError | ValueError):  # others say little without their type
+            said = f"{type(error).__name__}: {said}"
+        known = ", ".join([*released.names(), *released.PEERS])
+        raise UserError(
+            f"model {name!r} cannot be loaded ({said}); "
+            f"give an encoder folder, a hub id, or one of {known}"
+        ) from error
+
+
+def _check_embeddings(
+    model: SentenceTransformer, lineage: Lineage | None, name: str, dtype: torch.dtype
 ) -> None:
-    """Check that a model computes the embeddings that were saved with it.
+    """Check that a model computes embeddings, and that they are those that were saved with it.
 
     Raises:
         UserError: if it computes others.
     """
-    if lineage.reference is None:  # an older version saved it
+    if lineage is None or lineage.reference is None:  # of others, or of an older version
+        model.encode("a text", show_progress_bar=False)  # only this uses all files
         return
     allowed = lineage.allowed_difference if dtype == torch.float32 else SAME_IN_HALF
     difference = lineage.reference.difference(model)

@@ -12,7 +12,7 @@ from sentence_transformers.util import semantic_search
 from llm2comp.data.text_files import read_texts, replace_surrogates, require_texts
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
-from llm2comp.inference.encode_file import chunks
+from llm2comp.inference.encode_file import chunks, require_finite_rows
 from llm2comp.utils.progress import text_progress, track_texts
 
 
@@ -71,8 +71,8 @@ def search_all(
         One list per query, best first; texts with equal scores are in the order of the file.
 
     Raises:
-        UserError: if `top_k` is not positive, there is no query or a blank one, or the file has
-            no texts or a row without a text.
+        UserError: if `top_k` is not positive, there is no query or a blank one, the file has no
+            texts or a row without a text, or an embedding is not finite.
     """
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
@@ -83,6 +83,8 @@ def search_all(
     require_texts(file)
     cleaned = [replace_surrogates(query) for query in queries]
     query_embeddings = torch.from_numpy(embed(model, cleaned, batch_size, "query"))
+    if not query_embeddings.isfinite().all():
+        raise UserError("the embedding of a query is not finite; use --dtype float32")
     best: list[list[Hit]] = [[] for _ in queries]
     total = sum(1 for _ in read_texts(file))
     rows_before = 0
@@ -90,8 +92,11 @@ def search_all(
         task = progress.add_task(file.name, total=total)
         with track_texts(model, progress, task):
             for texts in chunks(read_texts(file), batch_size):
-                embeddings = torch.from_numpy(embed(model, texts, batch_size, "document"))
-                nearest = semantic_search(query_embeddings, embeddings, top_k=top_k)
+                embeddings = embed(model, texts, batch_size, "document")
+                require_finite_rows(embeddings, file, rows_before)
+                nearest = semantic_search(
+                    query_embeddings, torch.from_numpy(embeddings), top_k=top_k
+                )
                 for index, neighbours in enumerate(nearest):
                     places = [(int(hit["corpus_id"]), hit["score"]) for hit in neighbours]
                     hits = [Hit(rows_before + i, score, texts[i]) for i, score in places]

@@ -39,7 +39,7 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
     draw = partial(write_pairs, stage=stage, seed=seed, on_bad_row=on_bad_row)
     rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
-    context.log.write(stage=stage.stage, **rows.summary)
+    context.log.write_once(stage=stage.stage, **rows.summary)
     held_out = [(row["anchor"], row["positive"]) for row in rows.held_out]
     train_contrastive(context, rows.train, held_out, batch_sampler=DistinctTexts)
 

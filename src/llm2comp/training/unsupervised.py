@@ -20,7 +20,7 @@ def train_unsupervised(context: StageContext[Unsupervised]) -> None:
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
     draw = partial(write_sentences, stage=stage, seed=seed, on_bad_row=on_bad_row)
     rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
-    context.log.write(stage=stage.stage, **rows.summary)
+    context.log.write_once(stage=stage.stage, **rows.summary)
     (texts,) = rows.train.values()
     train_contrastive(
         context,

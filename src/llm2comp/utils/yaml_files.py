@@ -34,14 +34,15 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def _load(text: str) -> Any:
-    """Return what YAML says.
+    """Return what YAML says, without its aliases (see `_unshared`).
 
     Raises:
         yaml.YAMLError: if it is not YAML, or a mapping has a key twice.
     """
     try:
-        return yaml.load(text, _Loader)
-    except (ValueError, RecursionError) as error:  # an impossible date; a thousand brackets
+        return _unshared(yaml.load(text, _Loader))
+    # An impossible date or half a character; a thousand brackets, or a list within itself.
+    except (ValueError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from error
 
 
@@ -99,15 +100,20 @@ def _unshared(node: Any) -> Any:
     """Return a copy in which what YAML shares by an alias (`lora: *lora`) is there several times.
 
     Otherwise an override of one stage would change all stages.
+
+    Raises:
+        UnicodeEncodeError: for half a character, which no file could hold.
     """
     if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
+        return {_unshared(key): _unshared(value) for key, value in node.items()}
+    if isinstance(node, str):
+        node.encode()
     return [_unshared(item) for item in node] if isinstance(node, list) else node
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
-    if not separator or not all(map(str.strip, path.split("."))):
+    if not separator or not path.isprintable() or not all(map(str.strip, path.split("."))):
         raise UserError(f"override {override!r} is not of the form key=value")
     try:
         value = _load(text)
@@ -144,6 +150,6 @@ def _child(node: Any, key: str, override: str) -> Any:
 
 
 def _list_index(items: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
+    if key not in map(str, range(len(items))):
         raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(items) - 1}")
     return int(key)
