@@ -72,14 +72,24 @@ encodable_texts = texts.filter(lambda text: text.isprintable() or _is_encodable(
 """Texts without lone surrogates."""
 numbers = st.one_of(st.sampled_from(ODD_NUMBERS), st.integers(), st.floats())
 scalars: st.SearchStrategy[Any] = st.one_of(st.none(), st.booleans(), numbers, texts)
-values: st.SearchStrategy[Any] = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
+
+
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        inner,
+        lambda part: st.one_of(
+            st.lists(part, max_size=3), st.dictionaries(st.text(max_size=5), part, max_size=3)
+        ),
+        max_leaves=5,
+    )
+
+
+values = _nested(scalars)
 """Anything that JSON and YAML can say."""
+modest_values = _nested(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 100), st.floats(), texts)
+)
+"""The same without large integers: a model of a billion layers takes all memory to build."""
 
 
 def mostly(usual: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -10,7 +10,7 @@ import yaml
 from cases import case, cases, require_embeddings, run
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import changed, damaged, mostly
+from strategies import changed, damaged, modest_values, mostly
 
 from llm2comp.utils.checksums import CHECKSUMS
 
@@ -54,7 +54,8 @@ def _damage_file(data: st.DataObject, file: Path, kind: str) -> None:
     elif kind == "json":
         tree = _parsed(content)
         if isinstance(tree, dict | list) and tree:
-            file.write_text(json.dumps(data.draw(changed(tree), label="JSON")), encoding="utf-8")
+            tree = data.draw(changed(tree, modest_values), label="JSON")
+            file.write_text(json.dumps(tree), encoding="utf-8")
     elif kind == "remove folder":
         shutil.rmtree(file.parent)
     elif kind == "extra":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cases import Outcome, case, cases, require_embeddings, run
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from strategies import FORMATS, damaged, mostly, reencoded, table_bytes, texts
 
@@ -105,6 +105,7 @@ def test_texts_are_encoded_or_refused(
 
 
 @cases(70)
+@example(file=(".txt", b"a river\n", 1), named=None, query="sea", top_k="9" * 20, others=[])
 @given(
     file=files(),
     named=names,

@@ -87,6 +87,7 @@ def search_all(
         raise UserError("the embedding of a query is not finite; use --dtype float32")
     best: list[list[Hit]] = [[] for _ in queries]
     total = sum(1 for _ in read_texts(file))
+    top_k = min(top_k, total)  # Python's own functions refuse more than a machine word holds
     rows_before = 0
     with text_progress() as progress:
         task = progress.add_task(file.name, total=total)
