@@ -218,7 +218,7 @@ def copy_adapter(source: Path, target: Path, base: str) -> None:
     target.mkdir(parents=True)
     config = json.loads((source / ADAPTER_CONFIG).read_bytes())
     config["base_model_name_or_path"] = base
-    config["target_modules"] = sorted(config["target_modules"])
+    config["target_modules"] = sorted(config.get("target_modules", []))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (target / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     shutil.copyfile(source / SAFETENSORS_WEIGHTS_NAME, target / SAFETENSORS_WEIGHTS_NAME)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2comp.data import catalog, hub, sources
+from llm2comp.errors import UserError, one_line
 from llm2comp.recipe import DataSource
 
 Origins = dict[str, dict[str, Any]]
@@ -41,10 +42,17 @@ def write(file: Path, origins: Origins) -> None:
 
 
 def read(file: Path) -> Origins:
-    """Return a record; an empty one if there is no such file."""
+    """Return a record; an empty one if there is no such file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
     if not file.exists():
         return {}
-    origins: Origins = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        origins: Origins = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({one_line(error)}); remove it") from error
     return origins
 
 
