@@ -18,7 +18,7 @@ from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import apply_overrides, read_yaml
 
 PositiveInt = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 UNKNOWN_KEY = "unknown_key"
 """Type of the validation error for a key that a model does not have."""
@@ -166,9 +166,9 @@ class StageBase(Strict):
     """Steps of the optimiser."""
     batch_size: PositiveInt
     """Rows per step. In the contrastive stages, the other rows of a batch are negatives."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The peak learning rate."""
-    memory_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    memory_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The peak learning rate of the memory embeddings; `learning_rate` if it is not given."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps in which the learning rate rises from 0 to its peak."""
@@ -285,7 +285,7 @@ class Recipe(Strict):
 
     name: NotBlank
     """The name of the run. The model card shows it."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the order of the data, of dropout, of split points and of new weights."""
     backbone: Backbone = Backbone()
     """The language model to start from."""

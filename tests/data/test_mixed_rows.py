@@ -139,6 +139,12 @@ def test_batches_that_cannot_be_filled_are_refused_with_numbers(tmp_path: Path) 
     assert not (tmp_path / "work" / "rows").exists()
 
 
+def test_rows_that_are_all_alone_in_their_batch_are_refused(tmp_path: Path) -> None:
+    rows = [{"anchor": "q", "positive": "p1"}, {"anchor": "q", "positive": "p2"}]
+    with pytest.raises(UserError, match="one text is in 2 of 2 rows"):
+        draw(tmp_path, pairs_file(tmp_path / "a.jsonl", rows), batch_size=4, steps=12)
+
+
 def test_a_text_in_a_few_rows_too_many_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,16 +190,17 @@ def test_two_forms_of_unicode_are_one_text(tmp_path: Path) -> None:
         {"anchor": "one", "positive": COMPOSED},
         {"anchor": "one", "positive": DECOMPOSED},
         {"anchor": "two", "positive": DECOMPOSED},
+        {"anchor": "three", "positive": "another"},
     ]
     dataset = draw(tmp_path, pairs_file(tmp_path / "a.jsonl", rows), 2, steps=2).train
     (kept,) = dataset.values()
-    assert len(kept) == 2
+    assert len(kept) == 3
     # Both are kept as they are written, and are never each other's negatives.
     batches = list(DistinctTexts(kept, batch_size=2, drop_last=False))
     forms = {unicodedata.normalize("NFC", text) for text in kept["positive"]}
-    assert forms == {COMPOSED}
-    assert set(kept["positive"]) <= {COMPOSED, DECOMPOSED}
-    assert sorted(map(len, batches)) == [1, 1]
+    assert forms == {COMPOSED, "another"}
+    assert set(kept["positive"]) <= {COMPOSED, DECOMPOSED, "another"}
+    assert sorted(map(len, batches)) == [1, 2]
 
 
 def test_columns_that_nobody_asked_for_are_in_no_row(tmp_path: Path) -> None:

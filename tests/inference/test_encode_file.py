@@ -83,7 +83,7 @@ def test_nothing_half_written_is_left(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoding, "_require_finite", stop)
+    monkeypatch.setattr(encoding, "require_finite_rows", stop)
     with pytest.raises(KeyboardInterrupt):
         encode_file(model, file, out)
     assert out.read_bytes() == b"what was there before"

@@ -191,7 +191,7 @@ def test_an_adapter_is_read_again_and_another_shape_is_refused(
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
     add_memory_tokens(model, tokenizer, recipe.Memory(tokens=K), seed=0)
     wider = Compressor(model, K, recipe.Lora(r=8), bos_id=1, causal=True)
-    with pytest.raises(RuntimeError, match="name or shape"):
+    with pytest.raises(RuntimeError, match="of another shape"):
         wider.load_adapter(tmp_path / "adapter")
 
 

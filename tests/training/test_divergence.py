@@ -129,6 +129,18 @@ def test_a_divergence_is_one_line_and_the_run_goes_on_at_another_rate(
 RATES = (1e30, 100.0, 1.0)
 
 
+def require_it_goes_on(path: Path, out: Path, stage: str) -> None:
+    """Check that a lower rate ends in a finite model.
+
+    The weights of a checkpoint may be finite and far too large. Then the stage diverges once more
+    for each such checkpoint, and goes on from the one before.
+    """
+    for _ in range(3):
+        if (out / "model").exists() or not one_line_or_finite(path, out, stage, 1e-3):
+            break
+    assert (out / "model").exists()
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -142,8 +154,7 @@ def test_any_rate_in_stage_1(
     out = run_folder(tmp_path, "pretext", pretrained)
     line = one_line_or_finite(path, out, "pretext", rate)
     assert line or (out / "model").exists()
-    if line:
-        assert one_line_or_finite(path, out, "pretext", 1e-3) == ""
+    require_it_goes_on(path, out, "pretext")
 
 
 @pytest.mark.exhaustive
@@ -157,8 +168,7 @@ def test_any_rate_in_stages_2_and_3(
     out = run_folder(tmp_path, stage, pretrained)
     line = one_line_or_finite(path, out, stage, rate)
     assert line or (out / "model").exists()
-    if line:
-        assert one_line_or_finite(path, out, stage, 1e-3) == ""
+    require_it_goes_on(path, out, stage)
 
 
 def test_the_exit_status_is_2(

@@ -21,6 +21,7 @@ from llm2comp import recipe
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.model import released
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training import pipeline, trainer
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS
@@ -162,7 +163,7 @@ def test_checkpoints_hold_only_what_trains(tiny_recipe: Path, tmp_path: Path) ->
 
 
 def test_a_release_gives_the_run_s_encoders_back(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
     from pack_release import pack
@@ -170,6 +171,10 @@ def test_a_release_gives_the_run_s_encoders_back(
     monkeypatch.setattr(released, "RELEASED", tmp_path / "released")
     monkeypatch.setenv("LLM2COMP_CACHE", str(tmp_path / "cache"))
     pack(uninterrupted, tmp_path / "released" / "tiny")
+    # A folder names its local backbone without the path; a release has one with a name.
+    lineage = Lineage.read(tmp_path / "released" / "tiny")
+    backbone = lineage.backbone.model_copy(update={"name": str(tiny_backbone)})
+    lineage.model_copy(update={"backbone": backbone}).write(tmp_path / "released" / "tiny")
     assert released.names() == ["tiny"]
     texts = ["Whales breathe air.", "Roman coins near the harbour"]
     for stage, folder in (("", "model"), ("/1-pretext", "1-pretext")):

@@ -84,6 +84,7 @@ def end_on_signals() -> None:
             return
         for other in handled:
             signal.signal(other, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, lambda *_: _end_at_once(number, None))
         signal.alarm(CLEAN_UP_SECONDS)
         _kill_children(psutil)
         atexit._run_exitfuncs()

@@ -206,7 +206,7 @@ class _Part:
             f"text once, so at most {fit} rows fit into {batches} batches of {size}; leave out "
             "rows with that text, or give more rows without it"
         )
-        if fit < FILLED * self.rows:
+        if fit < FILLED * self.rows or commonest == self.rows:
             raise UserError(found)
         logger.warning(found)
 

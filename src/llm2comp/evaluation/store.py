@@ -163,4 +163,7 @@ def _read(file: Path) -> TaskResult:
     try:
         return TypeAdapter(TaskResult).validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file} cannot be read; remove it to score the model again") from error
+        raise UserError(
+            f"{file} is not a score that llm2comp stored; name a folder that holds nothing but "
+            "scores"
+        ) from error

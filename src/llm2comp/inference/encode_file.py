@@ -1,5 +1,6 @@
 """Encode a file of texts into a file of embeddings; memory does not grow with the file."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -91,6 +92,9 @@ def _pool(model: SentenceTransformer, count: int) -> AbstractContextManager[Work
     """Start worker processes; none for a count of 1."""
     if count < 1:
         raise UserError(f"workers is {count}; there must be at least 1")
+    most = max(2, os.cpu_count() or 1)
+    if count > most:
+        raise UserError(f"workers is {count}; more than {most} would be slower on this machine")
     if count == 1:
         return nullcontext()
     if not isinstance(model, TokenBatched) or isinstance(model, CompiledEncoder):

@@ -29,6 +29,8 @@ from llm2comp.utils.linear import use_onednn
 logger = logging.getLogger(__name__)
 
 
+SETTINGS = ("modules.json", "config_sentence_transformers.json")
+"""Files without which sentence-transformers loads another model, or one without its prompts."""
 TRUST = "LLM2COMP_TRUST_REMOTE_CODE"
 """Environment variable with which all commands and functions run code that comes with models."""
 
@@ -70,6 +72,9 @@ def load(
     source = released.resolve_encoder(name)
     has_lineage = (Path(source) / LINEAGE).is_file()
     lineage = Lineage.read(Path(source)) if has_lineage else None
+    for needed in SETTINGS if has_lineage else ():
+        if not (Path(source) / needed).is_file():
+            raise UserError(f"model {name!r} is incomplete: it has no {needed}")
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
         with _one_line_errors(name):

@@ -38,7 +38,7 @@ def start_log(log: RunLog, stage: str, workdir: Path) -> None:
             log.start_stage(
                 stage,
                 json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else None,
-                _step(checkpoint),
+                step_of(checkpoint),
             )
             return
         logger.warning("%s is not used: %s", checkpoint, damage)
@@ -49,10 +49,11 @@ def start_log(log: RunLog, stage: str, workdir: Path) -> None:
 def _checkpoints(workdir: Path) -> list[Path]:
     """Return the checkpoints in a work folder, the newest first."""
     found = [c for c in workdir.glob("checkpoint-*") if c.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=_step, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -105,6 +105,11 @@ def train(
                 "and search will put nothing before a query; set prompts.query to an instruction "
                 'and a colon, for example "Given a question, retrieve passages that answer it:"'
             )
+        first = recipe.stages[0]
+        if not isinstance(first, Pretext):
+            raise UserError(
+                f"recipe {recipe.name}: {first.stage} needs an encoder; put pretext before it"
+            )
         for stage in recipe.stages:
             if not (out / STAGE_FOLDERS[stage.stage]).exists():
                 require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
@@ -195,10 +200,6 @@ def _copy_last(recipe: Recipe, out: Path) -> Path:
 
 def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> None:
     stage = context.stage
-    if context.source is None and not isinstance(stage, Pretext):
-        raise UserError(
-            f"recipe {context.recipe.name}: {stage.stage} needs an encoder; put pretext before it"
-        )
     rehearse(context)
     if isinstance(stage, Pretext):
         train_pretext(cast(StageContext[Pretext], context))

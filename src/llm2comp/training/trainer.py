@@ -18,7 +18,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import StageBase
-from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint
+from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
 from llm2comp.training.monitoring import divergence
 from llm2comp.training.monitoring.divergence import DivergenceError
@@ -148,6 +148,7 @@ def run_training(
             context,
             step=trainer.step,
             good_step=trainer.good_step,
+            resumed_step=step_of(checkpoint) if checkpoint else 0,
             rates=trainer.rates,
             rows=trainer.beginnings(),
         ) from error

@@ -53,6 +53,28 @@ def test_a_folder_that_computes_something_else_is_refused(
         assert "\n" not in str(stop.value)
 
 
+def test_a_folder_that_lost_its_last_module_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without `Normalize` embeddings point the same way and are several times as long."""
+    folder = copied(folders["causal"], tmp_path / "copy")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    with pytest.raises(UserError, match=r"copy: its embeddings differ from those saved"):
+        llm2comp.load(folder, "float32")
+
+
+@pytest.mark.parametrize("name", ["modules.json", "config_sentence_transformers.json"])
+def test_a_folder_that_lost_its_settings_is_refused(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """Stock sentence-transformers would load it with other modules, or without its prompts."""
+    folder = copied(folders["causal"], tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"is incomplete: it has no {name}"):
+        llm2comp.load(folder, "float32")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rounding_and_merging_are_no_difference(folders: dict[str, Path], dtype: Precision) -> None:
     llm2comp.load(folders["causal"], dtype)

@@ -44,9 +44,13 @@ class Reference(BaseModel):
         return cls(texts=list(TEXTS), prompt="", embeddings=rows)
 
     def difference(self, encoder: SentenceTransformer) -> float:
-        """Return the largest cosine distance between the reference and an encoder's embeddings."""
+        """Return the largest distance between the reference and an encoder's embeddings.
+
+        It is half of the squared Euclidean distance, which is the cosine distance of embeddings
+        of unit length. Embeddings of another length are far away too.
+        """
         embeddings = embed_alone(encoder, self.texts, self.prompt)
-        return float((1 - (torch.tensor(self.embeddings) * embeddings).sum(1)).max())
+        return float((torch.tensor(self.embeddings) - embeddings).square().sum(1).max() / 2)
 
 
 def embed_alone(

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm2comp.errors import BrokenModelError, UserError
+from llm2comp.errors import UserError
 from llm2comp.recipe import Recipe, StageBase
+from llm2comp.training.checkpoints import step_of
 from llm2comp.training.stage_context import StageContext
 
 MARK = "diverged.txt"
@@ -28,10 +29,14 @@ def stop(
     *,
     step: int,
     good_step: int,
+    resumed_step: int = 0,
     rates: Sequence[float] = (),
     rows: Sequence[str] = (),
 ) -> UserError:
     """Note a divergence, remove checkpoints that may be bad, and return what the user reads.
+
+    If the stage diverges again before it has written a new checkpoint that is good, the one that it
+    went on from is removed too: its weights may be finite and far too large all the same.
 
     Args:
         what: what was not finite.
@@ -39,6 +44,7 @@ def stop(
         step: step that diverged, from 1; 0 if it is the state before the first step.
         good_step: the last step whose loss and gradient were good. Checkpoints of this step and
             later ones hold weights after it and are removed.
+        resumed_step: step of the checkpoint that training went on from; 0 if it began.
         rates: the learning rates of the step.
         rows: how the texts of the step's batch begin.
     """
@@ -53,15 +59,20 @@ def stop(
     if rows:
         shown = ", ".join(repr(row) for row in rows[:SHOWN])
         parts.append(f"its {len(rows)} rows begin with {shown} ({log.path} has all)")
-    bad = [c for c in context.workdir.glob("checkpoint-*") if _step_of(c) >= good_step]
-    for checkpoint in sorted(bad, key=_step_of):
-        shutil.rmtree(checkpoint)
-        parts.append(f"{checkpoint.name} was bad already and is removed")
+    checkpoints = sorted(context.workdir.glob("checkpoint-*"), key=step_of)
+    good = [c for c in checkpoints if step_of(c) < good_step]
+    if resumed_step and has_diverged(context.workdir):
+        newer = [c for c in good if step_of(c) > resumed_step]
+        good = good if newer else [c for c in good if step_of(c) < resumed_step]
+    for checkpoint in checkpoints:
+        if checkpoint not in good:
+            shutil.rmtree(checkpoint)
+            parts.append(f"{checkpoint.name} was bad already and is removed")
+    onwards = f"goes on from {good[-1].name}" if good else "begins anew"
     parts.append(
         f"lower {name}.learning_rate (for example to {stage.learning_rate / 10:g}), raise "
         f"{name}.warmup_steps or lower {name}.max_grad_norm, and give the same --out again: the "
-        "stage goes on from its last good checkpoint; if it diverges again, remove "
-        f"{context.workdir} to begin the stage anew, or set backbone.dtype=float32 in a new --out"
+        f"stage {onwards}; or set backbone.dtype=float32 in a new --out"
     )
     line = "; ".join(parts)
     context.workdir.mkdir(parents=True, exist_ok=True)
@@ -83,15 +94,11 @@ def saving(context: StageContext[StageBase]) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenModelError as error:
+    except UserError as error:  # the dry run had passed the same checks with other weights
         steps = context.stage.steps
         # The second time, the checkpoint that the stage went on from was bad too.
         good_step = 0 if has_diverged(context.workdir) else steps
         raise stop(error, context, step=steps, good_step=good_step) from error
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def has_diverged(workdir: Path) -> bool:
