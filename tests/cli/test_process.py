@@ -146,6 +146,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("page.html").write_text("<html><title>mine</title></html>\n")
     Path("folder.npy").mkdir()
     Path("link.parquet").symlink_to("mine.parquet")
+    Path("text.npy").symlink_to("linked.txt")
+    Path("linked.txt").write_text("a text\n")
     Path("hard.parquet").hardlink_to("mine.parquet")
     return tmp_path
 
@@ -157,6 +159,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("encode absent mine.parquet --out ./mine.parquet", "it is the input mine.parquet"),
         ("encode absent mine.parquet --out link.parquet", "it is the input mine.parquet"),
         ("encode absent link.parquet --out mine.parquet", "it is the input link.parquet"),
+        ("encode absent - --out text.npy", "it is a link to"),
         ("encode absent mine.parquet --out hard.parquet", "it is the input mine.parquet"),
         ("encode absent mine.parquet --out other.parquet", "a table of something else"),
         ("encode absent mine.parquet --out folder.npy", "--out folder.npy: it is a folder"),

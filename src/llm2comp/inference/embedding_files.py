@@ -28,11 +28,14 @@ def require_writable(file: Path, texts: Path) -> None:
 
     Raises:
         UserError: if the file does not end in `.npy` or `.parquet`, cannot be written, is that of
-            the texts, or is a table of something else.
+            the texts, links to another kind of file, or is a table of something else.
     """
     require_file(file, [texts])
     if file.suffix not in WRITERS:
         raise UserError(f"--out {file}: embeddings are written to {' or '.join(WRITERS)} files")
+    target = file.resolve()
+    if target.suffix != file.suffix:  # what is piped to standard input may be that file
+        raise UserError(f"--out {file}: it is a link to {target.name}; name another file")
     if file.suffix == ".parquet" and file.exists() and _columns(file) != COLUMNS:
         raise UserError(f"--out {file}: it is a table of something else; name another file")
 
