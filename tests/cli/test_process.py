@@ -178,6 +178,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train demo evaluation.tasks=[] --out notes.txt", "notes.txt is a file and not a folder"),
         ("study pretext --out notes.txt/x", "notes.txt is a file and not a folder"),
         ("demo --out notes.txt", "notes.txt is a file and not a folder"),
+        ("report absent --out new.html --data blank", "the name of the data is blank"),
         ("search absent notes.txt blank", "the query is blank"),
         ("report absent --out new.html --query blank", "the query is blank"),
     ],

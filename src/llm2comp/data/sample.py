@@ -49,8 +49,10 @@ def draw(source: str, count: int, seed: int) -> Sample:
         seed: the same seed gives the same texts.
 
     Raises:
-        UserError: if the source cannot be read, or has neither texts nor pairs.
+        UserError: if the source is blank, cannot be read, or has neither texts nor pairs.
     """
+    if not source.strip():
+        raise UserError("the name of the data is blank; give a file, a packaged source or a hub id")
     total = 0
 
     def usable_rows() -> Iterator[dict[str, str]]:
