@@ -1,6 +1,7 @@
 """Shuffles keep all rows, mixtures keep their shares, and both depend on the seed only."""
 
 import itertools
+import random
 
 import pytest
 
@@ -32,3 +33,15 @@ def test_a_stream_that_ends_leaves_its_share_to_the_others() -> None:
     drawn = [place for place, _ in mixture.interleave(streams, [1, 1, 2], 310)]
     assert [drawn.count(i) for i in range(3)] == [10, 100, 200]
     assert list(mixture.interleave([iter([1]), iter([2])], [1, 1], 9)) == [(0, 1), (1, 2)]
+
+
+def test_any_name_can_seed_a_shuffle_and_the_order_of_a_plain_one_stays() -> None:
+    assert list(mixture.shuffle(range(6), "0/texts.txt")) == list(expected("0/texts.txt"))
+    assert sorted(mixture.shuffle(range(6), "0/\udcff.txt")) == list(range(6))
+
+
+def expected(seed: str) -> list[int]:
+    """The order that a string gives as the seed of `random.Random`."""
+    rows = list(range(6))
+    random.Random(seed).shuffle(rows)
+    return rows

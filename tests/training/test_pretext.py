@@ -274,6 +274,10 @@ def test_start_from_continues_where_the_other_run_ended(tiny_recipe: Path, tmp_p
     other = recipe.load_recipe(tiny_recipe, [f"pretext.start_from={trained}", "pretext.lora.r=8"])
     with pytest.raises(UserError, match="does not fit"):
         pipeline.train(other, tmp_path / "third")
+    weights = trained / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="start_from .* does not fit"):
+        pipeline.train(again.model_copy(update={"stages": again.stages[:1]}), tmp_path / "fourth")
 
 
 def test_unknown_objective_and_too_few_passages_are_errors_of_one_line(

@@ -23,7 +23,8 @@ def shuffle(rows: Iterable[T], seed: str, window: int = SHUFFLE_ROWS) -> Iterato
         window: the most rows to hold in memory. With more rows than that the shuffle is
             approximate: each new row replaces a random row of the window, which is then yielded.
     """
-    generator = random.Random(seed)
+    # A file name that is not UTF-8 has surrogates, which `Random` does not take in a string.
+    generator = random.Random(seed.encode("utf-8", errors="surrogatepass"))
     buffer: list[T] = []
     for row in rows:
         if len(buffer) < window:

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -287,7 +288,7 @@ def _start_from(compressor: Compressor, stage: Pretext) -> None:
     source = released.adapter_of(str(stage.start_from))
     try:
         compressor.load_adapter(source)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"start_from {stage.start_from!r} does not fit: its LoRA rank, target modules and "
             f"memory tokens must be the recipe's ({' '.join(str(error).split())[:160]})"
