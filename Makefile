@@ -3,8 +3,8 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# One process per core, at most four: each takes about 2 GB. The tests of a file share what they train.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# One process per core, at most three: each takes up to 5 GB. The tests of a file share what they train.
+PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minimum test-backbones test-ecosystem fuzz lint bench docs release clean
