@@ -83,5 +83,5 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     ResultStore(tmp_path).save(stored())
     file = tmp_path / "a" / "STS17.json"
     file.write_text(file.read_text()[:50])
-    with pytest.raises(UserError, match=r"STS17\.json cannot be read; remove it"):
+    with pytest.raises(UserError, match=r"STS17\.json is not a score that llm2comp stored"):
         ResultStore(tmp_path).all()

@@ -5,6 +5,8 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -87,8 +89,11 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGALRM, lambda *_: _end_at_once(number, None))
         signal.alarm(CLEAN_UP_SECONDS)
         _kill_children(psutil)
+        # A thread may go on starting workers. Such a worker would show a traceback, because the
+        # exit functions remove what it shares with this process.
+        threading.Thread(target=_keep_killing_children, args=(psutil,), daemon=True).start()
         atexit._run_exitfuncs()
-        _kill_children(psutil)  # a thread may have started one meanwhile
+        _kill_children(psutil)
         _end_at_once(number, None)
 
     for number in handled:
@@ -110,6 +115,13 @@ def _kill_children(psutil: Any) -> None:
                 child.kill()
         except psutil.Error:  # it has just ended
             continue
+
+
+def _keep_killing_children(psutil: Any) -> None:
+    """Kill processes that this one starts, until it ends."""
+    while True:
+        _kill_children(psutil)
+        time.sleep(0.01)
 
 
 def _end_at_once(number: int, _: FrameType | None) -> None:
