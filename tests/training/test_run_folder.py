@@ -7,6 +7,8 @@ import pytest
 
 from llm2comp.analysis.report import plots
 from llm2comp.errors import UserError
+from llm2comp.recipe import load_recipe
+from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run, read_events
 
 V0_1 = Path(__file__).parents[1] / "fixtures" / "v0_1" / "run-finished"
@@ -43,3 +45,13 @@ def test_a_damaged_log_is_named_with_its_line(tmp_path: Path) -> None:
     lines = len((run / "run.jsonl").read_text().splitlines())
     with pytest.raises(UserError, match=rf"run\.jsonl:{lines}: not JSON"):
         Run.read(run)
+
+
+@pytest.mark.parametrize(
+    "odd", ["a\x85b", "a\u2028b\u2029c", "Grüße, 你好", "a\nb", " a ", "a: b #"]
+)
+def test_a_recipe_is_read_as_it_was_written(tiny_recipe: Path, tmp_path: Path, odd: str) -> None:
+    written = load_recipe(tiny_recipe)
+    written = written.model_copy(update={"prompts": {"query": odd}})
+    run_folder.write_recipe(written, tmp_path)
+    assert run_folder.read_recipe(tmp_path) == written

@@ -39,7 +39,12 @@ Scores = dict[str, list[store.Score]]
 
 def as_yaml(recipe: Recipe) -> str:
     """Return a recipe with all its keys, as `llm2comp train` takes it."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    settings = recipe.model_dump()
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) == settings:
+        return text
+    # PyYAML writes a next line character (U+0085) as it is, and reads it as another line break.
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def write_recipe(recipe: Recipe, folder: Path) -> None:

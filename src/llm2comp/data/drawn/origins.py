@@ -38,7 +38,7 @@ def changed(before: Mapping[str, Mapping[str, Any]], now: Origins) -> list[str]:
 
 def write(file: Path, origins: Origins) -> None:
     """Write a record as JSON."""
-    file.write_text(json.dumps(origins, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(origins, indent=1) + "\n", encoding="utf-8")
 
 
 def read(file: Path) -> Origins:

@@ -76,7 +76,7 @@ def stop(
     )
     line = "; ".join(parts)
     context.workdir.mkdir(parents=True, exist_ok=True)
-    (context.workdir / MARK).write_text(line + "\n", encoding="utf-8")
+    (context.workdir / MARK).write_text(line + "\n", encoding="utf-8", errors="backslashreplace")
     return UserError(line)
 
 

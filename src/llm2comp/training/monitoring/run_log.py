@@ -141,7 +141,8 @@ class RunLog:
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
-    return (json.dumps(event, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(event, ensure_ascii=False) + "\n"
+    return text.encode(errors="surrogatepass")  # a file name that is not UTF-8 has surrogates
 
 
 def _digest(lines: list[bytes]) -> str:
