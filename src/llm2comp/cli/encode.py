@@ -32,8 +32,8 @@ def encode(
 ) -> None:
     """Write the embeddings of a file's texts, in the order of the file.
 
-    A file of embeddings that exists is replaced. Nothing else is: neither the input nor a table
-    with other columns.
+    An .npy file that exists is replaced, and so is a .parquet file of embeddings. The input and a
+    table with other columns are not.
 
     \b
     Examples:

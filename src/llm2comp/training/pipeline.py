@@ -288,7 +288,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
     if diverged:
         write_recipe(known, out)
     stages = [
-        _stage(known if _has_started(stage.stage, out) or not planned else recipe, stage.stage)
+        _stage(known if not planned or _has_started(stage.stage, out) else recipe, stage.stage)
         for stage in recipe.stages
     ]
     return _with_stages(recipe, stages)
