@@ -25,7 +25,7 @@ class Tuning(Strict):
     """A key of the recipe, written as in an override: `pretext.learning_rate`."""
     values: list[Any] = Field(min_length=2)
     """Values that every setting tries."""
-    tasks: list[str] = Field(default=list(DEVELOPMENT), min_length=1)
+    tasks: list[str] = Field(default=["STSBenchmarkDev"], min_length=1)
     """Development tasks. The value with the best mean over them is taken. Test sets are refused."""
 
 
