@@ -79,6 +79,8 @@ def workplace(
     recipe = yaml.safe_load(tiny_recipe.read_text())
     for stage in recipe["stages"]:
         stage["steps"] = 2
+    pairs = [{"anchor": text, "positive": text[::-1]} for text in sentences]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
     (folder / "my-recipe.yaml").write_text(yaml.safe_dump(recipe))
     study = {
         "name": "my-study",

@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "llm2comp"
 LAYERS = [
     "cli",
     "api",
+    "api_mining",
     "analysis",
     "training",
     "evaluation",
@@ -19,6 +20,7 @@ LAYERS = [
     "model",
     "data",
     "recipe",
+    "recipe_mining",
     "utils",
     "errors",
 ]

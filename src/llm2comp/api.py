@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm2comp.api_mining import mine as mine
 from llm2comp.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def load(
 ) -> SentenceTransformer:  # fmt: skip
     """Load an encoder for fast encoding and return it as a `SentenceTransformer`.
 
-    Its embeddings are those of plain sentence-transformers. It is faster because it forms batches
-    by their number of tokens and has a faster attention for CPUs.
+    It is faster than plain sentence-transformers, and its embeddings are the same.
 
     Args:
         name: encoder folder, released name, `minilm`, or hub id.

@@ -24,6 +24,7 @@ from llm2comp.training import pipeline
 RUNNER = CliRunner()
 COMMANDS = [
     "train",
+    "mine",
     "encode",
     "search",
     "evaluate",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from llm2comp.cli import analyze, data, encode, evaluate, export, train
+from llm2comp.cli import analyze, data, encode, evaluate, export, mine, train
 from llm2comp.errors import UserError, one_line
 from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import retain_freed_memory
@@ -128,6 +128,7 @@ def _main(
 
 for _command in (
     train.train,
+    mine.mine,
     encode.encode,
     encode.search,
     evaluate.evaluate,

@@ -77,7 +77,7 @@ def load(
             raise UserError(f"model {name!r} is incomplete: it has no {needed}")
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
-        with _one_line_errors(name):
+        with one_line_errors(name):
             model = load_in(name, wanted, trust_remote_code=trust_remote_code)
             _check_embeddings(model, lineage, name, wanted)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
@@ -129,7 +129,7 @@ def load_in(
 
 
 @contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
+def one_line_errors(name: str) -> Iterator[None]:
     """Turn every error of the libraries into one line.
 
     A folder that was damaged or edited gives errors of all types, far from the file at fault.

@@ -1,0 +1,1 @@
+"""Hard negatives: texts that an encoder ranks high for a query that they do not answer."""

@@ -1,0 +1,177 @@
+"""Hard negatives obey margins and ranks, and a positive of the same query is never one."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from llm2comp.errors import UserError
+from llm2comp.evaluation import baselines
+from llm2comp.inference.mining.miner import Mined, mine
+from llm2comp.inference.mining.reranker import load_reranker
+from llm2comp.recipe_mining import HardNegatives
+
+Pairs = list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
+    folder = tmp_path_factory.mktemp("encoder")
+    model = baselines.build("last-token", tiny_backbone)
+    model.prompts = {"query": "find: ", "document": "note: "}
+    model.save_pretrained(str(folder))
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(sentences: list[str]) -> Pairs:
+    """Forty pairs of twenty-five queries; some queries have several positives."""
+    generator = random.Random(0)
+    words = " ".join(sentences).split()
+    texts = [" ".join(generator.choices(words, k=6)) for _ in range(65)]
+    return [(texts[i % 25], texts[25 + i]) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def corpus(sentences: list[str]) -> list[str]:
+    generator = random.Random(1)
+    words = " ".join(sentences).split()
+    return [" ".join(generator.choices(words, k=6)) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reranker")
+    words = sorted({word.strip(".,:").lower() for word in " ".join(sentences).split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+        initializer_range=0.8,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def literal(
+    encoder: SentenceTransformer,
+    pairs: Pairs,
+    corpus: list[str],
+    settings: HardNegatives,
+    judge: CrossEncoder | None = None,
+) -> dict[tuple[str, str], list[str]]:
+    """Do what the docs say, one query and one text at a time."""
+    found = {}
+    searched = [*corpus, *(p for _, p in pairs if p not in corpus)]
+    positives = {query: [p for q, p in pairs if q == query] for query, _ in pairs}
+    most = max(map(len, positives.values()))
+    low, high = settings.ranks or (0, 10 * settings.negatives + most)
+
+    def cosine(query: str, text: str) -> float:
+        first, second = encoder.encode(f"find: {query}"), encoder.encode(f"note: {text}")
+        return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+    def score(query: str, text: str) -> float:
+        return cosine(query, text) if judge is None else float(judge.predict([(query, text)])[0])
+
+    for query, own in positives.items():
+        nearest = sorted(searched, key=lambda text: -cosine(query, text))[: high + most]
+        scores = {text: score(query, text) for text in nearest}
+        worst = min(score(query, text) for text in own)
+        limit = min(worst - settings.absolute_margin, worst - abs(worst) * settings.relative_margin)
+        left = [text for text in nearest if text not in own and scores[text] <= limit]
+        left = sorted(left, key=lambda text: -scores[text])[low:high]
+        for positive in own:
+            found[query, positive] = left[: settings.negatives]
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"negatives": 1, "relative_margin": 0},
+        {"negatives": 3, "relative_margin": 0.05},
+        {"negatives": 2, "relative_margin": 0.01, "absolute_margin": 0.1, "ranks": (2, 9)},
+        {"negatives": 4, "relative_margin": 0, "ranks": (5, 200)},
+    ],
+    ids=["nearest", "relative margin", "both margins and ranks", "ranks beyond the corpus"],
+)
+def test_negatives_are_those_of_a_literal_search(
+    encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], settings: dict[str, object]
+) -> None:
+    chosen = HardNegatives.model_validate(settings)
+    mined = mine(encoder, pairs, chosen, corpus=corpus)
+    expected = literal(encoder, pairs, corpus, chosen)
+    assert {(row.anchor, row.positive): row.negatives for row in mined} == expected
+    assert any(expected.values())
+
+
+def test_a_reranker_gives_the_scores_that_the_margin_is_about(
+    encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], cross_encoder: Path
+) -> None:
+    chosen = HardNegatives(negatives=2, relative_margin=0.1)
+    judge = load_reranker(str(cross_encoder))
+    mined = mine(encoder, pairs, chosen, corpus=corpus, reranker=judge)
+    expected = literal(encoder, pairs, corpus, chosen, judge)
+    assert {(row.anchor, row.positive): row.negatives for row in mined} == expected
+    for row in mined:
+        for text, score in zip([row.positive, *row.negatives], row.scores, strict=False):
+            assert score == pytest.approx(float(judge.predict([(row.anchor, text)])[0]), abs=1e-5)
+
+
+def test_no_form_of_a_positive_or_of_the_query_is_a_negative(encoder: SentenceTransformer) -> None:
+    query, positive = "ou est le café", "Le café est au coin."
+    twins = ["Le cafe\u0301 est au coin.", "  Le café est au coin. ", "ou est le cafe\u0301"]
+    mined = mine(
+        encoder,
+        [(query, positive), ("autre", "Une autre phrase."), (query, twins[0])],
+        HardNegatives(negatives=5, relative_margin=0),
+        corpus=[*twins, query, "Les baleines sont des mammifères."],
+    )
+    assert [(row.anchor, row.positive) for row in mined] == [
+        (query, positive),
+        ("autre", "Une autre phrase."),
+    ]
+    others = {"Une autre phrase.", "Les baleines sont des mammifères."}
+    assert set(mined[0].negatives) <= others
+
+
+def test_a_pair_without_a_negative_has_an_empty_list(encoder: SentenceTransformer) -> None:
+    settings = HardNegatives(relative_margin=3)
+    assert mine(encoder, [("a query", "an answer")], settings) == [
+        Mined("a query", "an answer", [], [])
+    ]
+
+
+def test_a_score_that_is_not_finite_is_an_error(
+    encoder: SentenceTransformer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(texts: list[str], **_: object) -> np.ndarray:
+        return np.full((len(texts), 4), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(encoder, "encode_document", broken)
+    monkeypatch.setattr(encoder, "encode_query", broken)
+    with pytest.raises(UserError, match="not finite"):
+        mine(encoder, pairs, HardNegatives(relative_margin=0))
+
+
+def test_an_encoder_is_no_reranker(encoder: SentenceTransformer, tmp_path: Path) -> None:
+    encoder.save_pretrained(str(tmp_path))
+    with pytest.raises(UserError, match="no cross-encoder"):
+        load_reranker(str(tmp_path))
+
+
+def test_ranks_must_hold_the_negatives() -> None:
+    with pytest.raises(ValidationError, match="leave 1 texts for 2 negatives"):
+        HardNegatives(ranks=(3, 4), negatives=2)

@@ -1,0 +1,125 @@
+"""`llm2comp mine`: what it writes can be trained on, and a mistake is one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llm2comp.cli.app import app
+from llm2comp.data import sources
+from llm2comp.evaluation import baselines
+from llm2comp.recipe import DataSource
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "last-token"
+    baselines.build("last-token", tiny_backbone).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, sentences: list[str]) -> Path:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"anchor": text[:20], "positive": text, "topic": "x"} for text in sentences]
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return file
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = RUNNER.invoke(app, ["mine", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_the_rows_are_read_back_as_triples(
+    encoder: Path, pairs: Path, negatives: int, sentences: list[str]
+) -> None:
+    out = pairs.parent / "mined.jsonl"
+    options = ["--negatives", negatives, "--relative-margin", 0, "--dtype", "float32"]
+    status, said = run(encoder, pairs, "--out", out, *options)
+    assert status == 0, said
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    read = list(
+        sources.rows(DataSource(source=str(out)), ("anchor", "positive", "negative"), "fail")
+    )
+    flat = [
+        {"anchor": row["anchor"], "positive": row["positive"], "negative": text}
+        for row in written
+        for text in ([row["negative"]] if negatives == 1 else row["negative"])
+    ]
+    assert read == flat
+    for row in read:
+        assert row["positive"].startswith(row["anchor"])
+        assert row["negative"] in set(sentences) - {row["positive"]}
+    full = sum(negatives == 1 or len(row["negative"]) == negatives for row in written)
+    assert f"{full} of 8 pairs have {negatives} hard negatives" in said
+    assert f"{out}: {len(written)} rows" in said
+    shown = [line for line in said.splitlines() if line.startswith("query ")]
+    assert len(shown) == min(3, len(written))
+
+
+def test_a_corpus_is_searched_too_and_may_be_standard_input(encoder: Path, pairs: Path) -> None:
+    out = pairs.parent / "mined.jsonl"
+    command = [sys.executable, "-m", "llm2comp", "mine", str(encoder), str(pairs), "-"]
+    options = ["--relative-margin", "0", "--negatives", "8", "--out", str(out)]
+    done = subprocess.run(
+        [*command, *options],
+        input="Only here.\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"LLM2COMP_CACHE": str(pairs.parent / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert any("Only here." in row["negative"] for row in rows)
+    assert "Computing similarity" not in done.stdout  # bars are on standard error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "mined.csv"], "are written to .jsonl files"),
+        (["--out", "pairs.jsonl"], "it exists; remove it, or name another file"),
+        (["--out", "-"], "name a file"),
+        (["--out", "."], "it is a folder"),
+        (["missing.txt", "--out", "mined.jsonl"], "missing.txt: cannot be read"),
+        (["pairs.jsonl", "--out", "mined.jsonl"], "pairs.jsonl:1: no column 'text'"),
+        (["--ranks", "3", "3", "--out", "mined.jsonl"], "leave 0 texts for 1 negatives"),
+        (["--ranks", "9", "20", "--out", "mined.jsonl"], "no pair has a hard negative"),
+        (["--reranker", "encoder", "--out", "mined.jsonl"], "no cross-encoder"),
+        (["--reranker", "no/such", "--out", "mined.jsonl"], "no/such"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    encoder: Path,
+    pairs: Path,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(pairs.parent)
+    Path("encoder").symlink_to(encoder)
+    before = pairs.read_bytes()
+    result = RUNNER.invoke(app, ["mine", "encoder", "pairs.jsonl", *arguments])
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("llm2comp: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert sorted(path.name for path in Path().iterdir()) == ["encoder", "pairs.jsonl"]
+    assert pairs.read_bytes() == before
+
+
+def test_a_row_without_a_positive_is_named(encoder: Path, pairs: Path) -> None:
+    with pairs.open("a") as stream:
+        stream.write('{"anchor": "alone"}\n')
+    status, said = run(encoder, pairs, "--out", pairs.parent / "mined.jsonl")
+    assert status == 2
+    assert f"{pairs}:9: no column 'positive'" in said
