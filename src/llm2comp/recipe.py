@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from llm2comp.errors import UserError
+from llm2comp.recipe_mining import HardNegatives
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
@@ -242,6 +243,13 @@ class Unsupervised(Contrastive):
     its words, 8 or more (Contriever). Texts of fewer than 16 words are then left out."""
 
 
+class Mining(HardNegatives):
+    """How stage 3 finds hard negatives."""
+
+    every: PositiveInt | None = None
+    """Mine again after so many steps, with the encoder so far; `null`: only before the first."""
+
+
 class Supervised(Contrastive):
     """Stage 3 (SCL): pairs of query and positive, with hard negatives or scores if there are any.
 
@@ -250,6 +258,12 @@ class Supervised(Contrastive):
 
     stage: Literal["supervised"] = "supervised"
     """The name of the stage."""
+    mining: Mining | None = None
+    """If given, the encoder finds hard negatives among the positives of each source of pairs that
+    has no negatives and no scores."""
+    guide: NotBlank | None = None
+    """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
+    the positive is no negative (GISTEmbed, arXiv 2402.16829)."""
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from llm2comp.utils.yaml_files import Strict
 
+Rank = Annotated[int, Field(ge=0)]
 Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -19,7 +20,7 @@ class HardNegatives(Strict):
 
     negatives: Annotated[int, Field(ge=1, le=1000)] = 1
     """Negatives of each pair."""
-    ranks: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
+    ranks: Annotated[list[Rank], Field(min_length=2, max_length=2)] | None = None
     """The first rank that is taken, and the first that is not. The first ranks may hold answers
     that nobody labelled. `null` begins at rank 0."""
     relative_margin: Margin = 0.05
@@ -33,7 +34,7 @@ class HardNegatives(Strict):
     def _check_ranks(self) -> "HardNegatives":
         if self.ranks is not None and self.ranks[1] - self.ranks[0] < self.negatives:
             raise ValueError(
-                f"ranks {list(self.ranks)} leave {max(0, self.ranks[1] - self.ranks[0])} texts for "
+                f"ranks {self.ranks} leave {max(0, self.ranks[1] - self.ranks[0])} texts for "
                 f"{self.negatives} negatives; give a wider range"
             )
         return self

@@ -1,6 +1,6 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,8 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    CoSENTLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
-from torch import Tensor
 from transformers import AutoConfig
 
 from llm2comp.data.sources import SCORE
@@ -34,6 +29,9 @@ from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
+from llm2comp.training.losses.info_nce import info_nce
+from llm2comp.training.mining import rounds
+from llm2comp.training.mining.negatives import MINED, with_negatives
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
@@ -79,42 +77,6 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
             return []
         ids, mask = (self.batch[f"anchor_{name}"] for name in ("input_ids", "attention_mask"))
         return beginnings(ids, mask, self.model.tokenizer)
-
-
-class TokenLimitedInfoNCE(CachedMultipleNegativesRankingLoss):
-    """The cached loss (GradCache), whose mini-batches have a limited number of tokens.
-
-    Padding counts, because it takes memory too. `mini_batch_num_tokens` of sentence-transformers
-    does not count it: a long text among many short ones would exceed the limit many times over.
-
-    Args:
-        model: the encoder.
-        tokens: the most tokens of a mini-batch. A longer text is a mini-batch of its own.
-        options: of the cached loss; `mini_batch_size` limits the rows of a mini-batch.
-    """
-
-    def __init__(self, model: SentenceTransformer, tokens: int, **options: Any) -> None:
-        super().__init__(model, **options)
-        self.tokens = tokens
-
-    def embed_minibatch_iter(
-        self, sentence_feature: dict[str, Tensor], *args: Any, **options: Any
-    ) -> Iterator[tuple[Tensor, Any]]:
-        """Yield the embeddings `(rows, dimension)` of each mini-batch, and its random state."""
-        lengths = sentence_feature["attention_mask"].sum(1).tolist()
-        options["ranges"] = list(_token_limited(lengths, self.tokens, self.mini_batch_size))
-        yield from super().embed_minibatch_iter(sentence_feature, *args, **options)
-
-
-def _token_limited(lengths: Sequence[int], tokens: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each mini-batch, and the row after its last one."""
-    begin, longest = 0, 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if row > begin and ((row + 1 - begin) * longest > tokens or row - begin == rows):
-            yield begin, row
-            begin, longest = row, length
-    yield begin, len(lengths)
 
 
 def train_contrastive(
@@ -275,26 +237,11 @@ def _losses(
     gather: bool,
 ) -> torch.nn.Module | dict[str, torch.nn.Module]:
     """Return the loss or, with several datasets, the loss of each."""
-    info_nce = _info_nce(model, stage, gather=gather)
+    infonce = info_nce(model, stage, gather=gather)
     if isinstance(data, Dataset):
-        return info_nce
+        return infonce
     cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
     return {
-        name: cosent if SCORE in dataset.column_names else info_nce
+        name: cosent if SCORE in dataset.column_names else infonce
         for name, dataset in data.items()
     }
-
-
-def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -> torch.nn.Module:
-    """Return InfoNCE with in-batch negatives.
-
-    The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
-    it has the same gradient but costs one more forward pass.
-    """
-    options: dict[str, Any] = {"scale": 1.0 / stage.temperature, "gather_across_devices": gather}
-    rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
-    if tokens is not None:
-        return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
-    if stage.batch_size <= rows:
-        return MultipleNegativesRankingLoss(model, **options)
-    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)

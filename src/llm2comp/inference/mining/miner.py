@@ -106,4 +106,9 @@ def mine(
 
 def _one_form(texts: dict[bytes, str], text: str) -> str:
     """Return the first form in which a text was met."""
-    return texts.setdefault(digest(text.strip()), text)
+    return texts.setdefault(text_key(text), text)
+
+
+def text_key(text: str) -> bytes:
+    """Return what is equal for texts that are one text to the miner."""
+    return digest(text.strip())

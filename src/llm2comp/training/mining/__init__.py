@@ -1,0 +1,1 @@
+"""Hard negatives that are mined again while stage 3 trains."""
