@@ -8,9 +8,14 @@ from pydantic import Field, ValidationError
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import Recipe, Strict, explain_validation_error, parse_recipe
+from llm2comp.recipe import Recipe, parse_recipe
 from llm2comp.utils.texts import NotBlank
-from llm2comp.utils.yaml_files import apply_overrides, read_yaml
+from llm2comp.utils.yaml_files import (
+    Strict,
+    apply_overrides,
+    explain_validation_error,
+    read_yaml,
+)
 
 
 class Tuning(Strict):
