@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ def write_bert(folder: Path, sentences: list[str]) -> Path:
             prompts={"query": "query: ", "document": "passage: ", "topic": "topic: "},
         )
         model.save_pretrained(str(folder / "encoder"))
+    shutil.rmtree(folder / "encoder" / "3_Normalize")  # older versions wrote none
     return folder / "encoder"
 
 

@@ -7,20 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from base_encoders import fine_tuning, write_bert, write_pairs
+from base_encoders import fine_tuning
+from huggingface_hub import constants
+from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from test_interruptions import kill
 
 from llm2comp import recipe
-from llm2comp.errors import UserError
+from llm2comp.data import hub
 from llm2comp.inference.load import load
 from llm2comp.model import encoder
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.recipe import Recipe
 from llm2comp.training import pipeline
+from llm2comp.training.run_folder import as_yaml
 from llm2comp.training.trainer import AdapterCheckpoints
 
 FULL = ("supervised.lora=null", "supervised.learning_rate=1e-3")
@@ -28,9 +32,6 @@ SHORT = [
     "backbone.dtype=float32",
     *(f"{stage}.steps=4" for stage in ("pretext", "unsupervised", "supervised")),
 ]
-PRETEXT = {"stage": "pretext", "data": [{"source": "a.txt"}]} | dict.fromkeys(
-    ("steps", "batch_size", "learning_rate"), 1
-)
 KINDS = {"lora": (), "all weights": FULL}
 
 
@@ -44,16 +45,6 @@ def stock(folder: Path) -> SentenceTransformer:
 
 def weights(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.rglob("model.safetensors")))
-
-
-@pytest.fixture(scope="module")
-def bert(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("others") / "bert", sentences)
-
-
-@pytest.fixture(scope="module")
-def pairs(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", sentences)
 
 
 @pytest.fixture(scope="module")
@@ -192,75 +183,6 @@ def test_a_run_that_was_stopped_gives_the_same_weights(
     assert weights(train(settings, out)) == weights(tuned[kind]), "the second start does nothing"
 
 
-def test_a_base_that_changed_between_stop_and_resume_is_refused(
-    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(bert, base)
-    settings, out = fine_tuning(base, pairs), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(AdapterCheckpoints, "training_step", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(settings, out)
-    (base / "README.md").write_text("an edited card is no other encoder")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
-    with pytest.raises(UserError, match=r"the base \S+ has changed since the run began"):
-        train(settings, out)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["memory.tokens=4"], "memory is that of the base"),
-        (["max_length=100"], "max_length is that of the base"),
-        (["backbone.name=smollm2-135m"], "backbone.name is that of the base"),
-        (["backbone.add_bos=true"], "backbone.add_bos is that of the base"),
-        ([f"stages={[PRETEXT]}"], "pretext needs a causal language model"),
-        (["evaluation.baselines=[mean]"], "are made of a backbone"),
-        ([FULL[0], "supervised.memory_learning_rate=1"], "memory_learning_rate needs a lora"),
-    ],
-)
-def test_what_the_base_fixes_is_not_given(overrides: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        fine_tuning("minilm", Path("pairs.jsonl"), *overrides)
-
-
-def test_a_recipe_with_a_base_is_written_and_read_again(tmp_path: Path) -> None:
-    settings = fine_tuning("minilm", tmp_path / "pairs.jsonl")
-    pipeline.write_recipe(settings, tmp_path)
-    assert pipeline.read_recipe(tmp_path) == settings
-
-
-@pytest.mark.parametrize(
-    ("base", "overrides", "message"),
-    [
-        ("./nothing", [], r"base \./nothing: no such folder"),
-        ("BERT", ["backbone.revision=main"], "backbone.revision is for hub models"),
-        (
-            "BERT",
-            ["supervised.attention=causal"],
-            "supervised.attention: the attention of .* stays as it is",
-        ),
-        ("BERT", ["supervised.lora.target_modules=[q_proj]"], "'q_proj' is no linear layer"),
-        ("EMPTY", [], "base .* cannot be loaded"),
-    ],
-)
-def test_a_base_that_cannot_be_trained_is_one_line(
-    bert: Path, pairs: Path, tmp_path: Path, base: str, overrides: list[str], message: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    name = {"BERT": bert, "EMPTY": tmp_path / "empty"}.get(base, base)
-    with pytest.raises(UserError, match=message) as error:
-        train(fine_tuning(name, pairs, *overrides), tmp_path / "run")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "3-supervised").exists()
-
-
 def test_both_later_stages_start_from_an_encoder_of_others(
     bert: Path, pairs: Path, sentences: list[str], tmp_path: Path
 ) -> None:
@@ -327,3 +249,77 @@ def test_an_instruction_becomes_the_query_prompt(
         logger.propagate = monkey
     assert "in training 'Find the second half:' stood before each query" in caplog.text
     assert "encode_query puts '' before it" in caplog.text
+
+
+def test_a_run_keeps_the_commit_of_its_base_on_the_hub(
+    bert: Path,
+    tuned: dict[str, Path],
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached = tmp_path / "hub" / "models--me--tiny"
+    for commit, folder in (("a" * 40, bert), ("b" * 40, tuned["all weights"])):
+        shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings, out = fine_tuning("me/tiny", pairs), tmp_path / "run"
+    assert weights(train(settings, out)) == weights(tuned["lora"])
+    (base,) = Lineage.read(out / "model").bases
+    assert (base.name, base.revision) == ("me/tiny", "a" * 40)
+    assert "base_model: me/tiny" in (out / "model" / "README.md").read_text()
+
+    (cached / "refs" / "main").write_text("b" * 40)  # the model on the hub changes
+    for stage in ("3-supervised", "model"):
+        shutil.rmtree(out / stage)
+    assert weights(train(settings, out)) == weights(tuned["lora"])
+
+
+def test_of_an_encoder_on_the_hub_the_folders_of_its_modules_are_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = [
+        "config.json",
+        "modules.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "1_Pooling/config.json",
+        "2_Dense/pytorch_model.bin",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "openvino/openvino_model.bin",
+        "modeling.py",
+    ]
+    asked: list[list[str]] = []
+
+    def download(_: str, *, revision: str | None, **patterns: list[str]) -> str:
+        asked.append(list(filter_repo_objects(there, **patterns)))
+        for name in asked[-1]:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    hub.download_encoder("me/encoder")
+    assert asked == [
+        [
+            "config.json",
+            "modules.json",
+            "model.safetensors",
+            "1_Pooling/config.json",
+            "2_Dense/pytorch_model.bin",
+        ]
+    ]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments_equals_uninterrupted(
+    bert: Path, pairs: Path, tuned: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(as_yaml(fine_tuning(bert, pairs, *KINDS[kind])))
+    for run in kill(path, tmp_path / "runs", 10, 2.0):
+        assert not list(run.glob(".*")), "hidden files are left"
+        assert weights(run / "model") == weights(tuned[kind])

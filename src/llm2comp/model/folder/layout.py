@@ -101,7 +101,7 @@ def keep_layout(source: Path, folder: Path) -> dict[str, str]:
     if before != now:
         return NEW_CLIENTS
     written = {folder / now[0] / "config.json", *(folder / name for name in WRITTEN)}
-    for file in (file for path in {"", *now} for file in (source / path).iterdir()):
+    for file in (file for path in {"", *now} for file in (source / path).glob("*")):
         target = folder / file.relative_to(source)
         if file.suffix in (".json", ".txt", ".model", ".jinja") and target not in written:
             shutil.copyfile(file, target)
