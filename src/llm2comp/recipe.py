@@ -1,8 +1,7 @@
 """What a run is: a recipe names a backbone, its memory tokens, the stages and the tasks.
 
-A recipe is a YAML file, which the models below check. An unknown key is an error that names the
-nearest known key. The reference of the recipe in the documentation is made from the docstrings of
-the keys.
+A recipe is a YAML file, which the models below check. The reference of the recipe in the
+documentation is made from the docstrings of the keys.
 """
 
 from pathlib import Path
@@ -137,6 +136,9 @@ class Pretext(StageBase):
 
     stage: Literal["pretext"] = "pretext"
     """The name of the stage."""
+    steps: Annotated[int, Field(ge=0)]
+    """Steps of the optimiser. 0 trains nothing: the encoder is the backbone with memory tokens as
+    they begin or, for `mntp`, with mean pooling, which then may be causal."""
     batch_size: PositiveInt
     """Passages per step, on average. Passages are grouped by length, and all batches have about the
     same number of tokens."""
@@ -166,6 +168,14 @@ class Pretext(StageBase):
     eval_passages: PositiveInt = 64
     """Passages that are held out."""
 
+    @model_validator(mode="after")
+    def _check_attention(self) -> "Pretext":
+        if self.steps == 0 and self.bidirectional_from_step is not None:
+            raise ValueError(
+                "steps: 0 never reaches bidirectional_from_step; set attention instead"
+            )
+        return self
+
 
 class Contrastive(StageBase):
     """What stages 2 and 3 have in common."""
@@ -192,12 +202,15 @@ class Contrastive(StageBase):
 
 
 class Unsupervised(Contrastive):
-    """Stage 2 (UCL): SimCSE. The same text is encoded twice with different dropout."""
+    """Stage 2 (UCL): two views of a text are a pair, and dropout differs between them."""
 
     stage: Literal["unsupervised"] = "unsupervised"
     """The name of the stage."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Dropout of the attention. It makes the two embeddings of a text differ."""
+    """Dropout of the attention. With `views: dropout`, it makes the two embeddings differ."""
+    views: Literal["dropout", "crop"] = "dropout"
+    """`dropout`: both are the whole text (SimCSE); `crop`: each is a random span of 10 to 50 % of
+    its words, 8 or more (Contriever). Texts of fewer than 16 words are then left out."""
 
 
 class Supervised(Contrastive):
@@ -276,9 +289,7 @@ class Recipe(Strict):
         names = [stage.stage for stage in self.stages]
         if names != [name for name in STAGE_FOLDERS if name in names]:
             order = ", ".join(STAGE_FOLDERS)
-            raise ValueError(
-                f"stages are {', '.join(names)}; each may occur once, in the order {order}"
-            )
+            raise ValueError(f"stages are {', '.join(names)}; each once, in the order {order}")
         return self
 
     @model_validator(mode="after")

@@ -23,10 +23,9 @@ class Passages(Strict):
 class Split(Strict):
     """Where a passage of L tokens is cut into text and continuation.
 
-    `reconstruction` and `mntp` read the whole passage and do not cut it.
-
     The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
-    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed.
+    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed. `reconstruction`
+    and `mntp` read the whole passage and do not cut it.
     """
 
     low: PositiveInt = 10

@@ -182,7 +182,8 @@ def _train(
         freeze_word_weights(model)
     else:
         adapted = add_adapter(body, stage.lora, num_memory_tokens)
-    if isinstance(stage, Unsupervised):
+    same_text = isinstance(stage, Unsupervised) and stage.views == "dropout"
+    if same_text:
         check_two_views(model, data["anchor"][0])
     layers = None if adapted is None else adapted_layers(adapted)
     log_trained(context, layers)
@@ -210,7 +211,7 @@ def _train(
             stage.stage,
             every=stage.eval_steps,
             temperature=stage.temperature,
-            dropout=isinstance(stage, Unsupervised),
+            dropout=same_text,
             dtype=dtype,
             log=context.log,
         )
