@@ -20,7 +20,7 @@ LAYERS = [
     "model",
     "data",
     "recipe",
-    "recipe_mining",
+    "recipe_parts",
     "utils",
     "errors",
 ]

@@ -55,7 +55,7 @@ def mine(
     from pydantic import ValidationError
 
     from llm2comp.inference.mining.mining_file import mine_file, require_new
-    from llm2comp.recipe_mining import HardNegatives
+    from llm2comp.recipe_parts import HardNegatives
     from llm2comp.utils.yaml_files import explain_validation_error
 
     try:

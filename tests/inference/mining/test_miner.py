@@ -13,7 +13,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
 from llm2comp.inference.mining.miner import Mined, mine
 from llm2comp.inference.mining.reranker import load_reranker
-from llm2comp.recipe_mining import HardNegatives
+from llm2comp.recipe_parts import HardNegatives
 
 Pairs = list[tuple[str, str]]
 

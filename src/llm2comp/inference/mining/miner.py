@@ -10,7 +10,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from llm2comp.data.drawn.distinct import digest
 from llm2comp.errors import UserError
-from llm2comp.recipe_mining import HardNegatives
+from llm2comp.recipe_parts import HardNegatives
 
 SCORES_AT_ONCE = 2**26
 """Scores of queries with all texts of the corpus that are in memory at once; they take 256 MB."""

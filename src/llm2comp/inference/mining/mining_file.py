@@ -10,7 +10,7 @@ from llm2comp.inference.mining.miner import Mined, mine
 from llm2comp.inference.mining.reranker import load_reranker
 from llm2comp.inference.mining.summary import Summary
 from llm2comp.recipe import DataSource
-from llm2comp.recipe_mining import HardNegatives
+from llm2comp.recipe_parts import HardNegatives
 from llm2comp.utils.choices import Precision
 from llm2comp.utils.files import atomic_file, require_file
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.data.pairs import REQUIRED
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.miner import Mined, mine, text_key
-from llm2comp.recipe import Mining
+from llm2comp.recipe_parts import Mining
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
@@ -53,7 +53,9 @@ def with_negatives(
     if not folder.exists():
         with atomic_folder(folder) as partial:
             for place, name in enumerate(plain):
-                columns = _mined(data[name], model, mining, prompts.get(name, {}), f"{seed}/{place}")
+                columns = _mined(
+                    data[name], model, mining, prompts.get(name, {}), f"{seed}/{place}"
+                )
                 Dataset.from_dict(columns).save_to_disk(str(partial / str(place)))
             write_checksums(partial)
     try:

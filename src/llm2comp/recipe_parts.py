@@ -1,0 +1,92 @@
+"""Parts of a recipe: the passages of stage 1 and where it cuts them, the negatives of stage 3."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llm2comp.utils.yaml_files import Strict
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Rank = Annotated[int, Field(ge=0)]
+Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Passages(Strict):
+    """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
+
+    min_chars: int = 1000
+    """Shorter passages are left out."""
+    max_tokens: PositiveInt = 512
+    """Longer passages are left out, or cut to this length if `crop` is set."""
+    crop: bool = False
+    """Cut passages that are too long."""
+
+
+class Split(Strict):
+    """Where a passage of L tokens is cut into text and continuation.
+
+    The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
+    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed. `reconstruction`
+    and `mntp` read the whole passage and do not cut it.
+    """
+
+    low: PositiveInt = 10
+    """The smallest split point, in tokens."""
+    high: PositiveInt | None = None
+    """The largest split point; `L - margin` if it is not given."""
+    margin: PositiveInt = 10
+    """Without `high`: at least this many tokens of the passage come after the split point."""
+    continuation: PositiveInt | None = None
+    """At most this many tokens are predicted; all that follow if it is not given."""
+    per: Literal["sample", "batch"] = "sample"
+    """`sample` draws a split point for each passage. `batch` draws one for all passages of a batch,
+    so that no text is padded."""
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    """Begin with the fixed split `start`, and widen it linearly to the range in this many steps."""
+    start: PositiveInt | None = None
+    """The split point to begin with if `ramp_steps` is set."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "Split":
+        if self.high is not None and self.high < self.low:
+            raise ValueError(f"high ({self.high}) is below low ({self.low})")
+        if self.ramp_steps and self.start is None:
+            raise ValueError("ramp_steps needs start, the split point to begin with")
+        return self
+
+
+class HardNegatives(Strict):
+    """Which texts of a corpus are hard negatives of a query.
+
+    Texts are ranked by their score, which is the cosine with the query unless a reranker gives
+    another. The positives of a query are left out, and then the texts that score too high. What is
+    left is ranked from 0, and the first texts from the rank `ranks[0]` on are the negatives.
+    """
+
+    negatives: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Negatives of each pair."""
+    ranks: Annotated[list[Rank], Field(min_length=2, max_length=2)] | None = None
+    """The first rank that is taken, and the first that is not. The first ranks may hold answers
+    that nobody labelled. `null` begins at rank 0."""
+    relative_margin: Margin = 0.05
+    """Leave out texts whose score is above that of the positive less this share of it, as
+    NV-Retriever does (arXiv 2407.15831). Of several positives, that with the lowest score counts.
+    """
+    absolute_margin: Margin = 0.0
+    """Leave out texts whose score is above that of the positive less this."""
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> "HardNegatives":
+        if self.ranks is not None and self.ranks[1] - self.ranks[0] < self.negatives:
+            raise ValueError(
+                f"ranks {self.ranks} leave {max(0, self.ranks[1] - self.ranks[0])} texts for "
+                f"{self.negatives} negatives; give a wider range"
+            )
+        return self
+
+
+class Mining(HardNegatives):
+    """How stage 3 finds hard negatives."""
+
+    every: PositiveInt | None = None
+    """Mine again after so many steps, with the encoder so far; `null`: only before the first."""
