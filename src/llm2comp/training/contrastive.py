@@ -1,8 +1,9 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -33,6 +34,7 @@ from llm2comp.model.prompt_format import trained_prompts
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.info_nce import info_nce
+from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
@@ -109,9 +111,13 @@ def train_contrastive(
         # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
         data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
     prompts = _prompts_in_training(context)
-    adapted = _train(
-        context, context.source, data, held_out, batch_sampler, attention_dropout, prompts
-    )
+    while True:  # once, or once for each round of mining
+        with suppress(RoundOver):
+            adapted = _train(
+                context, context.source, data, held_out, batch_sampler, attention_dropout, prompts
+            )
+            break
+        free_unused_memory()
     free_unused_memory()  # because the encoder is loaded next, in float32
     _write(context, context.source, adapted, prompts)
 
@@ -151,12 +157,18 @@ def _train(
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
         compile_blocks(body)
+    columns = _by_column(prompts, stage, data)
+    round_end = None
+    if isinstance(stage, Supervised) and stage.mining is not None:
+        supervised = cast(StageContext[Supervised], context)
+        data, round_end = begin_round(supervised, model, data, columns, dtype)
+        columns = _by_column(prompts, stage, data)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training_arguments(stage, context.workdir, recipe.seed, dtype),
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
-        prompts=_by_column(prompts, stage, data),
+        prompts=columns,
     )
     trainer = ContrastiveTrainer(
         model=model,
@@ -176,6 +188,8 @@ def _train(
             log=context.log,
         )
     )
+    if round_end is not None:
+        trainer.add_callback(round_end)
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)

@@ -161,6 +161,8 @@ def run_training(
             rates=trainer.rates,
             rows=trainer.beginnings(),
         ) from error
+    finally:
+        progress.bar.stop()  # because a round of mining ends without the end of a training
 
 
 def log_trained(context: StageContext[StageBase], adapted: Adapted | None) -> None:

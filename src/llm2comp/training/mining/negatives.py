@@ -16,14 +16,14 @@ from llm2comp.recipe_parts import Mining
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
-MINED = "mined"
-"""Part of the name of a folder with the negatives of a round, in a stage's work folder."""
-
 Prompts = Mapping[str, str]
 """What is put before the texts of a column in training."""
+ABOUT = ("found", "scores")
+"""Columns that say of a pair how many negatives were found, and how positive and negatives score.
+"""
 
 
-def with_negatives(
+def mine_columns(
     data: DatasetDict,
     model: SentenceTransformer,
     mining: Mining,
@@ -31,44 +31,55 @@ def with_negatives(
     *,
     prompts: Mapping[str, Prompts],
     seed: str,
-) -> tuple[DatasetDict, dict[str, Any]]:
-    """Return rows with mined negatives, and what was mined in numbers.
+) -> None:
+    """Mine negatives for the sources of plain pairs, and write them.
 
-    The positives of a source are the texts that are searched. A source that has negatives or scores
-    stays as it is. A pair for which too few negatives are found gets other positives of its source,
-    drawn by the seed: they are negatives like those of its batch, and no pair is lost.
+    The positives of a source are the texts that are searched. A pair for which too few negatives
+    are found gets other positives of its source, drawn by the seed: they are negatives like those
+    of its batch, and no pair is lost.
 
     Args:
         data: the rows of each source.
         model: the encoder so far.
         mining: which texts are negatives.
-        folder: where negatives are written; if it exists, they are read from it.
+        folder: where negatives are written.
         prompts: by the name of a source, what is put before its texts.
         seed: of the drawn negatives.
 
     Raises:
-        UserError: if a file is damaged, or a query has no text that is not its own positive.
+        UserError: if a query has no text that is not its own positive.
     """
-    plain = [name for name, part in data.items() if set(part.column_names) == set(REQUIRED)]
-    if not folder.exists():
-        with atomic_folder(folder) as partial:
-            for place, name in enumerate(plain):
-                columns = _mined(
-                    data[name], model, mining, prompts.get(name, {}), f"{seed}/{place}"
-                )
-                Dataset.from_dict(columns).save_to_disk(str(partial / str(place)))
-            write_checksums(partial)
-    try:
-        require_unchanged(folder)
-    except UserError as error:
-        raise UserError(f"{error}; remove {folder} to mine again") from error
+    with atomic_folder(folder) as partial:
+        for place, (name, part) in enumerate(_plain(data).items()):
+            columns = _mined(part, model, mining, prompts.get(name, {}), f"{seed}/{place}")
+            Dataset.from_dict(columns).save_to_disk(str(partial / str(place)))
+        write_checksums(partial)
+
+
+def with_columns(data: DatasetDict, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
+    """Return rows with their mined negatives, and what was mined in numbers.
+
+    A source that has negatives or scores stays as it is.
+
+    Args:
+        data: the rows of each source.
+        folder: that `mine_columns` wrote.
+
+    Raises:
+        UserError: if a file is damaged.
+    """
+    require_unchanged(folder)
     rows, numbers = dict(data), {}
-    for place, name in enumerate(plain):
+    for place, (name, part) in enumerate(_plain(data).items()):
         mined = load_from_disk(str(folder / str(place)))
         numbers[name] = _numbers(mined)
-        negatives = mined.remove_columns(["found", "scores"])
-        rows[name] = concatenate_datasets([data[name], negatives], axis=1)
+        rows[name] = concatenate_datasets([part, mined.remove_columns(list(ABOUT))], axis=1)
     return DatasetDict(rows), numbers
+
+
+def _plain(data: DatasetDict) -> dict[str, Dataset]:
+    """Return the sources without negatives and scores."""
+    return {name: part for name, part in data.items() if set(part.column_names) == set(REQUIRED)}
 
 
 def _mined(

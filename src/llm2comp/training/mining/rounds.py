@@ -4,9 +4,22 @@ A round ends as a run does that is stopped after a checkpoint, and the next one 
 is resumed. So a stage that was really stopped gives the same encoder as one that was not.
 """
 
+from collections.abc import Mapping
+
+import torch
+from datasets import DatasetDict
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llm2comp.recipe import StageBase, Supervised
+from llm2comp.errors import UserError
+from llm2comp.recipe import Supervised
+from llm2comp.training.checkpoints import last_checkpoint, step_of
+from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
+from llm2comp.training.stage_context import StageContext
+from llm2comp.training.trainer import load_trained
+
+MINED = "mined"
+"""Part of the name of a folder with the negatives of a round, in a stage's work folder."""
 
 
 class RoundOver(Exception):  # noqa: N818 (it is no error)
@@ -47,18 +60,47 @@ class RoundEnd(TrainerCallback):
         return state.global_step == self.step and not control.should_training_stop
 
 
-def first_step(stage: StageBase, done: int) -> int:
-    """Return the step after which the negatives were mined that a stage goes on with.
+def begin_round(
+    context: StageContext[Supervised],
+    model: SentenceTransformer,
+    data: DatasetDict,
+    prompts: Mapping[str, Prompts],
+    dtype: torch.dtype,
+) -> tuple[DatasetDict, RoundEnd]:
+    """Return the rows with the negatives of the round that a stage goes on with, and its end.
+
+    They are mined as the round begins, and written beside the rows. A stage that is resumed within
+    a round reads them from there.
 
     Args:
-        stage: the stage.
-        done: steps that are done.
+        context: the stage, which mines.
+        model: the encoder in training; it gets the weights of the last checkpoint.
+        data: the rows of each source.
+        prompts: by the name of a source, what is put before its texts in training.
+        dtype: precision of autocast.
+
+    Raises:
+        UserError: if negatives cannot be mined, or those of the round are missing or damaged.
     """
-    every = every_of(stage)
-    return min(done, stage.steps - 1) // every * every
-
-
-def every_of(stage: StageBase) -> int:
-    """Return the steps of a round; all of them if a stage mines once or not at all."""
-    mining = stage.mining if isinstance(stage, Supervised) else None
-    return mining.every if mining is not None and mining.every is not None else stage.steps
+    stage, workdir = context.stage, context.workdir
+    assert stage.mining is not None
+    checkpoint = last_checkpoint(workdir)
+    done = step_of(checkpoint) if checkpoint else 0
+    every = stage.mining.every or stage.steps
+    first = min(done, stage.steps - 1) // every * every
+    folder = workdir / f"{MINED}-{first}"
+    if done > first and not folder.exists():
+        raise UserError(
+            f"{folder} is missing, and {stage.stage} has gone on since step {first}, when its "
+            f"negatives were mined; restore it, or remove {workdir} to begin the stage again"
+        )
+    if not folder.exists():
+        if checkpoint:
+            load_trained(model, checkpoint)
+        bfloat16 = dtype == torch.bfloat16
+        with torch.autocast(model.device.type, dtype, enabled=bfloat16):
+            seed = f"{context.recipe.seed}/{first}"
+            mine_columns(data, model, stage.mining, folder, prompts=prompts, seed=seed)
+    rows, numbers = with_columns(data, folder)
+    context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
+    return rows, RoundEnd(first + every)

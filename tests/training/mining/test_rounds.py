@@ -1,0 +1,149 @@
+"""Mining while stage 3 trains: what is mined, with which weights, and a run that was stopped."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import DatasetDict
+from rich.console import Console
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for base_encoders
+
+from base_encoders import fine_tuning
+
+import llm2comp
+from llm2comp.data import sources
+from llm2comp.errors import UserError
+from llm2comp.inference.mining.miner import mine
+from llm2comp.recipe import DataSource, Recipe
+from llm2comp.training import pipeline
+from llm2comp.training.mining import rounds
+from llm2comp.training.trainer import WEIGHTS, AdapterCheckpoints
+
+MINING = "supervised.mining={every: 2, negatives: 2, relative_margin: 0.01}"
+"""Three rounds of two steps."""
+
+
+def train(settings: Recipe, out: Path) -> Path:
+    return pipeline.train(settings, out, Console(quiet=True))
+
+
+def weights(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(folder.rglob("model.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bert: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("rounds") / "run"
+    return weights(train(fine_tuning(bert, pairs, MINING), out))
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, 4, 5])
+def test_a_run_that_was_stopped_gives_the_same_weights(
+    bert: Path,
+    pairs: Path,
+    uninterrupted: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: int,
+) -> None:
+    settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        step = AdapterCheckpoints.training_step
+
+        def stop(trainer: AdapterCheckpoints, *args: object) -> torch.Tensor:
+            if trainer.state.global_step == stopped:
+                raise KeyboardInterrupt
+            return step(trainer, *args)
+
+        patch.setattr(AdapterCheckpoints, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, out)
+    assert weights(train(settings, out)) == uninterrupted
+
+
+def test_each_round_mines_with_the_encoder_so_far(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "run" / ".3-supervised.work"
+    seen: list[int] = []
+    original = rounds.begin_round
+
+    def watched(context: Any, model: Any, data: DatasetDict, prompts: Any, dtype: Any) -> Any:
+        rows, end = original(context, model, data, prompts, dtype)
+        first = end.step - 2
+        seen.append(first)
+        if first:
+            saved = load_file(workdir / f"checkpoint-{first}" / WEIGHTS)
+            now = dict(model.named_parameters())
+            assert all(torch.equal(now[name], tensor) for name, tensor in saved.items())
+        (name,) = data
+        part = data[name]
+        given = list(zip(part["anchor"], part["positive"], strict=True))
+        expected = mine(model, given, context.stage.mining, prompts=("query: ", "passage: "))
+        found = [[row[f"negative_{i}"] for i in (1, 2)] for row in rows[name]]
+        assert sum(len(row.negatives) for row in expected) > 0
+        for row, texts in zip(expected, found, strict=True):
+            assert texts[: len(row.negatives)] == row.negatives
+            assert len({row.positive, row.anchor, *texts}) == 4
+        return rows, end
+
+    monkeypatch.setattr("llm2comp.training.contrastive.begin_round", watched)
+    train(fine_tuning(bert, pairs, MINING), tmp_path / "run")
+    assert seen == [0, 2, 4]
+    events = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").open()]
+    mined = [event["mined"] for event in events if "mined" in event]
+    assert [event["after_step"] for event in mined] == [0, 2, 4]
+    losses = [event["step"] for event in events if "loss" in event]
+    assert losses == [2, 4, 6]
+
+
+def test_a_recipe_mines_what_the_command_mines(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"negatives": 1, "relative_margin": 0.01, "dtype": "float32"}
+    llm2comp.mine(bert, pairs, tmp_path / "mined.jsonl", **options)
+    columns = ("anchor", "positive", "negative")
+    source = DataSource(source=str(tmp_path / "mined.jsonl"))
+    expected = {tuple(row[c] for c in columns) for row in sources.rows(source, columns, "fail")}
+    found: set[tuple[str, ...]] = set()
+    original = rounds.begin_round
+
+    def watched(*arguments: Any) -> Any:
+        rows, end = original(*arguments)
+        (part,) = rows.values()
+        found.update(zip(part["anchor"], part["positive"], part["negative_1"], strict=True))
+        return rows, end
+
+    monkeypatch.setattr("llm2comp.training.contrastive.begin_round", watched)
+    sizes = ("supervised.steps=8", "supervised.eval_pairs=0")  # so that all pairs are drawn
+    once = "supervised.mining={relative_margin: 0.01}"
+    train(fine_tuning(bert, pairs, once, *sizes), tmp_path / "run")
+    assert len(found) == 60
+    assert expected
+    assert expected <= found
+
+
+def test_negatives_that_are_missing_are_not_mined_with_other_weights(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        step = AdapterCheckpoints.training_step
+
+        def stop(trainer: AdapterCheckpoints, *args: object) -> torch.Tensor:
+            if trainer.state.global_step == 3:
+                raise KeyboardInterrupt
+            return step(trainer, *args)
+
+        patch.setattr(AdapterCheckpoints, "training_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, out)
+    folder = out / ".3-supervised.work" / "mined-2"
+    folder.rename(out / "away")
+    with pytest.raises(UserError, match="mined-2 is missing, and supervised has gone on since"):
+        train(settings, out)
