@@ -166,7 +166,8 @@ def _train(
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
-    if isinstance(stage, Unsupervised):
+    same_text = isinstance(stage, Unsupervised) and stage.views == "dropout"
+    if same_text:
         check_two_views(model, data["anchor"][0])
     layers = adapted_layers(adapted)
     log_adapted(context, layers)
@@ -193,7 +194,7 @@ def _train(
             stage.stage,
             every=stage.eval_steps,
             temperature=stage.temperature,
-            dropout=isinstance(stage, Unsupervised),
+            dropout=same_text,
             dtype=dtype,
             log=context.log,
         )
