@@ -1,6 +1,7 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from torch import Tensor
 from transformers import AutoConfig
 
-from llm2comp.data.sources import SCORE
+from llm2comp.data.drawn.pair_file import POSITIVES, negatives_of, texts_of
+from llm2comp.data.sources import NEGATIVE, SCORE
+from llm2comp.errors import UserError
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention, record_attention
@@ -49,20 +52,40 @@ from llm2comp.utils.finite import require_finite
 from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
+@dataclass
 class LengthSorted(SentenceTransformerDataCollator):
     """Sorts the rows of a batch by length, so that mini-batches need little padding.
 
     The cached loss cuts a batch into mini-batches, and each is padded to its own longest text. No
     loss here depends on the order of the rows.
+
+    A row may have any number of negatives, also none. Those of all rows become one column, which
+    then has more or fewer texts than there are rows: every negative of a batch is one for each of
+    its anchors, so InfoNCE does not ask to which row it belongs.
     """
+
+    def __post_init__(self) -> None:
+        """Let the stock collator read columns of lists."""
+        read = self.preprocess_fn
+        self.preprocess_fn = lambda values, **options: read(_flat(values), **options)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch that the stock collator makes from the sorted rows."""
-        return super().__call__(sorted(features, key=_characters))
+        unread = {POSITIVES}
+        if not _flat(row.get(NEGATIVE) for row in features):
+            unread.add(NEGATIVE)
+        rows = sorted(features, key=_characters)
+        return super().__call__(
+            [{name: row[name] for name in row if name not in unread} for row in rows]
+        )
+
+
+def _flat(values: Iterable[str | list[str] | None]) -> list[str]:
+    return [text for value in values for text in texts_of(value)]
 
 
 def _characters(row: dict[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if isinstance(value, str))
+    return sum(map(len, _flat([row["anchor"], row["positive"], row.get(NEGATIVE)])))
 
 
 class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
@@ -275,9 +298,17 @@ def _losses(
     gather: bool,
 ) -> torch.nn.Module | dict[str, torch.nn.Module]:
     """Return the loss or, with several datasets, the loss of each."""
-    info_nce = _info_nce(model, stage, gather=gather)
     if isinstance(data, Dataset):
-        return info_nce
+        return _info_nce(model, stage, 1, gather=gather)
+    counts = {name: negatives_of(dataset) for name, dataset in data.items()}
+    for name, (fewest, most) in counts.items():
+        if gather and fewest < most:  # what is gathered must have one size in all processes
+            raise UserError(
+                f"{name}: its rows have {fewest} to {most} negatives, and several processes need "
+                "as many in each row; train with one process, or make their number equal"
+            )
+    most = max(most for _, most in counts.values())
+    info_nce = _info_nce(model, stage, max(most, 1), gather=gather)
     cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
     return {
         name: cosent if SCORE in dataset.column_names else info_nce
@@ -285,8 +316,10 @@ def _losses(
     }
 
 
-def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -> torch.nn.Module:
-    """Return InfoNCE with in-batch negatives.
+def _info_nce(
+    model: SentenceTransformer, stage: Contrastive, most: int, *, gather: bool
+) -> torch.nn.Module:
+    """Return InfoNCE with in-batch negatives, for at most `most` texts of a row in a column.
 
     The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
     it has the same gradient but costs one more forward pass.
@@ -295,6 +328,6 @@ def _info_nce(model: SentenceTransformer, stage: Contrastive, *, gather: bool) -
     rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
     if tokens is not None:
         return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
-    if stage.batch_size <= rows:
+    if stage.batch_size * most <= rows:
         return MultipleNegativesRankingLoss(model, **options)
     return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)
