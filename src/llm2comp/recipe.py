@@ -84,9 +84,13 @@ class DataSource(Strict):
     """A name that `llm2comp data list` shows, a local .txt, .jsonl, .csv or .parquet file, or a
     hub id (`owner/name` or `owner/name:configuration`)."""
     split: NotBlank = "train"
-    """The split of a dataset of the hub."""
+    """The split of a dataset of the hub, or of a folder of `save_to_disk`."""
+    revision: NotBlank | None = None
+    """The branch, tag or commit of a dataset of the hub; by default its main branch."""
     columns: dict[NotBlank, NotBlank] = Field(default={})
     """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
+    negatives: PositiveInt = 1
+    """Pairs only: the most hard negatives of a row. A row with more becomes several rows."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """The share of the mixture, relative to the weights of the other sources."""
     query_instruction: Prefix = ""

@@ -146,10 +146,11 @@ def test_a_source_that_is_used_twice_gives_two_datasets(tmp_path: Path) -> None:
     assert pairs[f"{source.source}#2"][0]["anchor"].startswith("p")
 
 
-def test_a_negative_missing_in_some_rows_is_a_bad_row(tmp_path: Path) -> None:
-    rows = [{"anchor": "q", "positive": "p", "negative": "n"}, {"anchor": "r", "positive": "s"}]
-    with pytest.raises(UserError, match=r"a\.jsonl:2: no column 'negative'"):
-        draw_pairs(tmp_path, [pair_source(tmp_path / "a.jsonl", rows)], count=2)
+def test_a_mapped_column_that_some_rows_lack_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [{"anchor": "q", "positive": "p", "neg": "n"}, {"anchor": "r", "positive": "s"}]
+    source = pair_source(tmp_path / "a.jsonl", rows, columns={"negative": "neg"})
+    with pytest.raises(UserError, match=r"a\.jsonl:2: no column 'neg'"):
+        draw_pairs(tmp_path, [source], count=2)
 
 
 def test_scores_become_numbers_and_the_first_may_be_zero(tmp_path: Path) -> None:

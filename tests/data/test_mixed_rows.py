@@ -44,7 +44,7 @@ def drawn(folder: Path, source: DataSource, **options: Any) -> list[dict[str, An
 
 @pytest.mark.parametrize("given", ["{}.jsonl", "{}.csv"])
 @pytest.mark.parametrize("first", [True, False])
-def test_rows_with_and_without_a_negative_are_not_mixed(
+def test_pairs_and_triples_are_mixed_and_none_loses_its_negative(
     tmp_path: Path, first: bool, given: str
 ) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}", "negative": f"n{i}"} for i in range(6)]
@@ -60,14 +60,25 @@ def test_rows_with_and_without_a_negative_are_not_mixed(
         for i in without:
             del rows[i]["negative"]
         source = pairs_file(path, rows)
-    line = (2 if first else 3) + (path.suffix == ".csv")
-    with pytest.raises(UserError, match=rf"mixed\.\w+:{line}: .*'negative'") as raised:
+    found = {row["anchor"]: row["negative"] for row in drawn(tmp_path, source)}
+    assert found == {f"q{i}": None if i in without else f"n{i}" for i in range(6)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_pairs_with_and_without_a_score_are_not_mixed(tmp_path: Path, first: bool) -> None:
+    """A pair without a score would count as a positive pair."""
+    rows: list[dict[str, Any]] = [
+        {"anchor": f"q{i}", "positive": f"p{i}", "score": i} for i in range(6)
+    ]
+    for i in [1] if first else [0, 1]:
+        del rows[i]["score"]
+    source = pairs_file(tmp_path / "mixed.jsonl", rows)
+    with pytest.raises(UserError, match=rf"mixed\.jsonl:{2 if first else 3}: .*'score'") as raised:
         drawn(tmp_path, source)
     assert "\n" not in str(raised.value)
-    # Skipping keeps the rows that are like the first one, and none loses its negative.
     left = drawn(tmp_path, source, on_bad_row="skip")
     assert len(left) == (5 if first else 2)
-    assert all(("negative" in row) == first for row in left)
+    assert all(("score" in row) == first for row in left)
 
 
 def test_a_pair_with_ten_negatives_is_ten_rows_in_ten_batches(tmp_path: Path) -> None:
@@ -95,7 +106,7 @@ def test_lists_of_positives_and_negatives_become_rows(tmp_path: Path) -> None:
     rows += [{"query": f"z{i}", "pos": f"z{i}+", "neg": f"z{i}-"} for i in range(30)]
     columns = {"anchor": "query", "positive": "pos", "negative": "neg"}
     found = drawn(tmp_path, pairs_file(tmp_path / "a.jsonl", rows, columns=columns))
-    assert [tuple(row.values()) for row in found[:6]] == [
+    assert [tuple(row.values())[:3] for row in found[:6]] == [
         ("a", "p1", "n1"),
         ("a", "p1", "n2"),
         ("a", "p1", "n3"),

@@ -10,6 +10,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,21 +154,33 @@ def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[NumberedRow]:
+    number = 0
+    with _parquet_errors(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        _require_distinct(str(path), (n for n in names if columns is None or n in columns))
+        read = names if columns is None else [name for name in names if name in columns]
+        unread: dict[str, object] = dict.fromkeys(names)
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: has a text after row {number} that is not UTF-8"
+                ) from error
+            for row in rows:
+                number += 1
+                yield number, unread | row
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a damaged file into one line."""
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _require_distinct(str(path), (n for n in names if columns is None or n in columns))
-            read = names if columns is None else [name for name in names if name in columns]
-            unread: dict[str, object] = dict.fromkeys(names)
-            number = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, unread | row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: has a text after row {number} that is not UTF-8") from error
+        yield
     except pa.ArrowException as error:
         raise UserError(f"{path}: is not a readable Parquet file: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error.strerror or error)}") from error
 
 
 def _require_distinct(where: str, names: Iterator[str]) -> None:
@@ -187,3 +200,12 @@ READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[NumberedRow]]
     ".parquet": _read_parquet,
 }
 """The reader of each file extension."""
+
+
+def column_names(path: Path) -> list[str] | None:
+    """Return the names of the columns of a file that can be read column by column, or None."""
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return None
+    with _parquet_errors(path), pq.ParquetFile(path) as file:
+        names: list[str] = file.schema_arrow.names
+        return names

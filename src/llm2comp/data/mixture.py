@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llm2comp.data import sources
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.recipe import DataSource
 from llm2comp.utils.progress import text_progress
 
@@ -75,8 +76,8 @@ def shuffled_sources(
     seed: int,
     on_bad_row: str,
     optional: Sequence[str] = (),
-    skipped: dict[str, int] | None = None,
-) -> list[Iterator[dict[str, str]]]:
+    left_out: LeftOut | None = None,
+) -> list[Iterator[dict[str, Any]]]:
     """Return one iterator per source, over its rows in random order.
 
     Args:
@@ -85,11 +86,11 @@ def shuffled_sources(
         seed: the same seed gives the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
         optional: columns that a source may have.
-        skipped: if given, gets the number of rows that were skipped, by source.
+        left_out: if given, counts what is left out of each source.
     """
     return [
         shuffle(
-            sources.rows(source, columns, on_bad_row, optional, skipped),
+            sources.rows(source, columns, on_bad_row, optional, left_out),
             # With the place, a source that is used twice has two orders.
             seed=f"{seed}/{place}/{source.source}/{source.split}",
         )

@@ -1,13 +1,15 @@
 """Passages to compress in pretraining, filtered by length and given as token ids."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 from llm2comp.recipe_parts import Passages
@@ -25,7 +27,7 @@ def draw_passages(
     count: int,
     seed: int,
     on_bad_row: str = "fail",
-    skipped: dict[str, int] | None = None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[list[int]]:
     """Draw distinct passages from a weighted mixture of sources.
 
@@ -40,7 +42,7 @@ def draw_passages(
         count: how many passages to draw. If there are fewer, a warning is logged.
         seed: the same seed gives the same passages in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
-        skipped: if given, gets the number of rows that were skipped, by source.
+        left_out: if given, counts what is left out of each source.
 
     Yields:
         The token ids of each passage, at least two.
@@ -49,15 +51,23 @@ def draw_passages(
         UserError: if a source cannot be read, or no passage is within the limits.
     """
     distinct = Distinct()
+    left_out = LeftOut() if left_out is None else left_out
+    shuffled = mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, left_out=left_out)
     streams = [
-        _tokenize(_distinct_texts(rows, limits.min_chars, distinct), tokenizer, limits)
-        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, skipped=skipped)
+        _tokenize(
+            distinct.texts(rows, source.source, left_out, limits.min_chars),
+            tokenizer,
+            limits,
+            partial(left_out.count, "too_long", source.source),
+        )
+        for source, rows in zip(sources, shuffled, strict=True)
     ]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
     passages = 0
     for _, ids in mixture.with_progress(draws, "passages", count):
         passages += 1
         yield ids
+    left_out.log()
     names = ", ".join(source.source for source in sources)
     if not passages:
         raise UserError(
@@ -68,22 +78,16 @@ def draw_passages(
         logger.warning("%s: %d passages fit, %d were asked for", names, passages, count)
 
 
-def _distinct_texts(
-    rows: Iterator[dict[str, str]], min_chars: int, distinct: Distinct
-) -> Iterator[str]:
-    """Yield the texts that are long enough and new."""
-    for row in rows:
-        text = row["text"].strip()
-        if len(text) >= min_chars and distinct.is_new(text):
-            yield text
-
-
 def _tokenize(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, limits: Passages
+    texts: Iterator[str],
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Passages,
+    too_long: Callable[[], None],
 ) -> Iterator[list[int]]:
     while batch := list(islice(texts, TOKENIZE_BATCH)):
         for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
             kept = ids[: limits.max_tokens]
-            # A passage of one token cannot be cut into text and continuation.
-            if len(kept) > 1 and (limits.crop or len(kept) == len(ids)):
+            if len(kept) < len(ids) and not limits.crop:
+                too_long()
+            elif len(kept) > 1:  # a passage of one token cannot be cut into text and continuation
                 yield kept

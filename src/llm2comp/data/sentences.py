@@ -8,6 +8,7 @@ from datasets import Value
 from llm2comp.data import mixture
 from llm2comp.data.crops import TEXT_WORDS, Crops
 from llm2comp.data.drawn.distinct import Distinct
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource, Unsupervised
@@ -31,18 +32,18 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        How many texts there are to train on, and how many were skipped or too short for crops.
+        How many texts there are to train on, and how many were left out.
 
     Raises:
         UserError: if a source cannot be read, or there are not two texts for a batch.
     """
     trained = stage.steps * stage.batch_size
-    skipped: dict[str, int] = {}
+    left_out = LeftOut()
     crops = Crops(seed) if stage.views == "crop" else None
     count = 0
     with files.train("texts", PAIR, 1000) as train, files.held_out(PAIR) as held_out:
         for text in draw_sentences(
-            stage.data, trained + stage.eval_pairs, seed, on_bad_row, skipped, crops
+            stage.data, trained + stage.eval_pairs, seed, on_bad_row, left_out, crops
         ):
             anchor, positive = crops.two(text) if crops else (text, text)
             (train if count < trained else held_out).write({"anchor": anchor, "positive": positive})
@@ -55,7 +56,7 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
             "unsupervised.batch_size to 2 or more"
         )
     too_short = {"too_short": crops.too_short} if crops and crops.too_short else {}
-    return {"texts": texts} | ({"skipped": skipped} if skipped else {}) | too_short
+    return {"texts": texts} | left_out.counts | too_short
 
 
 def draw_sentences(
@@ -63,7 +64,7 @@ def draw_sentences(
     count: int,
     seed: int,
     on_bad_row: str = "fail",
-    skipped: dict[str, int] | None = None,
+    left_out: LeftOut | None = None,
     crops: Crops | None = None,
 ) -> Iterator[str]:
     """Draw distinct texts from a weighted mixture of sources.
@@ -73,22 +74,25 @@ def draw_sentences(
         count: how many texts to draw. If there are fewer, a warning is logged.
         seed: the same seed gives the same texts in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
-        skipped: if given, gets the number of rows that were skipped, by source.
+        left_out: if given, counts what is left out of each source.
         crops: if given, texts that are too short for it are left out.
 
     Raises:
         UserError: if a source cannot be read, or no source has texts that are long enough.
     """
     distinct = Distinct()
+    left_out = LeftOut() if left_out is None else left_out
+    shuffled = mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, left_out=left_out)
     streams = [
-        filter(crops.fits if crops else None, _distinct_texts(rows, distinct))
-        for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, skipped=skipped)
+        filter(crops.fits if crops else None, distinct.texts(rows, source.source, left_out))
+        for source, rows in zip(sources, shuffled, strict=True)
     ]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
     texts = 0
     for _, text in mixture.with_progress(draws, "sentences", count):
         texts += 1
         yield text
+    left_out.log()
     names = ", ".join(source.source for source in sources)
     if crops and crops.too_short:
         short = f"{crops.too_short} texts have fewer than {TEXT_WORDS} words, too few to crop"
@@ -99,11 +103,3 @@ def draw_sentences(
         raise UserError(f"{names}: there are no texts; name a source that has some")
     if texts < count:
         logger.warning("%s: %d texts, %d were asked for", names, texts, count)
-
-
-def _distinct_texts(rows: Iterator[dict[str, str]], distinct: Distinct) -> Iterator[str]:
-    """Yield the texts that are new."""
-    for row in rows:
-        text = row["text"].strip()
-        if distinct.is_new(text):
-            yield text

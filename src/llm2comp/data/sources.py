@@ -7,9 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llm2comp.data import catalog, files, hub
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.files import BadRow, NumberedRow
+from llm2comp.data.formats.expand import expanded
+from llm2comp.data.formats.layouts import LISTS, Layout, recognise
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 from llm2comp.utils.standard_input import STANDARD_INPUT
@@ -18,12 +22,15 @@ logger = logging.getLogger("llm2comp")
 
 SCORE = "score"
 """The only column that holds a number. All others hold text."""
-COLUMNS = ("text", "anchor", "positive", "negative", SCORE)
+NEGATIVE = "negative"
+"""The only column that some rows of a source may have, and others not."""
+COLUMNS = ("text", "anchor", "positive", NEGATIVE, SCORE)
 """All columns that a stage may read."""
-LISTS = ("positive", "negative")
-"""The columns that may hold a list of texts."""
 LOUD_SHARE = 0.5
 """If more than this share of the rows is bad, the source itself is probably not what was meant."""
+
+PlacedRow = tuple[str, int, Mapping[str, object] | BadRow]
+"""The file of a row, its number there, and its values by column."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 """`owner/name` or `owner/name:configuration`."""
@@ -34,29 +41,30 @@ def rows(
     columns: Sequence[str],
     on_bad_row: str,
     optional: Sequence[str] = (),
-    skipped: dict[str, int] | None = None,
-) -> Iterator[dict[str, str]]:
+    left_out: LeftOut | None = None,
+) -> Iterator[dict[str, Any]]:
     """Return an iterator over the rows of a source, under our column names.
 
     Args:
-        source: a packaged source, a local .txt, .jsonl, .csv or .parquet file, or a dataset of the
-            hub (`owner/name` or `owner/name:configuration`).
+        source: a packaged source, local files, or a dataset of the hub, as a recipe names them.
         columns: our names of the columns that each row must have (text, anchor, positive).
-            `source.columns` maps them to the names in the source.
+            `source.columns` maps them to the names in the source. Without it, pairs of other tools
+            are recognised by their columns (`llm2comp.data.formats.layouts`), and the log says so.
         on_bad_row: `fail` stops at the first bad row. `skip` leaves bad rows out and logs their
             number at the end. A row is bad if it cannot be read, lacks a column, holds a value
             that is blank, not a string or not valid Unicode, or has a score that is not a finite
             number.
         optional: our names of columns that are also read if `source.columns` maps them or the
             first good row has them. From then on, a row without them is bad. If the first good row
-            does not have them, a row with them is bad.
-        skipped: if given, gets the number of rows that were skipped, by source.
+            does not have them, a row with them is bad. Only `negative` may be in some rows, and
+            not in others.
+        left_out: if given, counts what is left out of the source.
 
     Returns:
         Rows that map our column names to text. No text is blank. A score is the text of a number.
-        No other column of the source is in them. If `positive` or `negative` is a list of texts,
-        the row becomes as many rows as the longer of both has items. The i-th has the i-th positive
-        and the i-th negative, and the shorter list begins again when it ends.
+        No other column of the source is in them. A row with several positives or negatives becomes
+        several rows with one positive each (`llm2comp.data.formats.expand`): `negative` is then a
+        list of at most `source.negatives` texts, and `positives` a list of all positives.
 
     Raises:
         UserError: immediately, if the source does not exist, is for evaluation only, or cannot be
@@ -64,13 +72,14 @@ def rows(
             first bad row, and with `skip` at the end if all rows are bad. The message begins with
             `FILE:LINE` if a row is to blame.
     """
-    wanted = _Columns.of(source, columns, optional)
-    return _logged(_numbered(source, wanted.names), source.source, wanted, on_bad_row, skipped)
+    wanted = _Columns.of(source, columns, optional, announced=True)
+    left_out = LeftOut() if left_out is None else left_out
+    return _logged(_numbered(source, wanted), source, wanted, on_bad_row, left_out)
 
 
 def require_good_row(
     source: DataSource, columns: Sequence[str], on_bad_row: str, optional: Sequence[str] = ()
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Check that a source can be read, and return its first good row.
 
     Args:
@@ -82,9 +91,9 @@ def require_good_row(
     Raises:
         UserError: if it cannot be read, or has no good row.
     """
-    wanted = _Columns.of(source, columns, optional)
-    numbered = _numbered(source, wanted.names)
-    for row in _checked(numbered, source.source, wanted, on_bad_row, _Tally()):
+    wanted = _Columns.of(source, columns, optional, announced=False)
+    numbered = _numbered(source, wanted)
+    for row in _checked(numbered, source, wanted, on_bad_row, _Tally(), LeftOut()):
         return row
     raise UserError(f"{source.source}: there are no rows in it")
 
@@ -100,20 +109,33 @@ class _Tally:
 
 @dataclass
 class _Columns:
-    """The columns that are read from a source: our names, and its names of them.
+    """The columns that are read from a source.
 
     Attributes:
-        wanted: those that each row must have.
-        optional: those that all rows have or none.
+        source: the source.
+        wanted: our names of those that each row must have.
+        optional: our names of those that all rows have or none.
+        announced: whether the log says which tool's rows these are.
+        layout: the source's names; None until the names of its columns are known.
         settled: whether a good row has shown which of the optional ones the source has.
     """
 
-    wanted: dict[str, str]
-    optional: dict[str, str]
+    source: DataSource
+    wanted: list[str]
+    optional: list[str]
+    announced: bool
+    layout: Layout | None = None
     settled: bool = field(default=False)
 
     @classmethod
-    def of(cls, source: DataSource, columns: Sequence[str], optional: Sequence[str]) -> "_Columns":
+    def of(
+        cls,
+        source: DataSource,
+        columns: Sequence[str],
+        optional: Sequence[str],
+        *,
+        announced: bool,
+    ) -> "_Columns":
         for ours in source.columns:
             if ours not in COLUMNS:
                 nearest = difflib.get_close_matches(ours, COLUMNS, n=1, cutoff=0)[0]
@@ -121,59 +143,91 @@ class _Columns:
                     f"{source.source}: columns maps {ours!r}, which is no column of ours; use one "
                     f"of {', '.join(COLUMNS)} (nearest: {nearest!r})"
                 )
-        theirs = {ours: source.columns.get(ours, ours) for ours in (*columns, *optional)}
-        chosen = [ours for ours in theirs if ours in columns or ours in source.columns]
-        return cls(
-            {ours: theirs[ours] for ours in chosen},
-            {ours: theirs[ours] for ours in optional if ours not in chosen},
-        )
+        chosen = [one for one in (*columns, *optional) if one in columns or one in source.columns]
+        return cls(source, chosen, [one for one in optional if one not in chosen], announced)
 
-    @property
-    def names(self) -> list[str]:
-        """The source's names of all columns that may be read."""
-        return [*self.wanted.values(), *self.optional.values()]
+    def names(self, names: Sequence[str]) -> list[str]:
+        """Return those of the source's columns that are read."""
+        return self._layout(names).among(names)
 
-    def check(self, values: Mapping[str, object] | BadRow) -> str | None:
-        """Return what is wrong with a row, or None if it is good."""
-        if isinstance(values, BadRow):
-            return values.reason
-        given = {o: theirs for o, theirs in self.optional.items() if _is_given(values.get(theirs))}
-        if given and self.settled:
-            theirs = next(iter(given.values()))
+    def read(self, row: Mapping[str, object]) -> dict[str, object]:
+        """Return the values of a row under our names."""
+        return self._layout(list(row)).read(row)
+
+    def check(self, row: Mapping[str, object], values: Mapping[str, object]) -> str | None:
+        """Return what is wrong with a row and its values under our names, or None if it is good."""
+        given = [ours for ours in self.optional if is_given(values.get(ours))]
+        uneven = [ours for ours in given if ours != NEGATIVE]
+        if uneven and self.settled:
             return (
-                f"has a {theirs!r}, and the rows before it have none; give every row one, or put "
-                "those without into a source of their own"
+                f"has a {self._theirs(uneven[0])!r}, and the rows before it have none; give every "
+                "row one, or put those without into a source of their own"
             )
-        problem = self._problem(values, self.wanted | given)
+        problem = self._problem(row, values, [*self.wanted, *given])
         if problem is None and not self.settled:
-            self.wanted |= given
-            self.optional = {o: t for o, t in self.optional.items() if o not in given}
+            self.wanted += uneven
+            self.optional = [ours for ours in self.optional if ours not in uneven]
             self.settled = True
         return problem
 
-    def _problem(self, values: Mapping[str, object], wanted: Mapping[str, str]) -> str | None:
-        for ours, theirs in wanted.items():
-            if theirs not in values:
-                return f"no column {theirs!r}; there are {', '.join(map(str, values))}" + (
-                    f" (map it: columns: {{{ours}: ...}})" if theirs == ours else ""
+    def _problem(
+        self, row: Mapping[str, object], values: Mapping[str, object], wanted: Sequence[str]
+    ) -> str | None:
+        for ours in wanted:
+            theirs = self._theirs(ours)
+            if ours not in values:
+                mappable = theirs == ours and not (self.layout and self.layout.tool)
+                return f"no column {theirs!r}; there are {', '.join(map(str, row))}" + (
+                    f" (map it: columns: {{{ours}: ...}})" if mappable else ""
                 )
-            problem = _problem_of_value(values[theirs], ours)
+            if ours == NEGATIVE and not is_given(values[ours]):
+                continue
+            problem = problem_of_value(values[ours], ours)
             if problem:
                 return f"column {theirs!r} {problem}"
         return None
 
+    def chosen(self, values: Mapping[str, object]) -> list[str]:
+        """Return our names of the columns of a good row."""
+        given = [one for one in self.optional if is_given(values.get(one))]
+        return [one for one in [*self.wanted, *given] if is_given(values[one])]
+
+    def _theirs(self, ours: str) -> str:
+        assert self.layout is not None
+        return self.layout.columns[ours]
+
+    def _layout(self, names: Sequence[str]) -> Layout:
+        """Return the layout, which the first columns that are seen decide."""
+        if self.layout is None:
+            found = None
+            if "anchor" in self.wanted and not self.source.columns:
+                found = recognise(names)
+            chosen = [*self.wanted, *self.optional]
+            self.layout = Layout({ours: self.source.columns.get(ours, ours) for ours in chosen})
+            if found is not None:
+                columns = {one: found.columns.get(one, one) for one in chosen}
+                self.layout = Layout(columns, found.tool, found.prompt)
+                if found.prompt and self.source.query_instruction:
+                    raise UserError(
+                        f"{self.source.source}: its rows have a {found.prompt!r} before the query; "
+                        "remove query_instruction, or map the columns to leave the prompts out"
+                    )
+                if self.announced:
+                    logger.info("%s: %s", self.source.source, found)
+        return self.layout
+
 
 def _logged(
-    numbered: Iterator[NumberedRow],
-    name: str,
+    numbered: Iterator[PlacedRow],
+    source: DataSource,
     columns: _Columns,
     on_bad_row: str,
-    skipped: dict[str, int] | None,
-) -> Iterator[dict[str, str]]:
+    left_out: LeftOut,
+) -> Iterator[dict[str, Any]]:
     """Yield the good rows, and log at the end how many others there were."""
-    tally = _Tally()
+    tally, name = _Tally(), source.source
     try:
-        yield from _checked(numbered, name, columns, on_bad_row, tally)
+        yield from _checked(numbered, source, columns, on_bad_row, tally, left_out)
     finally:
         if tally.skipped > LOUD_SHARE * tally.read:
             logger.error(
@@ -185,48 +239,57 @@ def _logged(
             )
         elif tally.skipped:
             logger.warning("%s: skipped %d bad rows of %d", name, tally.skipped, tally.read)
-        if skipped is not None and tally.skipped:
-            skipped[name] = skipped.get(name, 0) + tally.skipped
+        left_out.count("skipped", name, tally.skipped)
 
 
 def _checked(
-    numbered: Iterator[NumberedRow], name: str, columns: _Columns, on_bad_row: str, tally: _Tally
-) -> Iterator[dict[str, str]]:
-    for number, values in numbered:
+    numbered: Iterator[PlacedRow],
+    source: DataSource,
+    columns: _Columns,
+    on_bad_row: str,
+    tally: _Tally,
+    left_out: LeftOut,
+) -> Iterator[dict[str, Any]]:
+    name = source.source
+    for file, number, row in numbered:
         tally.read += 1
-        problem = columns.check(values)
-        if problem is None and isinstance(values, Mapping):
-            yield from _expanded({o: values[theirs] for o, theirs in columns.wanted.items()})
-            continue
+        if isinstance(row, BadRow):
+            problem: str | None = row.reason
+        else:
+            values = columns.read(row)
+            problem = columns.check(row, values)
+            if problem is None:
+                chosen = {ours: values[ours] for ours in columns.chosen(values)}
+                yield from expanded(chosen, source, left_out)
+                continue
         if on_bad_row != "skip":
-            raise UserError(f"{name}:{number}: {problem}; correct the row or use --on-bad-row skip")
+            raise UserError(f"{file}:{number}: {problem}; correct the row or use --on-bad-row skip")
         tally.skipped += 1
-        tally.first = tally.first or f"row {number}: {problem}"
+        place = f"row {number}" if file == name else f"{file}:{number}"
+        tally.first = tally.first or f"{place}: {problem}"
     if tally.skipped and tally.skipped == tally.read:
         raise UserError(f"{name}: all {tally.read} rows are bad; the first is {tally.first}")
 
 
-def _expanded(row: Mapping[str, object]) -> Iterator[dict[str, str]]:
-    """Yield one row for each item of the longest list."""
-    items = {name: value if isinstance(value, list) else [value] for name, value in row.items()}
-    for index in range(max(map(len, items.values()), default=1)):
-        yield {name: str(texts[index % len(texts)]) for name, texts in items.items()}
-
-
-def _numbered(source: DataSource, columns: Sequence[str]) -> Iterator[NumberedRow]:
+def _numbered(source: DataSource, columns: _Columns) -> Iterator[PlacedRow]:
     name = source.source
     if name in catalog.names():
-        return _packaged(name)
+        return _placed(name, _packaged(name))
     path = Path(name).expanduser()
     if is_file(name):
-        return files.read(path, columns)
+        names = files.column_names(path)
+        return _placed(name, files.read(path, None if names is None else columns.names(names)))
     if HUB_ID.fullmatch(name):
-        return hub.read(name, source.split)
+        return _placed(name, hub.read(name, source.split))
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(
         f"data source {name!r} is not a packaged source (nearest: {nearest!r}), not a local file "
         f"of {', '.join(files.READERS)}, and not a hub id of the form owner/name"
     )
+
+
+def _placed(file: str, numbered: Iterator[NumberedRow]) -> Iterator[PlacedRow]:
+    return ((file, number, row) for number, row in numbered)
 
 
 def is_file(name: str) -> bool:
@@ -247,7 +310,7 @@ def _packaged(name: str) -> Iterator[NumberedRow]:
     return enumerate(catalog.rows(name), start=1)
 
 
-def _problem_of_value(value: object, ours: str) -> str | None:
+def problem_of_value(value: object, ours: str) -> str | None:
     """Return what is wrong with the value of one of our columns, or None if it is good."""
     if ours == SCORE:
         return None if _is_number(value) else f"holds {value!r}, not a number"
@@ -268,7 +331,8 @@ def _problem_of_text(value: object) -> str | None:
     return "holds a NUL character" if files.NUL in value else None
 
 
-def _is_given(value: object) -> bool:
+def is_given(value: object) -> bool:
+    """Return whether an optional column has a value in a row."""
     return value is not None and value != "" and value != []
 
 

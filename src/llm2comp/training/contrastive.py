@@ -1,7 +1,8 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +15,12 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import AutoConfig
 
+from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.pairs import dataset_names
-from llm2comp.data.sources import SCORE
+from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention, record_attention
@@ -33,7 +34,7 @@ from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import trained_prompts
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
-from llm2comp.training.losses.info_nce import info_nce
+from llm2comp.training.losses.choose import losses_of
 from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
@@ -52,20 +53,40 @@ from llm2comp.utils.finite import require_finite
 from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
+@dataclass
 class LengthSorted(SentenceTransformerDataCollator):
     """Sorts the rows of a batch by length, so that mini-batches need little padding.
 
     The cached loss cuts a batch into mini-batches, and each is padded to its own longest text. No
     loss here depends on the order of the rows.
+
+    A row may have any number of negatives, also none. Those of all rows become one column, which
+    then has more or fewer texts than there are rows: every negative of a batch is one for each of
+    its anchors, so InfoNCE does not ask to which row it belongs.
     """
+
+    def __post_init__(self) -> None:
+        """Let the stock collator read columns of lists."""
+        read = self.preprocess_fn
+        self.preprocess_fn = lambda values, **options: read(_flat(values), **options)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch that the stock collator makes from the sorted rows."""
-        return super().__call__(sorted(features, key=_characters))
+        unread = {POSITIVES}
+        if not _flat(row.get(NEGATIVE) for row in features):
+            unread.add(NEGATIVE)
+        rows = sorted(features, key=_characters)
+        return super().__call__(
+            [{name: row[name] for name in row if name not in unread} for row in rows]
+        )
+
+
+def _flat(values: Iterable[str | list[str] | None]) -> list[str]:
+    return [text for value in values for text in texts_of(value)]
 
 
 def _characters(row: dict[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if isinstance(value, str))
+    return sum(map(len, _flat([row["anchor"], row["positive"], row.get(NEGATIVE)])))
 
 
 class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
@@ -174,7 +195,7 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=_losses(model, stage, data, gather=arguments.world_size > 1),
+        loss=losses_of(model, stage, data, gather=arguments.world_size > 1),
     )
     trainer.add_callback(
         CollapseWatch(
@@ -315,20 +336,3 @@ def _write(
         lora = {} if adapted is None else adapted.record
         record = StageRecord.of(stage, causal=causal, lora=lora, prompts=prompts)
         encoder.save(trained, context.target, adapter, lineage.after(record), source)
-
-
-def _losses(
-    model: SentenceTransformer,
-    stage: Contrastive,
-    data: Dataset | DatasetDict,
-    *,
-    gather: bool,
-) -> torch.nn.Module | dict[str, torch.nn.Module]:
-    """Return the loss or, with several datasets, the loss of each."""
-    infonce = info_nce(model, stage, gather=gather)
-    if isinstance(data, Dataset):
-        return infonce
-    cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
-    return {
-        name: cosent if SCORE in dataset.column_names else infonce for name, dataset in data.items()
-    }

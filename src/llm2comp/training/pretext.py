@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from llm2comp.data.drawn.batches import cut, write_batches
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.rows import RowFiles, Rows, Summary, drawn_once
 from llm2comp.data.passages import draw_passages
 from llm2comp.errors import UserError
@@ -288,14 +289,14 @@ def _rows(context: StageContext[Pretext], tokenizer: PreTrainedTokenizerBase) ->
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
 
     def draw(files: RowFiles) -> Summary:
-        skipped: dict[str, int] = {}
+        left_out = LeftOut()
         count = stage.steps * stage.batch_size + stage.eval_passages
         passages = draw_passages(
-            stage.data, tokenizer, stage.passages, count, seed, on_bad_row, skipped
+            stage.data, tokenizer, stage.passages, count, seed, on_bad_row, left_out
         )
         whole = objective_of(stage).whole_passage
         summary = write_batches(files, passages, stage, seed, whole=whole)
-        return summary | ({"skipped": skipped} if skipped else {})
+        return summary | left_out.counts
 
     rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
     context.log.write_once(stage="pretext", **rows.summary)

@@ -1,33 +1,46 @@
 """Stage 3 (SCL): train on pairs with hard negatives (paper, "SCL") and on scored pairs."""
 
-import unicodedata
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
 
 from datasets import Dataset
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
+from llm2comp.data.drawn.distinct import number
+from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.recipe import Supervised
 from llm2comp.training.contrastive import train_contrastive
 from llm2comp.training.stage_context import StageContext
 
+KNOWN = "known "
+"""What is before the number of a positive of an anchor; the number of a text has nothing there."""
+
 
 class DistinctTexts(NoDuplicatesBatchSampler):
-    """Puts a text into a batch once at most, because it would be its own negative there.
+    """Puts a text into a batch once at most, and no positive of an anchor as its negative.
 
-    Two forms of Unicode of one text are one text here, as they are when rows are drawn. The rows
-    themselves keep their form.
+    All other texts of a batch are negatives of an anchor. So a text that is there twice would be
+    its own negative, and so would a positive of the anchor from another row. Two forms of Unicode
+    of one text are one text here, as they are when rows are drawn.
 
     Args:
-        dataset: the rows.
+        dataset: the rows, with the columns of `llm2comp.data.drawn.pair_file`.
         **options: as the stock sampler takes them.
     """
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
         super().__init__(dataset, **options)
-        self.dataset = self.dataset.with_transform(_in_one_form)
+        self.dataset = self.dataset.with_transform(_numbers)
+
+    def _iter_one_pass(
+        self, get_sample_values: Callable[[int], Any], has_overlap: Callable[..., bool]
+    ) -> Iterator[list[int]]:
+        """Yield the batches of a pass over the rows, as the stock sampler asks for them."""
+        del has_overlap  # it compares texts alone
+        yield from super()._iter_one_pass(get_sample_values, _exclude_each_other)
 
 
 def train_supervised(context: StageContext[Supervised]) -> None:
@@ -44,9 +57,21 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     train_contrastive(context, rows.train, held_out, batch_sampler=DistinctTexts)
 
 
-def _in_one_form(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return texts in the form NFC."""
-    return {
-        name: [unicodedata.normalize("NFC", text) for text in texts]
-        for name, texts in columns.items()
-    }
+def _numbers(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
+    """Return the numbers of a row's texts, and of its anchor's positives, each as a column.
+
+    The stock sampler compares the columns of rows, one row at a time.
+    """
+    row = {name: value for name, (value,) in columns.items()}
+    known = row.pop(POSITIVES, [])
+    texts = [str(number(text)) for value in row.values() for text in texts_of(value)]
+    numbers = [*texts, *(f"{KNOWN}{one}" for one in known)]
+    return {str(place): [one] for place, one in enumerate(numbers)}
+
+
+def _exclude_each_other(row: Any, batch: Set[Any]) -> bool:
+    """Return whether a row shares a text with a batch, or either has a positive of the other."""
+    texts = {one for one in row if not one.startswith(KNOWN)}
+    known = {one.removeprefix(KNOWN) for one in row - texts}
+    marked = {f"{KNOWN}{one}" for one in texts}
+    return not batch.isdisjoint(texts | known | marked)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
+from datasets import List
 from datasets.arrow_writer import ArrowWriter
 
 from llm2comp.data.drawn import origins
@@ -45,6 +47,9 @@ DEPENDS_ON = frozenset(
     }
 )
 """Keys of a stage on which its rows depend."""
+
+NEWER_KEYS = {"negatives": 1, "revision": None}
+"""Keys of a source that older rows lack, and the values that mean the same as none."""
 
 Summary = dict[str, Any]
 """What was drawn, in numbers for the log."""
@@ -145,6 +150,28 @@ class RowFiles:
         with arrow_writer(_train_file(self.folder, len(self.names) - 1), features, batch) as writer:
             yield writer
 
+    def rewrite(
+        self,
+        name: str,
+        features: Mapping[str, Any],
+        batch: int,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        """Change each row of a dataset that is written.
+
+        Args:
+            name: the name of the dataset.
+            features: as they were when it was written.
+            batch: rows that are kept in memory before they are written.
+            change: returns the row that is written in the place of a row.
+        """
+        file = _train_file(self.folder, self.names.index(name))
+        changed = file.with_suffix(".changed")
+        with arrow_writer(changed, features, batch) as writer:
+            for row in datasets.Dataset.from_file(str(file)):
+                writer.write(change(row))
+        changed.replace(file)
+
     @contextmanager
     def held_out(self, features: Mapping[str, Any]) -> Iterator[ArrowWriter]:
         """Yield the writer of the rows that are measured."""
@@ -184,17 +211,33 @@ def _are_drawn(folder: Path, settings: dict[str, Any]) -> bool:
 def _read(folder: Path) -> Rows:
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     train = {
-        name: datasets.Dataset.from_file(str(_train_file(folder, place)))
+        name: _without_empty(datasets.Dataset.from_file(str(_train_file(folder, place))))
         for place, name in enumerate(summary["names"])
     }
     held_out = datasets.Dataset.from_file(str(folder / HELD_OUT))
     return Rows(datasets.DatasetDict(train), held_out, summary["drawn"])
 
 
+def _without_empty(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return a dataset without the columns that no row has a value in."""
+    table = dataset.data
+    empty = [
+        name
+        for name, kind in dataset.features.items()
+        if table.column(name).null_count == len(dataset)
+        or (isinstance(kind, List) and not pc.sum(pc.list_value_length(table.column(name))).as_py())
+    ]
+    return dataset.remove_columns(empty) if len(dataset) else dataset
+
+
 def _settings(stage: Stage, seed: int, on_bad_row: str) -> dict[str, Any]:
     chosen = stage.model_dump(mode="json", include=set(DEPENDS_ON))
     if chosen.get("views") == "dropout":
         del chosen["views"]  # older rows lack the key, and they are not to be drawn again
+    for one in chosen["data"]:
+        for key, default in NEWER_KEYS.items():
+            if one[key] == default:
+                del one[key]  # for the same reason
     return {"seed": seed, "on_bad_row": on_bad_row} | chosen
 
 

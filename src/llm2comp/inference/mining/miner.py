@@ -43,6 +43,7 @@ def mine(
     settings: HardNegatives,
     *,
     corpus: Iterable[str] = (),
+    answers: Iterable[Pair] = (),
     reranker: CrossEncoder | None = None,
     prompts: tuple[str | None, str | None] = (None, None),
     batch_size: int = 32,
@@ -57,6 +58,8 @@ def mine(
         pairs: queries and their positives. A query may have several.
         settings: which texts are taken.
         corpus: texts to search, besides all the positives.
+        answers: further pairs of a query and a text that answers it. Nothing is found for them, and
+            their texts are searched only if they are in the corpus or a positive.
         reranker: if given, its scores take the place of the cosines for the texts that the model
             ranks first.
         prompts: what is put before queries and texts; None for the model's own prompts.
@@ -71,8 +74,10 @@ def mine(
         raise UserError("there are no pairs to find negatives for")
     positives = dict.fromkeys(positive for _, positive in wanted)
     searched = list(dict.fromkeys(_one_form(texts, text) for text in corpus) | positives)
+    known = [(_one_form(texts, a), _one_form(texts, text)) for a, text in answers]
+    known += [(query, query) for query, _ in wanted]
     own = set(searched)
-    rows = [*wanted, *((query, query) for query, _ in wanted if query in own)]
+    rows = dict.fromkeys([*wanted, *(pair for pair in known if pair[1] in own)])
     low, high = settings.ranks or (0, None)
     query_prompt, corpus_prompt = prompts
     mined = mine_hard_negatives(
@@ -106,9 +111,4 @@ def mine(
 
 def _one_form(texts: dict[bytes, str], text: str) -> str:
     """Return the first form in which a text was met."""
-    return texts.setdefault(text_key(text), text)
-
-
-def text_key(text: str) -> bytes:
-    """Return what is equal for texts that are one text to the miner."""
-    return digest(text.strip())
+    return texts.setdefault(digest(text), text)

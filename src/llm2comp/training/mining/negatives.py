@@ -1,26 +1,28 @@
 """The negatives of a round: mined once, written beside the rows, and read from there."""
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.data.pairs import REQUIRED
-from llm2comp.errors import UserError
-from llm2comp.inference.mining.miner import Mined, mine, text_key
+from llm2comp.data.drawn.distinct import digest, number
+from llm2comp.data.drawn.pair_file import POSITIVES, WRITTEN_TOGETHER, negatives_of
+from llm2comp.data.drawn.rows import arrow_writer
+from llm2comp.data.sources import NEGATIVE, SCORE
+from llm2comp.inference.mining.miner import Mined, Pair, mine
 from llm2comp.recipe_parts import Mining
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
 Prompts = Mapping[str, str]
 """What is put before the texts of a column in training."""
-ABOUT = ("found", "scores")
-"""Columns that say of a pair how many negatives were found, and how positive and negatives score.
-"""
+
+SCORES = "scores"
+"""Column with the scores of the positive and of each mined negative."""
+MINED = {NEGATIVE: List(Value("string")), SCORES: List(Value("float32"))}
 
 
 def mine_columns(
@@ -28,31 +30,25 @@ def mine_columns(
     model: SentenceTransformer,
     mining: Mining,
     folder: Path,
-    *,
     prompts: Mapping[str, Prompts],
-    seed: str,
 ) -> None:
     """Mine negatives for the sources of plain pairs, and write them.
 
-    The positives of a source are the texts that are searched. A pair for which too few negatives
-    are found gets other positives of its source, drawn by the seed: they are negatives like those
-    of its batch, and no pair is lost.
+    The positives of a source are the texts that are searched. A pair may get fewer negatives than
+    are asked for, or none; it then has those of its batch.
 
     Args:
-        data: the rows of each source.
+        data: the rows of each source, as `llm2comp.data.drawn.pair_file` writes them.
         model: the encoder so far.
         mining: which texts are negatives.
         folder: where negatives are written.
         prompts: by the name of a source, what is put before its texts.
-        seed: of the drawn negatives.
-
-    Raises:
-        UserError: if a query has no text that is not its own positive.
     """
     with atomic_folder(folder) as partial:
         for place, (name, part) in enumerate(_plain(data).items()):
-            columns = _mined(part, model, mining, prompts.get(name, {}), f"{seed}/{place}")
-            Dataset.from_dict(columns).save_to_disk(str(partial / str(place)))
+            with arrow_writer(partial / _file(place), MINED, WRITTEN_TOGETHER) as writer:
+                for row in _mined(part, model, mining, prompts.get(name, {})):
+                    writer.write({NEGATIVE: row.negatives, SCORES: row.scores})
         write_checksums(partial)
 
 
@@ -71,82 +67,63 @@ def with_columns(data: DatasetDict, folder: Path) -> tuple[DatasetDict, dict[str
     require_unchanged(folder)
     rows, numbers = dict(data), {}
     for place, (name, part) in enumerate(_plain(data).items()):
-        mined = load_from_disk(str(folder / str(place)))
+        mined = Dataset.from_file(str(folder / _file(place)))
         numbers[name] = _numbers(mined)
-        rows[name] = concatenate_datasets([part, mined.remove_columns(list(ABOUT))], axis=1)
+        plain = part.remove_columns([one for one in part.column_names if one == NEGATIVE])
+        rows[name] = concatenate_datasets([plain, mined.remove_columns(SCORES)], axis=1)
     return DatasetDict(rows), numbers
+
+
+def _file(place: int) -> str:
+    return f"{place}.arrow"
 
 
 def _plain(data: DatasetDict) -> dict[str, Dataset]:
     """Return the sources without negatives and scores."""
-    return {name: part for name, part in data.items() if set(part.column_names) == set(REQUIRED)}
+    return {
+        name: part
+        for name, part in data.items()
+        if SCORE not in part.column_names and negatives_of(part) == (0, 0)
+    }
 
 
 def _mined(
-    pairs: Dataset, model: SentenceTransformer, mining: Mining, prompts: Prompts, seed: str
-) -> dict[str, list[Any]]:
-    """Return the columns that are added to pairs: negatives, how many were found, and scores."""
+    pairs: Dataset, model: SentenceTransformer, mining: Mining, prompts: Prompts
+) -> list[Mined]:
+    """Return what was found for each row."""
     anchors, positives = list(pairs["anchor"]), list(pairs["positive"])
     found = mine(
         model,
         zip(anchors, positives, strict=True),
         mining,
+        answers=_answers(pairs),
         prompts=(prompts.get("anchor", ""), prompts.get("positive", "")),
     )
-    by_pair = {(text_key(row.anchor), text_key(row.positive)): row for row in found}
-    own: dict[bytes, set[bytes]] = {}
-    for anchor, positive in by_pair:
-        own.setdefault(anchor, {anchor}).add(positive)
-    rows = [by_pair[text_key(a), text_key(p)] for a, p in zip(anchors, positives, strict=True)]
-    generator = random.Random(seed)
-    complete = [
-        [*row.negatives, *_others(row, positives, own[text_key(row.anchor)], mining, generator)]
-        for row in rows
-    ]
-    columns: dict[str, list[Any]] = {
-        f"negative_{number + 1}": [texts[number] for texts in complete]
-        for number in range(mining.negatives)
-    }
-    return columns | {
-        "found": [len(row.negatives) for row in rows],
-        "scores": [row.scores for row in rows],
-    }
+    by_pair = {digest(row.anchor, row.positive): row for row in found}
+    return [by_pair[digest(*pair)] for pair in zip(anchors, positives, strict=True)]
 
 
-def _others(
-    row: Mined, texts: Sequence[str], own: set[bytes], mining: Mining, generator: random.Random
-) -> list[str]:
-    """Return as many texts as a row lacks: neither its positives nor its negatives.
-
-    Raises:
-        UserError: if there are not so many.
-    """
-    lacking = mining.negatives - len(row.negatives)
-    taken = own | {text_key(text) for text in row.negatives}
-    start = generator.randrange(len(texts))
-    rotated = (texts[(start + place) % len(texts)] for place in range(len(texts)))
-    drawn: dict[bytes, str] = {}
-    for text in rotated:
-        if len(drawn) == lacking:
-            break
-        if text_key(text) not in taken:
-            drawn[text_key(text)] = text
-    if len(drawn) < lacking:
-        raise UserError(
-            f"mining asks for {mining.negatives} negatives, and for the query {row.anchor[:60]!r} "
-            f"there are only {len(row.negatives) + len(drawn)} texts that are not its own "
-            "positives; give more pairs, or ask for fewer negatives"
-        )
-    return list(drawn.values())
+def _answers(pairs: Dataset) -> Iterator[Pair]:
+    """Yield each anchor with its known positives that are positives of some row."""
+    if POSITIVES not in pairs.column_names:
+        return
+    texts = {number(text): text for text in pairs["positive"]}
+    for anchor, known in zip(pairs["anchor"], pairs[POSITIVES], strict=True):
+        for one in known:
+            if one in texts:
+                yield anchor, texts[one]
 
 
 def _numbers(mined: Dataset) -> dict[str, Any]:
     """Return how many negatives were found, and the mean scores."""
-    scores = [row for row in mined["scores"] if row]
-    means = {}
+    scores = [row for row in mined[SCORES] if row]
+    numbers: dict[str, Any] = {
+        "pairs": len(mined),
+        "without": len(mined) - len(scores),
+        "negatives": sum(len(row) - 1 for row in scores),
+    }
     if scores:
-        means = {
-            "positive_score": round(float(np.mean([row[0] for row in scores])), 4),
-            "negative_score": round(float(np.mean([s for row in scores for s in row[1:]])), 4),
-        }
-    return {"pairs": len(mined), "negatives": sum(mined["found"])} | means
+        negative = [score for row in scores for score in row[1:]]
+        numbers["positive_score"] = round(float(np.mean([row[0] for row in scores])), 4)
+        numbers["negative_score"] = round(float(np.mean(negative)), 4)
+    return numbers

@@ -4,6 +4,7 @@ A round ends as a run does that is stopped after a checkpoint, and the next one 
 is resumed. So a stage that was really stopped gives the same encoder as one that was not.
 """
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ from llm2comp.training.checkpoints import last_checkpoint, step_of
 from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import load_trained
+
+logger = logging.getLogger("llm2comp")
 
 MINED = "mined"
 """Part of the name of a folder with the negatives of a round, in a stage's work folder."""
@@ -99,8 +102,14 @@ def begin_round(
             load_trained(model, checkpoint)
         bfloat16 = dtype == torch.bfloat16
         with torch.autocast(model.device.type, dtype, enabled=bfloat16):
-            seed = f"{context.recipe.seed}/{first}"
-            mine_columns(data, model, stage.mining, folder, prompts=prompts, seed=seed)
+            mine_columns(data, model, stage.mining, folder, prompts)
     rows, numbers = with_columns(data, folder)
+    if not any(one["negatives"] for one in numbers.values()):
+        logger.warning(
+            "mining found no negatives after step %d of %s, so those of the batch are all: lower "
+            "the margins, or begin at a lower rank",
+            first,
+            stage.stage,
+        )
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)
