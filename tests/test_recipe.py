@@ -8,7 +8,8 @@ import pytest
 from llm2comp import recipe as recipe_module
 from llm2comp.data.pairs import add_instruction
 from llm2comp.errors import UserError
-from llm2comp.recipe import Pretext, Strict, load_recipe, recipe_path
+from llm2comp.recipe import Pretext, load_recipe, recipe_path
+from llm2comp.utils.yaml_files import Strict
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -92,7 +93,7 @@ def test_the_value_of_an_override_is_yaml(minimal: Path) -> None:
         ("pretext.steos=1", r": stages\.0\.pretext\.steos: unknown key; did you mean 'steps'\?$"),
         ("unsupervised.lora.rr=1", r"stages\.1\.unsupervised\.lora\.rr: .*did you mean 'r'"),
         ("memory.size=8", r"memory\.size: unknown key; use tokens, init, init_text, scale$"),
-        ("pretext.steps=0", r"steps.*greater than 0"),
+        ("pretext.steps=-1", r"steps.*greater than or equal to 0"),
         ("pretext.steps=many", r"steps.*integer"),
         ("memory.tokens=33", r"tokens.*less than or equal to 32"),
         ("pretext.split.ramp_steps=5", r"ramp_steps needs start"),

@@ -5,42 +5,23 @@ nearest known key. The reference of the recipe in the documentation is made from
 the keys.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.texts import NotBlank, Prefix
-from llm2comp.utils.yaml_files import apply_overrides, read_yaml
+from llm2comp.utils.yaml_files import (
+    Strict,
+    apply_overrides,
+    explain_validation_error,
+    read_yaml,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-UNKNOWN_KEY = "unknown_key"
-"""Type of the validation error for a key that a model does not have."""
-
-
-class Strict(BaseModel):
-    """A mapping that may hold known keys only."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_key(cls, values: Any) -> Any:
-        """Refuse the first unknown key with a hint, before pydantic looks at the values."""
-        known = list(cls.model_fields)
-        for key in map(str, values) if isinstance(values, dict) else ():
-            if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"use {', '.join(known)}"
-                context = {"key": key, "hint": hint}
-                raise PydanticCustomError(UNKNOWN_KEY, "unknown key; {hint}", context)
-        return values
 
 
 class Backbone(Strict):
@@ -98,7 +79,7 @@ class DataSource(Strict):
     hub id (`owner/name` or `owner/name:configuration`)."""
     split: NotBlank = "train"
     """The split of a dataset of the hub."""
-    columns: dict[NotBlank, NotBlank] = {}
+    columns: dict[NotBlank, NotBlank] = Field(default={})
     """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """The share of the mixture, relative to the weights of the other sources."""
@@ -194,6 +175,9 @@ class Pretext(StageBase):
 
     stage: Literal["pretext"] = "pretext"
     """The name of the stage."""
+    steps: Annotated[int, Field(ge=0)]
+    """Steps of the optimiser. 0 trains nothing: the encoder is the backbone with memory tokens as
+    they begin or, for `mntp`, with mean pooling, which then may be causal."""
     batch_size: PositiveInt
     """Passages per step, on average. Passages are grouped by length, and all batches have about the
     same number of tokens."""
@@ -220,6 +204,14 @@ class Pretext(StageBase):
     """Steps between evaluations on the held-out passages."""
     eval_passages: PositiveInt = 64
     """Passages that are held out."""
+
+    @model_validator(mode="after")
+    def _check_attention(self) -> "Pretext":
+        if self.steps == 0 and self.bidirectional_from_step is not None:
+            raise ValueError(
+                "steps: 0 never reaches bidirectional_from_step; set attention instead"
+            )
+        return self
 
 
 class Contrastive(StageBase):
@@ -272,11 +264,11 @@ STAGE_FOLDERS = {
 class Evaluation(Strict):
     """What `llm2comp train` scores after each stage."""
 
-    tasks: list[NotBlank] = ["STSBenchmark", "STS17", "SQuADRetrieval"]
+    tasks: list[NotBlank] = Field(default=["STSBenchmark", "STS17", "SQuADRetrieval"])
     """Names of tasks; an empty list scores nothing."""
     quick: bool = True
     """Use the quick sizes of the tasks."""
-    baselines: list[NotBlank] = []
+    baselines: list[NotBlank] = Field(default=[])
     """Training-free encoders of the backbone that are scored too."""
 
 
@@ -291,7 +283,7 @@ class Recipe(Strict):
     """The language model to start from."""
     memory: Memory = Memory()
     """The memory tokens."""
-    prompts: dict[NotBlank, Prefix] = {"query": "", "document": ""}
+    prompts: dict[NotBlank, Prefix] = Field(default={"query": "", "document": ""})
     """What `encode_query` and `encode_document` put before a text. If queries are trained with a
     `query_instruction`, `query` should be such an instruction and a colon."""
     max_length: PositiveInt = 512
@@ -351,18 +343,6 @@ def parse_recipe(content: dict[str, Any], overrides: list[str], origin: str) -> 
         return Recipe.model_validate(apply_overrides(content, overrides))
     except ValidationError as error:
         raise UserError(f"{origin}: {explain_validation_error(error)}") from error
-
-
-def explain_validation_error(error: ValidationError) -> str:
-    """Return the first thing that is wrong in one line, beginning with the dotted key."""
-    first = error.errors()[0]
-    location = list(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == UNKNOWN_KEY:
-        location.append(first["ctx"]["key"])
-    else:
-        message += f" (got {one_line(repr(first['input']), limit=60)})"
-    return f"{'.'.join(location)}: {message}" if location else message
 
 
 _PACKAGE = Path(__file__).parent

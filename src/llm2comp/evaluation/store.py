@@ -115,8 +115,12 @@ class ResultStore:
         return [_read(file) for file in sorted(self.folder.glob("*/*.json"))]
 
     def _file(self, model: str, task: str, quick: bool) -> Path:
-        folder = re.sub(r"[^\w.-]+", "__", model).strip("_.") or "model"
-        return self.folder / folder / f"{task}{'-quick' if quick else ''}.json"
+        return self.folder / folder_name(model) / f"{task}{'-quick' if quick else ''}.json"
+
+
+def folder_name(model: str) -> str:
+    """Return the name of a model's folder in a store."""
+    return re.sub(r"[^\w.-]+", "__", model).strip("_.") or "model"
 
 
 def key(fingerprint: str, task: AbsTask, instruction: str, *, quick: bool) -> str:

@@ -39,7 +39,7 @@ class StageRecord(BaseModel):
         stage: `pretext`, `unsupervised` or `supervised`.
         objective: of a pretext stage.
         data: sources of its texts.
-        steps: of the optimizer.
+        steps: of the optimizer; 0 if the stage trained nothing.
         batch_size: texts or pairs per step.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal.
@@ -73,6 +73,8 @@ class StageRecord(BaseModel):
         """
         settings = stage.model_dump()
         settings["lora"] |= lora
+        if not stage.steps:
+            settings["data"] = []  # no text was read
         return cls.model_validate(settings | {"causal": causal})
 
 

@@ -109,19 +109,36 @@ def train_pretext(context: StageContext[Pretext]) -> None:
 def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     """Train stage 1, and write its adapter into the work folder.
 
+    With `steps: 0` the adapter is a new one, which changes nothing when it is merged.
+
     Returns:
         What was adapted, and whether the encoder's attention is causal in the end.
     """
-    stage, recipe, log = context.stage, context.recipe, context.log
+    stage, recipe = context.stage, context.recipe
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
-    rows = _rows(context, tokenizer)
-    log.write_once(stage="pretext", **rows.summary)
+    rows = _rows(context, tokenizer) if stage.steps else None
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
-    compressor, objective = pretext.compressor, pretext.objective
-    check_frozen(compressor, original)
-    adapted = adapted_layers(compressor.adapted)
+    check_frozen(pretext.compressor, original)
+    adapted = adapted_layers(pretext.compressor.adapted)
     log_adapted(context, adapted)
+    if rows is not None:
+        _optimise(context, pretext, collator, tokenizer, rows)
+    pretext.compressor.save_adapter(context.workdir / encoder.ADAPTER)
+    return adapted, pretext.compressor.causal
+
+
+def _optimise(
+    context: StageContext[Pretext],
+    pretext: PretextModel,
+    collator: Collator,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+) -> None:
+    """Train the adapter and the memory embeddings of stage 1, in place."""
+    stage, recipe, log = context.stage, context.recipe, context.log
+    dtype = compute_dtype(recipe.backbone.dtype)
+    compressor, objective = pretext.compressor, pretext.objective
     groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = PretextTrainer(
         batch_size=stage.batch_size,
@@ -142,8 +159,6 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     batches = _held_out_batches(list(rows.held_out["input_ids"]), objective, collator)
     trainer.add_callback(HeldOutWatch(compressor, objective, batches, stage, dtype, log))
     run_training(trainer, context, pretext.counter)
-    compressor.save_adapter(context.workdir / encoder.ADAPTER)
-    return adapted, compressor.causal
 
 
 def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
@@ -186,12 +201,13 @@ def objective_of(stage: Pretext) -> type[Objective]:
     """Return the class of the stage's objective.
 
     Raises:
-        UserError: if there is no such objective, or it does not fit the stage's attention.
+        UserError: if there is no such objective, or it cannot be trained with the stage's
+            attention.
     """
     if stage.objective not in OBJECTIVES:
         raise UserError(f"objective {stage.objective!r} is not one of {sorted(OBJECTIVES)}")
     objective = OBJECTIVES[stage.objective]
-    if objective.bidirectional and stage.attention != "bidirectional":
+    if objective.bidirectional and stage.steps and stage.attention != "bidirectional":
         raise UserError(
             f"objective {stage.objective} needs the tokens on both sides of a token; "
             "set pretext.attention=bidirectional"
@@ -280,7 +296,9 @@ def _rows(context: StageContext[Pretext], tokenizer: PreTrainedTokenizerBase) ->
         summary = write_batches(files, passages, stage, seed, whole=whole)
         return summary | ({"skipped": skipped} if skipped else {})
 
-    return drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    context.log.write_once(stage="pretext", **rows.summary)
+    return rows
 
 
 def _start_from(compressor: Compressor, stage: Pretext) -> None:

@@ -1,11 +1,36 @@
-"""YAML files that hold a mapping of keys, and `key=value` overrides of them."""
+"""YAML files that hold a mapping of known keys, and `key=value` overrides of them."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from llm2comp.errors import UserError, one_line
+
+UNKNOWN_KEY = "unknown_key"
+"""Type of the validation error for a key that a model does not have."""
+
+
+class Strict(BaseModel):
+    """A mapping that may hold known keys only."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_key(cls, values: Any) -> Any:
+        """Refuse the first unknown key with a hint, before pydantic looks at the values."""
+        known = list(cls.model_fields)
+        for key in map(str, values) if isinstance(values, dict) else ():
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {nearest[0]!r}?" if nearest else f"use {', '.join(known)}"
+                context = {"key": key, "hint": hint}
+                raise PydanticCustomError(UNKNOWN_KEY, "unknown key; {hint}", context)
+        return values
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,3 +178,15 @@ def _list_index(items: list[Any], key: str, override: str) -> int:
     if key not in map(str, range(len(items))):
         raise UserError(f"override {override!r}: {key!r} is not one of 0 to {len(items) - 1}")
     return int(key)
+
+
+def explain_validation_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong in one line, beginning with the dotted key."""
+    first = error.errors()[0]
+    location = list(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == UNKNOWN_KEY:
+        location.append(first["ctx"]["key"])
+    else:
+        message += f" (got {one_line(repr(first['input']), limit=60)})"
+    return f"{'.'.join(location)}: {message}" if location else message

@@ -1,105 +1,24 @@
-"""A study on the tiny backbone: its table, resuming, failures, and stages that are shared."""
+"""A study on the tiny backbone: resuming, failures, and stages that are shared."""
 
 import json
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
+from run_study import edit, go, kept
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
-from llm2comp.evaluation.store import Score
 from llm2comp.recipe import study_path
-from llm2comp.training import pipeline
 from llm2comp.training.study import results
-from llm2comp.training.study.plan import load_study, recipe_value, trial
+from llm2comp.training.study.plan import load_study, trial
 from llm2comp.training.study.run import StudyRun
 
 REPOSITORY = Path(__file__).parents[3]
 RECORDED = sorted(path.parent for path in REPOSITORY.glob("results/*/results.json"))
-SHIPPED = sorted((REPOSITORY / "recipes" / "study").glob("*.yaml"))
-KEYS = ("backbone", "memory", "stages")
-
-
-@pytest.fixture
-def study_file(tiny_recipe: Path, tmp_path: Path) -> Path:
-    shared = yaml.safe_load(tiny_recipe.read_text())
-    pretext = {**shared["stages"][0], "steps": 6, "save_steps": 3, "eval_steps": 6}
-    study = {
-        "name": "tiny",
-        "recipe": {
-            "backbone": shared["backbone"],
-            "memory": shared["memory"],
-            "stages": [pretext],
-            "evaluation": {"tasks": ["STS17"], "baselines": ["last-token"]},
-        },
-        "settings": {
-            "CTKD": ["pretext.objective=distillation"],
-            "MNTP": ["pretext.objective=mntp", "pretext.attention=bidirectional"],
-        },
-        "seeds": [0, 1],
-        "tuning": {"key": "pretext.learning_rate", "values": [0.01, 0.001]},
-        "quick": {"seeds": [5], "overrides": ["pretext.steps=2"]},
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False))
-    return path
-
-
-def edit(path: Path, **changes: object) -> Path:
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes, sort_keys=False))
-    return path
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the run folders that were trained, in order."""
-    calls: list[str] = []
-    train = pipeline.train
-
-    def record(recipe, out, console=None):  # noqa: ANN001, ANN202
-        calls.append(out.name)
-        return train(recipe, out, console)
-
-    monkeypatch.setattr(pipeline, "train", record)
-    return calls
-
-
-def go(path: Path, out: Path, reuse: Sequence[Path] = ()) -> results.Results:
-    return StudyRun(load_study(path), out, Console(quiet=True), reuse).run()
-
-
-def test_every_setting_tries_the_same_values_and_runs_all_seeds_with_its_best(
-    study_file: Path, tmp_path: Path, sets: object, trained: list[str]
-) -> None:
-    found = go(study_file, tmp_path / "study")
-    assert not found.failed
-    tuned = [result for result in found.trials.values() if result.development]
-    assert [(t.setting, t.value, t.seed) for t in tuned] == [
-        (setting, value, 0) for setting in ("CTKD", "MNTP") for value in (0.01, 0.001)
-    ]
-    assert {s.task for t in tuned for s in t.development} == {"STSBenchmarkDev"}
-    scored = [result for result in found.trials.values() if result.scores]
-    assert len(scored) == 4
-    for result in scored:
-        rivals = [t for t in tuned if t.setting == result.setting]
-        assert result.value == max(rivals, key=lambda t: results.mean(t.development)).value
-    assert len(found.trials) == len({*trained}) == load_study(study_file).size
-    assert list(found.baselines) == ["last-token"]
-
-
-def test_trials_have_the_same_budget(study_file: Path, tmp_path: Path, sets: object) -> None:
-    found = go(study_file, tmp_path / "study")
-    first = [result for result in found.trials.values() if result.seed == 0]
-    assert len({(result.passages, result.tokens) for result in first}) == 1
-    assert first[0].passages == 24
-    logs = [
-        (tmp_path / "study" / "cells" / name / "run.jsonl").read_text() for name in found.trials
-    ]
-    assert all('"passages": 24' in log for log in logs)
 
 
 def test_a_stopped_study_continues_and_does_nothing_twice(
@@ -138,6 +57,58 @@ def test_a_stopped_study_continues_and_does_nothing_twice(
     trained.clear()
     assert go(study_file, out).score_table() == whole.score_table()
     assert trained == []
+
+
+def test_what_was_scored_before_a_stop_is_kept_with_its_items(
+    study_file: Path, tmp_path: Path, sets: object, scored: list[str]
+) -> None:
+    edit(study_file, seeds=[0], settings={"CTKD": []})
+    evaluate = runner.evaluate
+
+    def stopping(model, name, tasks, store):  # noqa: ANN001, ANN202
+        evaluate(model, name, tasks, store)
+        raise KeyboardInterrupt
+
+    for _ in range(3):  # after each value on the development task, then after the test set
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "evaluate", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                go(study_file, tmp_path / "study")
+        go_on = StudyRun(load_study(study_file), tmp_path / "study", Console(quiet=True))
+        go_on._tune("CTKD")
+    found = go(study_file, tmp_path / "study")
+    assert sorted(scored) == sorted(["STSBenchmarkDev", "STSBenchmarkDev", "STS17", "STS17"])
+    (chosen,) = (name for name, trial in found.trials.items() if trial.scores)
+    assert {(r.model, r.score.task) for r in kept(tmp_path / "study")} == {
+        ("last-token", "STS17"),
+        (f"{chosen} after stage 1", "STS17"),
+        *((f"{name} after stage 1", "STSBenchmarkDev") for name in found.trials),
+    }
+    (result,) = (
+        r
+        for r in kept(tmp_path / "study")
+        if r.model == f"{chosen} after stage 1" and r.score.task == "STS17"
+    )
+    assert result.score == found.trials[chosen].scores["after stage 1"][0]
+    assert len(result.items["predicted"]) == result.score.samples
+
+
+def test_a_folder_from_before_the_store_and_the_values_of_a_setting_continues(
+    study_file: Path, tmp_path: Path, sets: object, trained: list[str]
+) -> None:
+    edit(study_file, settings={"CTKD": []})
+    whole = go(study_file, tmp_path / "study")
+    shutil.rmtree(tmp_path / "study" / "scores")
+    written = tmp_path / "study" / "study.yaml"
+    older = yaml.safe_load(written.read_text())
+    del older["tuning"]["values_of"]
+    written.write_text(yaml.safe_dump(older))
+    trained.clear()
+    assert go(study_file, tmp_path / "study").score_table() == whole.score_table()
+    assert trained == []
+    edit(study_file, tuning={**older["tuning"], "values_of": {"CTKD": [0.02, 0.005]}})
+    with pytest.raises(UserError, match="holds another study"):
+        go(study_file, tmp_path / "study")
 
 
 def test_a_failed_trial_is_reported_and_does_not_stop_the_others(
@@ -211,19 +182,8 @@ def test_a_folder_to_reuse_that_is_no_study_is_refused(
 
 
 def test_trials_share_their_equal_first_stages_and_the_log_of_these_stages(
-    study_file: Path,
-    tiny_recipe: Path,
-    tmp_path: Path,
-    sets: object,
-    monkeypatch: pytest.MonkeyPatch,
+    study_file: Path, tiny_recipe: Path, tmp_path: Path, sets: object, scored: list[str]
 ) -> None:
-    evaluate, scored = runner.evaluate, []
-
-    def record(model, name, *rest):  # noqa: ANN001, ANN002, ANN202
-        scored.append(name)
-        return evaluate(model, name, *rest)
-
-    monkeypatch.setattr(runner, "evaluate", record)
     shared = yaml.safe_load(study_file.read_text())["recipe"]
     shared["stages"] += [
         s | {"steps": 2} for s in yaml.safe_load(tiny_recipe.read_text())["stages"][1:]
@@ -233,6 +193,13 @@ def test_trials_share_their_equal_first_stages_and_the_log_of_these_stages(
     found = go(study_file, tmp_path / "study")
     assert not found.failed
     assert len(scored) == 5  # the baseline, stage 1, UCL, and SCL twice
+    short_kept, long_kept = (
+        {r.model.removeprefix(trial): r for r in kept(tmp_path / "study") if trial in r.model}
+        for trial in ("steps-=-2-seed0", "steps-=-3-seed0")
+    )
+    for label in (" after stage 1", " after UCL"):  # the other trial has its items too
+        assert short_kept[label] == replace(long_kept[label], model=short_kept[label].model)
+    assert short_kept[" after SCL"].key != long_kept[" after SCL"].key
     assert all(len(result.scores) == 3 for result in found.trials.values())
     short, long = sorted((tmp_path / "study" / "cells").iterdir())
     for stage in ("1-pretext", "2-unsupervised"):
@@ -273,109 +240,6 @@ def test_a_study_from_before_the_choice_of_bos_goes_on_with_bos(
     edit(study_file, recipe=older["recipe"] | {"backbone": backbone})
     with pytest.raises(UserError, match="holds another study"):
         choice(study_file)
-
-
-def test_quick_changes_what_the_study_says_it_should(study_file: Path) -> None:
-    quick = load_study(study_file, quick=True)
-    assert quick.name == "tiny-quick"
-    assert quick.tuning is None
-    assert quick.seeds == [5]
-    recipe = trial(quick, "MNTP", 5).recipe
-    assert recipe.stages[0].steps == 2
-    assert recipe.stages[0].objective == "mntp"
-    assert recipe.seed == 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seed": 1}, "did you mean 'seeds'"),
-        ({"settings": {"a": ["pretext.stepps=1"]}}, r"setting 'a'.*did you mean 'steps'"),
-        ({"settings": {"a b": [], "a-b": []}}, "must differ"),
-        (
-            {"tuning": {"key": "pretext.steps", "values": [1, 2], "tasks": ["STS17"]}},
-            "'STS17' is not a development task",
-        ),
-    ],
-)
-def test_mistakes_are_found_before_anything_runs(
-    study_file: Path, changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        load_study(edit(study_file, **changes))
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
-def test_every_shipped_study_parses_and_is_found_by_name(path: Path, quick: bool) -> None:
-    study = load_study(study_path(path.stem), quick=quick)
-    for setting in study.settings:
-        for seed in study.seeds:
-            assert trial(study, setting, seed).recipe.seed == seed
-
-
-def test_the_table_gives_mean_and_sample_deviation() -> None:
-    def scores(*points: float) -> list[Score]:
-        return [Score(f"t{i}", "cosine", p, 1, 1, 1, 1, False) for i, p in enumerate(points)]
-
-    runs = [scores(1, 10), scores(2, 10), scores(3, 10)]
-    trials = {
-        f"a{i}": results.TrialResult("a", i, scores={"after stage 1": run})
-        for i, run in enumerate(runs)
-    }
-    found = results.Results("x", trials, {"base": scores(5, 6)})
-    assert found.score_table() == [
-        ["setting", "runs", "t0", "t1", "mean"],
-        ["base", "1", "5.0", "6.0", "5.5"],
-        ["a", "3", "2.0 ± 1.0", "10.0 ± 0.0", "6.0 ± 0.5"],
-    ]
-
-
-def test_the_file_calls_the_trials_cells_as_0_1_did(tmp_path: Path) -> None:
-    known = results.Results("x", {"a-seed0": results.TrialResult("a", 0, seconds=1.5)})
-    known.write(tmp_path)
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert list(written) == ["study", "cells", "baselines", "errors"]
-    assert written["cells"]["a-seed0"]["seconds"] == 1.5
-    assert results.read(tmp_path, "x") == known
-
-
-@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
-def test_results_of_0_1_are_read_and_written_back_the_same(folder: Path, tmp_path: Path) -> None:
-    results.read(folder, folder.name).write(tmp_path)
-    before, after = (
-        json.loads((place / "results.json").read_text()) for place in (folder, tmp_path)
-    )
-    assert after == before
-    assert (tmp_path / "results.md").read_text() == (folder / "results.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("plot", "message"),
-    [
-        ({"x": "pretext.stepps"}, "plot: setting 'CTKD': .* no key 'pretext.stepps'"),
-        ({"x": "supervised.steps"}, "no key 'supervised.steps'"),
-        ({"x": "pretext.steps.more"}, "no key 'pretext.steps.more'"),
-        ({"x": "pretext.steps", "line": "objective"}, "no key 'objective'"),
-        ({"x": "pretext.objective"}, "is 'distillation', and a plot needs a number"),
-        ({"x": "seed"}, "seed is 0, and a plot needs a number above 0"),
-        ({"x": "pretext.steps", "lines": "seed"}, "did you mean 'line'"),
-    ],
-)
-def test_a_plot_s_wrong_key_is_found_before_anything_runs(
-    study_file: Path, plot: dict[str, str], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        load_study(edit(study_file, plot=plot))
-
-
-def test_a_key_is_read_as_an_override_writes_it(study_file: Path) -> None:
-    study = load_study(edit(study_file, plot={"x": "pretext.data.0.weight", "line": "memory.init"}))
-    recipe = trial(study, "CTKD", 1).recipe
-    assert recipe_value(recipe, "seed") == 1
-    assert recipe_value(recipe, "pretext.steps") == recipe.stages[0].steps
-    assert study.plot is not None
-    assert study.plot.point(recipe) == ("random", 1.0)
 
 
 def test_a_study_with_another_plot_or_none_is_the_same_study(

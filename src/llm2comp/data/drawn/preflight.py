@@ -15,7 +15,8 @@ from llm2comp.utils.files import atomic_file
 def require_sources(stage: Stage, workdir: Path, on_bad_row: str) -> None:
     """Check the sources of a stage, and record what they are like as the run begins.
 
-    Nothing is done for a stage that has drawn its rows, because it reads no source any more.
+    Nothing is done for a stage that reads no source: one without steps, or one that has drawn its
+    rows.
 
     Args:
         stage: a stage that is not done.
@@ -25,7 +26,7 @@ def require_sources(stage: Stage, workdir: Path, on_bad_row: str) -> None:
     Raises:
         UserError: if a source cannot be read, or its first good row lacks a column.
     """
-    if (workdir / ROWS).exists():
+    if not stage.steps or (workdir / ROWS).exists():
         return
     for source in stage.data:
         if isinstance(stage, Supervised):

@@ -110,7 +110,8 @@ def _metadata(lineage: Lineage) -> str:
     return ModelCardData(
         base_model=backbone if HUB_ID.fullmatch(backbone) else None,
         datasets=hub or None,
-        language="en" if packaged.issuperset(sources) else None,  # all packaged texts are English
+        # All packaged texts are English.
+        language="en" if sources and packaged.issuperset(sources) else None,
         library_name="sentence-transformers",
         license=lineage.licence,
         pipeline_tag="sentence-similarity",
@@ -151,7 +152,7 @@ def _embedding(lineage: Lineage) -> str:
 
 
 def _row(stage: StageRecord) -> str:
-    data = ", ".join(source.source for source in stage.data)
+    data = ", ".join(source.source for source in stage.data) or "-"
     size = f"{stage.steps:,} x {stage.batch_size:,}"
     objective = stage.objective or "contrastive"
     adapted, left_out = (

@@ -1,5 +1,6 @@
 """What a study is: one recipe, the settings to compare, the seeds, and a key to tune."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,26 +8,38 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from llm2comp.errors import UserError
+from llm2comp.evaluation.store import folder_name
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import Recipe, Strict, explain_validation_error, parse_recipe
+from llm2comp.recipe import Recipe, parse_recipe
 from llm2comp.utils.texts import NotBlank
-from llm2comp.utils.yaml_files import apply_overrides, read_yaml
+from llm2comp.utils.yaml_files import (
+    Strict,
+    apply_overrides,
+    explain_validation_error,
+    read_yaml,
+)
 
 
 class Tuning(Strict):
     """A grid of values for one key.
 
-    Every setting tries the same values with the first seed, so that all settings have the same
-    budget. It takes the value that is best on development tasks. The trial with that value is also
-    the first seed's trial.
+    Every setting tries equally many values with the first seed, so that all settings have the same
+    budget. It takes the value whose trial is best on development tasks after its last stage. That
+    trial is also the first seed's trial.
     """
 
     key: str
     """A key of the recipe, written as in an override: `pretext.learning_rate`."""
-    values: list[Any] = Field(min_length=2)
-    """Values that every setting tries."""
+    values: list[int | float] = Field(min_length=2)
+    """Values that every setting tries, unless it has its own."""
+    values_of: dict[str, list[int | float]] = Field(default={})
+    """By name of a setting, its own values, as many as `values` has."""
     tasks: list[str] = Field(default=list(DEVELOPMENT), min_length=1)
     """Development tasks. The value with the best mean over them is taken. Test sets are refused."""
+
+    def values_for(self, setting: str) -> list[int | float]:
+        """Return the values that a setting tries."""
+        return self.values_of.get(setting, self.values)
 
 
 class Quick(Strict):
@@ -130,30 +143,69 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
         UserError: if the file is missing, is not YAML, or has an unknown key, also within the
             recipe, an override or the plot. The message names the file and the key.
     """
-    try:
-        study = Study.model_validate(read_yaml(path, "study"))
-    except ValidationError as error:
-        raise UserError(f"study {path}: {explain_validation_error(error)}") from error
+    study = read_study(path)
     if quick:
         study = _quick(study)
-    names = {_as_file(setting) for setting in study.settings}
-    if len(names) < len(study.settings):
-        raise UserError(f"study {path}: settings must differ in letters or digits")
-    if study.tuning and (unknown := set(study.tuning.tasks) - set(DEVELOPMENT)):
+    if study.tuning:
+        _check_tuning(study.tuning, study, path)
+    # Building the trials finds a wrong override now, and not after hours of training.
+    trials = [
+        trial(study, setting, study.seeds[0], value)
+        for setting in study.settings
+        for value in (study.tuning.values_for(setting) if study.tuning else [None])
+    ]
+    names = Counter(folder_name(one.name) for one in trials)
+    if len(names) < len(trials):
+        ((name, _),) = names.most_common(1)
+        raise UserError(
+            f"study {path}: two trials would be in the folder {name}: settings must differ in "
+            "letters or digits, and the values of a tuned key in their first six digits"
+        )
+    if study.plot:
+        for one in trials:
+            try:
+                study.plot.point(one.recipe)
+            except UserError as error:
+                raise UserError(f"study {path}: plot: setting {one.setting!r}: {error}") from error
+    return study
+
+
+def read_study(path: Path) -> Study:
+    """Read a study, without a look at its recipe and the overrides.
+
+    Raises:
+        UserError: if the file is missing, is not YAML, or has an unknown key.
+    """
+    try:
+        return Study.model_validate(read_yaml(path, "study"))
+    except ValidationError as error:
+        raise UserError(f"study {path}: {explain_validation_error(error)}") from error
+
+
+def _check_tuning(tuning: Tuning, study: Study, path: Path) -> None:
+    """Check that all settings have the same budget, and that no test set is used.
+
+    Raises:
+        UserError: if a setting has another number of values, or does not exist, or a task is not a
+            development task.
+    """
+    if unknown := set(tuning.tasks) - set(DEVELOPMENT):
         raise UserError(
             f"study {path}: tuning.tasks: {sorted(unknown)[0]!r} is not a development task; "
             f"take one of {', '.join(DEVELOPMENT)}"
         )
-    for setting in study.settings:
-        # Building a trial finds a wrong override now, and not after hours of training.
-        value = study.tuning.values[0] if study.tuning else None
-        recipe = trial(study, setting, study.seeds[0], value).recipe
-        if study.plot:
-            try:
-                study.plot.point(recipe)
-            except UserError as error:
-                raise UserError(f"study {path}: plot: setting {setting!r}: {error}") from error
-    return study
+    for setting, values in tuning.values_of.items():
+        if setting not in study.settings:
+            raise UserError(
+                f"study {path}: tuning.values_of: there is no setting {setting!r}; "
+                f"the settings are {', '.join(study.settings)}"
+            )
+        if len(values) != len(tuning.values):
+            raise UserError(
+                f"study {path}: tuning.values_of: {setting} has {len(values)} values, and "
+                f"tuning.values has {len(tuning.values)}; give every setting the same number, so "
+                "that all have the same budget"
+            )
 
 
 def _quick(study: Study) -> Study:

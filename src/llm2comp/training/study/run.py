@@ -2,8 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,29 +13,33 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError, one_line
-from llm2comp.evaluation import runner, suites
-from llm2comp.evaluation.store import Score, fingerprint
+from llm2comp.evaluation import runner, store, suites
+from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import results
-from llm2comp.training.study.plan import Study, Trial, trial
+from llm2comp.training.study.plan import Study, Trial, read_study, trial
 from llm2comp.training.study.results import TrialResult
 from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
 from llm2comp.utils.hardware import compute_dtype
-from llm2comp.utils.yaml_files import read_yaml
 
 TRIALS = "cells"
 """Subfolder of a study with one run folder per trial. Version 0.1 gave it this name."""
+SCORES = "scores"
+"""Subfolder of a study with a store of results; a model is `<trial> <label of the stage>`."""
 STUDY = "study.yaml"
+NOT_RUN = ("plot",)
+"""Keys of a study that change nothing that is run. They may differ when a study continues."""
 
 
 class StudyRun:
     """A study in its folder.
 
-    The folder gets `study.yaml`, one run folder per trial under `cells/`, and `results.json` and
-    `results.md`, which are written again after every trial. A trial whose scores are in
-    `results.json` is not run again, so its run folder may be removed.
+    The folder gets `study.yaml`, one run folder per trial under `cells/`, one result per stage and
+    task under `scores/`, and `results.json` and `results.md`, which are written again after every
+    trial. A trial whose scores are in `results.json` is not run again, so its run folder may be
+    removed.
 
     A trial whose first stages are those of another trial of this study, or of a study in `reuse`,
     copies these stages and does not train them again.
@@ -68,7 +72,7 @@ class StudyRun:
         self.reuse = reuse
         self.console = console or Console(stderr=True)
         self.results = results.read(out, study.name)
-        self._scored: dict[str, list[Score]] = {}
+        self.store = ResultStore(out / SCORES)
 
     def run(self) -> results.Results:
         """Run and score every trial that is not finished, and return the results.
@@ -94,15 +98,16 @@ class StudyRun:
         tuning = self.study.tuning
         if tuning is None:
             return None
+        values = tuning.values_for(setting)
         judged: dict[Any, float] = {}
-        for value in tuning.values:
+        for value in values:
             candidate = trial(self.study, setting, self.study.seeds[0], value)
             result = self._result_of(candidate)
             if not result.development:
                 self._attempt(candidate, self._judge)
             if result.development:
                 judged[value] = results.mean(result.development)
-        best = max(judged, key=lambda value: judged[value], default=tuning.values[0])
+        best = max(judged, key=lambda value: judged[value], default=values[0])
         shown = ", ".join(f"{score:.1f} with {value:g}" for value, score in judged.items())
         self.console.print(
             f"{setting}: {tuning.key}={best:g} is taken (development score: {shown})",
@@ -129,28 +134,35 @@ class StudyRun:
         """Train a trial and score its last stage on the development tasks."""
         assert self.study.tuning is not None
         self._train(candidate, result)
-        *_, load = scoring.stage_models(candidate.recipe, self._folder(candidate)).values()
-        tasks = suites.tasks(self.study.tuning.tasks, quick=True)
-        result.development = runner.evaluate(load(), candidate.name, tasks)
+        *_, last = scoring.stage_models(candidate.recipe, self._folder(candidate)).items()
+        tasks = Evaluation(tasks=self.study.tuning.tasks, quick=True)
+        result.development = self._score_stage(candidate, *last, tasks)
 
     def _score(self, planned: Trial, result: TrialResult) -> None:
         """Train a trial, if tuning has not done so already, and score each of its stages."""
         self._train(planned, result)
         models = scoring.stage_models(planned.recipe, self._folder(planned))
         result.scores = {
-            label: self._score_stage(load(), f"{planned.name} {label}", planned.recipe.evaluation)
+            label: self._score_stage(planned, label, load, planned.recipe.evaluation)
             for label, load in models.items()
         }
 
     def _score_stage(
-        self, model: SentenceTransformer, name: str, evaluation: Evaluation
+        self,
+        planned: Trial,
+        label: str,
+        load: Callable[[], SentenceTransformer],
+        evaluation: Evaluation,
     ) -> list[Score]:
         """Score a stage's encoder, once if several trials share it."""
-        mark = fingerprint(model)
-        if mark not in self._scored:
-            tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
-            self._scored[mark] = runner.evaluate(model, name, tasks)
-        return self._scored[mark]
+        model, name = load(), stored_name(planned.name, label)
+        tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+        mark = store.fingerprint(model)
+        keys = {store.key(mark, task, "", quick=evaluation.quick) for task in tasks}
+        for result in self.store.all():
+            if result.key in keys and result.model != name:
+                self.store.save(replace(result, model=name))
+        return runner.evaluate(model, name, tasks, self.store)
 
     def _train(self, planned: Trial, result: TrialResult) -> None:
         folder = self._folder(planned)
@@ -214,11 +226,21 @@ class StudyRun:
                 continue
             try:
                 tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
-                self.results.baselines[name] = runner.evaluate(load(), name, tasks)
+                self.results.baselines[name] = runner.evaluate(load(), name, tasks, self.store)
             except Exception as error:  # any error, because the other baselines must continue
                 self.results.errors[name] = describe(error)
                 self.console.print(f"{name} failed: {self.results.errors[name]}", markup=False)
             self.results.write(self.out)
+
+
+def stored_name(trial: str, label: str) -> str:
+    """Return the name in the store of the encoder of a trial after a stage.
+
+    Args:
+        trial: name of the trial.
+        label: of the stage.
+    """
+    return f"{trial} {label}"
 
 
 def describe(error: Exception) -> str:
@@ -252,29 +274,31 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
 def _claim(study: Study, out: Path) -> Study:
     """Write `study.yaml`, or check that the folder's study is the same one.
 
-    `plot` is not compared, because it changes only the figure, and version 0.1 did not have it.
-
     Returns:
         The study. If its recipe leaves BOS open, it has the choice with which the folder began, see
         `run_folder.as_begun`.
     """
     path = out / STUDY
-    known = read_yaml(path, "study") if path.exists() else None
-    older = known is not None and not run_folder.chooses_bos(known["recipe"])
-    with_bos = partial(run_folder.with_choice_of_bos, default=True if older else None)
-    study = study.model_copy(update={"recipe": with_bos(study.recipe)})
-    settings = study.model_dump(exclude={"plot"})
+    known = read_study(path) if path.exists() else None
+    older = known is not None and not run_folder.chooses_bos(known.recipe)
+    default = True if older else None
+
+    def as_begun(study: Study) -> Study:
+        recipe = run_folder.with_choice_of_bos(study.recipe, default=default)
+        return study.model_copy(update={"recipe": recipe})
+
+    study = as_begun(study)
     if known is not None:
-        known.pop("plot", None)
-        if known | {"recipe": with_bos(known["recipe"])} != settings:
+        ignored = set(NOT_RUN)
+        if as_begun(known).model_dump(exclude=ignored) != study.model_dump(exclude=ignored):
             raise UserError(
                 f"{out} holds another study (see {path}); "
                 "give another --out, or remove that folder to start again"
             )
         return study
-    if study.plot:
-        settings["plot"] = study.plot.model_dump()
+    unset = {key for key in NOT_RUN if getattr(study, key) is None}
     with atomic_file(path) as file:
+        settings = study.model_dump(exclude=unset)
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         file.write_text(text, encoding="utf-8")
     return study

@@ -1,0 +1,48 @@
+"""The table of a study, and its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm2comp.evaluation.store import Score
+from llm2comp.training.study import results
+
+REPOSITORY = Path(__file__).parents[3]
+RECORDED = sorted(path.parent for path in REPOSITORY.glob("results/*/results.json"))
+
+
+def test_the_table_gives_mean_and_sample_deviation() -> None:
+    def scores(*points: float) -> list[Score]:
+        return [Score(f"t{i}", "cosine", p, 1, 1, 1, 1, False) for i, p in enumerate(points)]
+
+    runs = [scores(1, 10), scores(2, 10), scores(3, 10)]
+    trials = {
+        f"a{i}": results.TrialResult("a", i, scores={"after stage 1": run})
+        for i, run in enumerate(runs)
+    }
+    found = results.Results("x", trials, {"base": scores(5, 6)})
+    assert found.score_table() == [
+        ["setting", "runs", "t0", "t1", "mean"],
+        ["base", "1", "5.0", "6.0", "5.5"],
+        ["a", "3", "2.0 ± 1.0", "10.0 ± 0.0", "6.0 ± 0.5"],
+    ]
+
+
+def test_the_file_calls_the_trials_cells_as_0_1_did(tmp_path: Path) -> None:
+    known = results.Results("x", {"a-seed0": results.TrialResult("a", 0, seconds=1.5)})
+    known.write(tmp_path)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert list(written) == ["study", "cells", "baselines", "errors"]
+    assert written["cells"]["a-seed0"]["seconds"] == 1.5
+    assert results.read(tmp_path, "x") == known
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_results_of_0_1_are_read_and_written_back_the_same(folder: Path, tmp_path: Path) -> None:
+    results.read(folder, folder.name).write(tmp_path)
+    before, after = (
+        json.loads((place / "results.json").read_text()) for place in (folder, tmp_path)
+    )
+    assert after == before
+    assert (tmp_path / "results.md").read_text() == (folder / "results.md").read_text()
