@@ -18,6 +18,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.training.monitoring.run_log import RunLog
 
+SCORE = "eval_score"
+"""What the Trainer and the trackers call the mean score on development data."""
+
 
 class TokenCounter:
     """Counts the tokens of the texts that a model is trained on.
@@ -65,6 +68,7 @@ class RunProgress(TrainerCallback):
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[score]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -80,7 +84,12 @@ class RunProgress(TrainerCallback):
             self.bar.start()
             self.since = perf_counter()
             self.task = self.bar.add_task(
-                self.label, total=state.max_steps, completed=state.global_step, rate="", loss=""
+                self.label,
+                total=state.max_steps,
+                completed=state.global_step,
+                rate="",
+                loss="",
+                score="",
             )
 
     def on_step_end(
@@ -100,7 +109,9 @@ class RunProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Show the loss and the norm of the gradient, and write them to the log."""
+        """Show score, loss and the norm of the gradient; write the last two to the log."""
+        if self.task is not None and logs and SCORE in logs:
+            self.bar.update(self.task, score=f"score {logs[SCORE]:.1f}")
         if self.task is None or not logs or "loss" not in logs:
             return
         norm = logs.get("grad_norm")
