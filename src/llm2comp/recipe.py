@@ -270,7 +270,7 @@ class During(Strict):
     data: NotBlank | None = None
     """Your own file or folder, as `llm2comp evaluate --data` takes it."""
     every: PositiveInt
-    """Steps between two scores. The first step starts from a score, and the last one has one."""
+    """Steps between two scores. There is one before the first step too, and one after the last."""
     keep_best: bool = True
     """The step with the best score is the result of the stage, and not the last one. The mean
     counts if there are several tasks."""

@@ -164,12 +164,13 @@ def test_a_score_is_that_of_the_saved_encoder(
     assert last == {data.name: {"ndcg_at_10": found[STEPS], "over": "11 samples"}}
 
 
-def test_the_best_step_is_the_result(
-    recipe: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(monkeypatch, {0: 50, 3: 60, 6: 70, 9: 65, 12: 60, STEPS: 69})
-    best = train(with_during(recipe, keep_best=True), source, tmp_path / "best")
-    last = train(recipe, source, tmp_path / "last")
+def test_the_best_step_is_the_result(recipe: Recipe, source: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch, {0: 50, 3: 60, 6: 70, 9: 65, 12: 60, STEPS: 69})
+        best = train(with_during(recipe, keep_best=True), source, tmp_path / "best")
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch, {0: 80, 3: 60, 6: 70, 9: 65, 12: 60, STEPS: 69})
+        last = train(recipe, source, tmp_path / "last")
     kept = load_file(tmp_path / "best" / "work" / "checkpoint-6" / "trainable.safetensors")
     adapter = load_file(best / "adapter" / "adapter_model.safetensors")
     assert adapter
@@ -181,9 +182,17 @@ def test_the_best_step_is_the_result(
     assert json.loads((last / "llm2comp.json").read_text())["stages"][-1]["kept_step"] is None
     (event,) = (e["kept"] for e in events(tmp_path / "best") if "kept" in e)
     assert event == {"step": 6, "score": 70, "start": 50}
+    told = (
+        "the score is 69.0 and was 80.0 before the stage: on this data the encoder has not become"
+    )
+    assert not any(told in e.get("warning", "") for e in events(tmp_path / "best"))
+    assert any(told in e.get("warning", "") for e in events(tmp_path / "last"))
 
 
-@pytest.mark.parametrize("step", [2, 7, 9, 11, None])
+ALSO = [pytest.param(step, marks=pytest.mark.exhaustive) for step in (2, 9, 11)]
+
+
+@pytest.mark.parametrize("step", [7, None, *ALSO])
 def test_a_stage_that_ends_early_is_resumed(
     recipe: Recipe,
     source: Path,
@@ -242,7 +251,7 @@ def test_data_that_changed_since_the_stage_began_is_refused(
         train(recipe, source, tmp_path / "run")
 
 
-def test_trackers_get_losses_and_scores(
+def test_trackers_and_the_bar_get_losses_and_scores(
     recipe: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, dict[str, float]] = {}
@@ -251,6 +260,12 @@ def test_trackers_get_losses_and_scores(
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             seen.setdefault(state.global_step, {}).update(logs)
 
+    shown: list[str] = []
+
+    def on_train_end(self: RunProgress, *_: Any, **__: Any) -> None:
+        shown.append(self.bar.tasks[0].fields["loss"])
+
+    monkeypatch.setattr(RunProgress, "on_train_end", on_train_end)
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "mlflow", Recorder)
     monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["mlflow"])
     recipe = recipe.model_copy(update={"report_to": ["mlflow"]})
@@ -264,15 +279,7 @@ def test_trackers_get_losses_and_scores(
     losses = {e["step"]: e["loss"] for e in events(tmp_path / "run") if "loss" in e}
     assert list(losses) == list(range(2, STEPS + 1, 2))
     assert {step: logs["loss"] for step, logs in seen.items() if "loss" in logs} == losses
-
-
-def test_a_stage_that_gains_nothing_is_told(
-    recipe: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(monkeypatch, {0: 80, 3: 60, 6: 70, 9: 65, 12: 60, STEPS: 69})
-    train(with_during(recipe, keep_best=True), source, tmp_path / "run")
-    told = [e["warning"] for e in events(tmp_path / "run") if "warning" in e]
-    assert any("the score is 70.0 and was 80.0 before the stage" in text for text in told)
+    assert shown == [f"loss {losses[STEPS]:.3f}, score {scores[STEPS]:.1f}"]
 
 
 def test_a_score_that_is_not_finite_stops_the_stage(
@@ -293,10 +300,15 @@ def test_a_test_set_and_trained_rows_are_told(
     recipe = with_during(recipe, tasks=["STS17", "STSBenchmarkDev", "STS12"], data=trained)
     evaluation = recipe.evaluation.model_copy(update={"quick": False})
     with caplog.at_level(logging.WARNING, logger="llm2comp"):
-        check_during(recipe.model_copy(update={"evaluation": evaluation}))
+        check_during(recipe.model_copy(update={"evaluation": evaluation}), recipe.stages)
     tests, training = caplog.messages[:-1], caplog.messages[-1]
     assert [message.split(",")[0].split()[-1] for message in tests] == ["STS17", "STS12"]
     assert "pairs.jsonl, which is trained on too" in training
+    caplog.clear()
+    check_during(with_during(recipe, data="removed.jsonl"), recipe.stages[:1])
+    assert not caplog.messages
+    check_during(recipe.model_copy(update={"stages": recipe.stages[:1]}), recipe.stages[:1])
+    assert "the recipe has neither" in caplog.text
 
 
 @pytest.mark.parametrize(

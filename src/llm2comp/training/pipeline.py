@@ -113,10 +113,10 @@ def train(
                 f"recipe {recipe.name}: {first.stage} needs an encoder; put pretext before it"
             )
         require_trackers(recipe.report_to)
-        check_during(recipe)
-        for stage in recipe.stages:
-            if not (out / STAGE_FOLDERS[stage.stage]).exists():
-                require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
+        waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
+        check_during(recipe, waiting)
+        for stage in waiting:
+            require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
         log = RunLog(out / LOG, console)
         log.check()
         source: Path | None = None

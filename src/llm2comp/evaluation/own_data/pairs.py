@@ -47,9 +47,9 @@ def _good_rows(path: Path) -> Iterator[NumberedPair]:
 def _problem(row: Mapping[str, object]) -> str | None:
     for column in TEXTS:
         if column not in row:
-            there = ", ".join(map(str, row))
-            return f"no column {column!r}; there are {there}; a file to evaluate on has " + (
-                "anchor and positive, and score if the pairs have scores"
+            return (
+                f"no column {column!r} among {', '.join(map(str, row)) or 'none'}; a file to "
+                "evaluate on has anchor and positive, and score if its pairs are scored"
             )
         problem = problem_of_value(row[column], column)
         if problem:

@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from llm2comp.errors import BrokenModelError, UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import read_all
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import During, Evaluation, Pretext, Recipe
+from llm2comp.recipe import During, Evaluation, Pretext, Recipe, Stage
 from llm2comp.training.checkpoints import checkpoint_after
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import warn
@@ -106,8 +106,12 @@ def _score(model: SentenceTransformer, task: AbsTask) -> TaskScore:
     return TaskScore(about.name, about.main_score, round(value, 4), size + quick)
 
 
-def check_during(recipe: Recipe) -> None:
+def check_during(recipe: Recipe, waiting: Sequence[Stage]) -> None:
     """Check `evaluation.during` before anything is trained.
+
+    Args:
+        recipe: the whole recipe.
+        waiting: its stages that are not done. Nothing is read if none of them is scored.
 
     Raises:
         UserError: if it names what is not there.
@@ -115,11 +119,13 @@ def check_during(recipe: Recipe) -> None:
     during = recipe.evaluation.during
     if during is None:
         return
+    if all(isinstance(stage, Pretext) for stage in recipe.stages):
+        logger.warning("evaluation.during scores stages 2 and 3, and the recipe has neither")
+    if all(isinstance(stage, Pretext) for stage in waiting):
+        return
     development = Development(recipe.evaluation, during)
     for task in development.named():
         suites.load(task)  # data that is not there is an error now, not after stage 1
-    if all(isinstance(stage, Pretext) for stage in recipe.stages):
-        logger.warning("evaluation.during scores stages 2 and 3, and the recipe has neither")
     for name in development.test_sets():
         logger.warning(
             "evaluation.during scores on %s, a test set: the step that is best there scores higher "
