@@ -1,8 +1,7 @@
 """What a run is: a recipe names a backbone, its memory tokens, the stages and the tasks.
 
-A recipe is a YAML file, which the models below check. An unknown key is an error that names the
-nearest known key. The reference of the recipe in the documentation is made from the docstrings of
-the keys.
+A recipe is a YAML file, which the models below check. The reference of the recipe in the
+documentation is made from the docstrings of the keys.
 """
 
 from pathlib import Path
@@ -102,10 +101,9 @@ class Passages(Strict):
 class Split(Strict):
     """Where a passage of L tokens is cut into text and continuation.
 
-    `reconstruction` and `mntp` read the whole passage and do not cut it.
-
     The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
-    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed.
+    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed. `reconstruction`
+    and `mntp` read the whole passage and do not cut it.
     """
 
     low: PositiveInt = 10
@@ -234,12 +232,15 @@ class Contrastive(StageBase):
 
 
 class Unsupervised(Contrastive):
-    """Stage 2 (UCL): SimCSE. The same text is encoded twice with different dropout."""
+    """Stage 2 (UCL): two views of a text are a pair, and dropout differs between them."""
 
     stage: Literal["unsupervised"] = "unsupervised"
     """The name of the stage."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Dropout of the attention. It makes the two embeddings of a text differ."""
+    """Dropout of the attention. With `views: dropout`, it makes the two embeddings differ."""
+    views: Literal["dropout", "crop"] = "dropout"
+    """`dropout`: both are the whole text (SimCSE); `crop`: each is a random span of 10 to 50 % of
+    its words, 8 or more (Contriever). Texts of fewer than 16 words are then left out."""
 
 
 class Supervised(Contrastive):
@@ -342,9 +343,7 @@ class Recipe(Strict):
         names = [stage.stage for stage in self.stages]
         if names != [name for name in STAGE_FOLDERS if name in names]:
             order = ", ".join(STAGE_FOLDERS)
-            raise ValueError(
-                f"stages are {', '.join(names)}; each may occur once, in the order {order}"
-            )
+            raise ValueError(f"stages are {', '.join(names)}; each once, in the order {order}")
         return self
 
 

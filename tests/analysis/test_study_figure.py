@@ -135,3 +135,19 @@ def test_shipped_studies_draw_what_their_figures_show(
     _, svg = study_figure.draw(found, load_study(study_path(name)), tmp_path / name)
     shown = [" ".join(text.split()) for text in ET.parse(svg).getroot().itertext()]
     assert set(wanted) <= set(shown)
+
+
+def test_lines_may_be_named_by_several_keys() -> None:
+    untrained = ["pretext.steps=0", "pretext.objective=mntp"]
+    of = study(
+        {
+            "CTKD": [],
+            "MNTP": ["pretext.objective=mntp", "pretext.attention=bidirectional"],
+            "bare": [*untrained, "pretext.attention=causal"],
+        },
+        x="pretext.batch_size",
+        line=["pretext.objective", "pretext.attention"],
+        names={"distillation, causal": "CTKD", "mntp, causal": "bare backbone"},
+    )
+    names = {setting: line for setting, (line, _) in points(of).items()}
+    assert names == {"CTKD": "CTKD", "MNTP": "mntp, bidirectional", "bare": "bare backbone"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm2comp.data import catalog, downloads
-from llm2comp.data.packaged_readers import READERS
+from llm2comp.data.readers.registry import READERS
 from llm2comp.errors import UserError
 
 BOOLQ = (

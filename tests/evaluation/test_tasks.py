@@ -1,16 +1,31 @@
 import pytest
 
-from llm2comp.evaluation.tasks import clusters, privacy_policy, r8, squad, trec
-from llm2comp.evaluation.tasks.registry import TASKS
-from llm2comp.evaluation.tasks.squad import SQuADRetrieval, cut
+from llm2comp.data import catalog
+from llm2comp.evaluation.tasks import clusters, privacy_policy, r8, trec
+from llm2comp.evaluation.tasks.offline import cut
+from llm2comp.evaluation.tasks.registry import DEVELOPMENT, TASKS
+from llm2comp.evaluation.tasks.retrieval import RetrievalTask
+from llm2comp.evaluation.tasks.squad import SQuADRetrieval
 
 Sets = dict[str, list[dict[str, str]]]
 
 
-@pytest.mark.parametrize("name", TASKS)
+OWN = TASKS | DEVELOPMENT
+RETRIEVAL = [name for name, task in OWN.items() if issubclass(task, RetrievalTask)]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_metadata_is_complete_and_has_the_name_of_the_registry(name: str) -> None:
-    assert TASKS[name].metadata.name == name
-    assert TASKS[name].metadata.is_filled()
+    assert OWN[name].metadata.name == name
+    assert OWN[name].metadata.is_filled()
+
+
+def test_no_development_task_shares_its_rows_with_a_test_set_or_may_be_trained_on() -> None:
+    path = {name: task.metadata.dataset["path"] for name, task in OWN.items()}
+    tested = {path[name] for name in TASKS}
+    for name in DEVELOPMENT.keys() - {"STSBenchmarkDev"}:  # another split of the same source
+        assert path[name] not in tested
+        assert not catalog.entry(path[name]).trainable
 
 
 def test_sts_tasks_take_their_rows_and_no_others(sets: Sets) -> None:
@@ -28,40 +43,46 @@ def test_sts_tasks_take_their_rows_and_no_others(sets: Sets) -> None:
         assert (task.samples, task.texts) == (len(wanted), 2 * len(wanted))
 
 
-def test_squad_keeps_every_question_with_its_own_paragraph(sets: Sets) -> None:
-    task = SQuADRetrieval()
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_retrieval_keeps_every_question_with_its_own_context(name: str, sets: Sets) -> None:
+    task = OWN[name]()
     task.load_data()
+    rows = sets[task.source]
     data = task.dataset["default"]["test"]
     text = dict(zip(data["corpus"]["id"], data["corpus"]["text"], strict=True))
-    assert (
-        len(text) == len(set(text.values())) == len({row["context"] for row in sets["squad-dev"]})
-    )
-    for row, identity in zip(sets["squad-dev"], data["queries"]["id"], strict=True):
+    assert len(text) == len(set(text.values())) == len({row["context"] for row in rows})
+    for row, identity in zip(rows, data["queries"]["id"], strict=True):
         assert [text[gold] for gold in data["relevant_docs"][identity]] == [row["context"]]
-    assert (task.samples, task.texts) == (
-        len(sets["squad-dev"]),
-        len(sets["squad-dev"]) + len(text),
-    )
+    assert (task.samples, task.texts) == (len(rows), len(rows) + len(text))
 
 
-def test_quick_squad_is_one_fixed_draw_with_the_gold_paragraphs_in_it(
-    sets: Sets, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_quick_retrieval_is_one_fixed_draw_with_the_gold_contexts_in_it(
+    name: str, sets: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(squad, "QUICK_QUESTIONS", 10)
-    monkeypatch.setattr(squad, "QUICK_PARAGRAPHS", 20)
-    tasks = [SQuADRetrieval(quick=True), SQuADRetrieval(quick=True)]
+    monkeypatch.setattr(OWN[name], "quick_questions", 10)
+    monkeypatch.setattr(OWN[name], "quick_contexts", 15)
+    tasks = [OWN[name](quick=True), OWN[name](quick=True)]
     for task in tasks:
         task.load_data()
     first, second = (task.dataset["default"]["test"] for task in tasks)
     assert first["queries"]["text"] == second["queries"]["text"]
     assert first["corpus"]["text"] == second["corpus"]["text"]
-    assert (len(first["queries"]), len(first["corpus"])) == (10, 20)
-    pairs = {(row["question"], row["context"][:40]) for row in sets["squad-dev"]}
+    assert (len(first["queries"]), len(first["corpus"])) == (10, 15)
+    pairs = {(row["question"], row["context"][:40]) for row in sets[OWN[name].source]}
     text = dict(zip(first["corpus"]["id"], first["corpus"]["text"], strict=True))
     for question, identity in zip(first["queries"]["text"], first["queries"]["id"], strict=True):
         (gold,) = first["relevant_docs"][identity]
         assert (question, text[gold][:40]) in pairs
-    assert all(len(paragraph) <= squad.QUICK_CHARACTERS for paragraph in text.values())
+
+
+def test_only_quick_squad_cuts_its_contexts(sets: Sets) -> None:
+    longest = max(len(row["context"]) for row in sets["squad-dev"])
+    for name in RETRIEVAL:
+        task = OWN[name](quick=True)
+        task.load_data()
+        found = max(map(len, task.dataset["default"]["test"]["corpus"]["text"]))
+        assert (found <= SQuADRetrieval.quick_characters < longest) == (name == "SQuADRetrieval")
 
 
 @pytest.mark.parametrize(
@@ -82,8 +103,9 @@ def test_clusters_keep_every_label_and_the_beginning_of_every_text(sets: Sets) -
     for name, source in (
         ("TwentyNewsgroups", "20newsgroups"),
         ("PubMedJournals", "pubmed-journals"),
+        ("PubMedJournalsDev", "pubmed-journals-dev"),
     ):
-        task = TASKS[name]()
+        task = OWN[name]()
         task.load_data()
         test = task.dataset["test"]
         assert test["labels"] == [row["label"] for row in sets[source]]

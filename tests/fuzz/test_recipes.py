@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
             "passages": {"min_chars": 10, "max_tokens": 60, "crop": True},
             "split": {"low": 5, "high": 10},
         },
-        {"stage": "unsupervised", **COMMON, "attention_dropout": 0.1},
+        {"stage": "unsupervised", **COMMON, "attention_dropout": 0.1, "views": "dropout"},
         {"stage": "supervised", **COMMON, "temperature": 0.05, "mini_batch_tokens": None},
     ],
     "evaluation": {"tasks": [], "quick": True, "baselines": []},

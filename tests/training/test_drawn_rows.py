@@ -46,14 +46,31 @@ def stop_in_step(number: int, kind: type[AdapterCheckpoints], patch: pytest.Monk
     patch.setattr(kind, "training_step", stopping)
 
 
-@pytest.mark.parametrize("trainer", [PretextTrainer, ContrastiveTrainer])
+@pytest.mark.parametrize(
+    ("trainer", "overrides"),
+    [
+        (PretextTrainer, []),
+        (ContrastiveTrainer, []),
+        (
+            ContrastiveTrainer,
+            # Two spans differ, so nothing else has to.
+            [
+                "unsupervised.views=crop",
+                "unsupervised.lora.dropout=0",
+                "unsupervised.attention_dropout=0",
+            ],
+        ),
+    ],
+    ids=["passages", "texts", "crops"],
+)
 def test_a_resumed_run_needs_no_source_and_ends_the_same(
     trainer: type[AdapterCheckpoints],
+    overrides: list[str],
     own_recipe: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = recipe.load_recipe(own_recipe)
+    settings = recipe.load_recipe(own_recipe, overrides)
     count = 1 if trainer is PretextTrainer else 2
     settings = settings.model_copy(update={"stages": settings.stages[:count]})
     pipeline.train(settings, tmp_path / "whole")

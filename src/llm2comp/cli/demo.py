@@ -17,7 +17,7 @@ from llm2comp.data import catalog
 from llm2comp.data.sample import Sample
 from llm2comp.data.text_files import read_texts
 from llm2comp.evaluation import results
-from llm2comp.evaluation.tasks.squad import cut
+from llm2comp.evaluation.tasks.offline import cut
 from llm2comp.inference.load import load
 from llm2comp.inference.search import search_all
 from llm2comp.model import released

@@ -101,6 +101,10 @@ def study(
         tables.show_cells(results.tuning_table())
         typer.echo()
     tables.show_cells(results.score_table())
+    if results.comparison:
+        typer.echo()
+        tables.show_cells(results.comparison.table())
+        typer.echo(results.comparison.notes())
     typer.echo(f"The scores of every trial are in {out / 'results.json'}")
     if find_spec("matplotlib") and any(trial.scores for trial in results.trials.values()):
         from llm2comp.analysis import study_figure

@@ -1,7 +1,7 @@
 """The packaged sources: text and weights inside packages of public package indexes.
 
-`catalog.yaml` says for each source where it is and under which licence. `packaged_readers.py` turns
-its files into rows.
+`catalog.yaml` says for each source where it is and under which licence. `readers/` turns its files
+into rows.
 """
 
 import difflib
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from llm2comp.data import downloads
-from llm2comp.data.packaged_readers import READERS
+from llm2comp.data.readers.registry import READERS
 from llm2comp.errors import UserError
 from llm2comp.utils.files import cache_dir
 
@@ -126,7 +126,7 @@ def rows(name: str) -> Iterator[dict[str, str]]:
     Returns:
         Rows of column name to text. Passages and sentences have the column `text`. Pairs have
         `anchor` and `positive`, and scored pairs also `score`. The readers in
-        `llm2comp.data.packaged_readers` say which columns labelled sets have.
+        `llm2comp.data.readers` say which columns labelled sets have.
 
     Raises:
         UserError: if the source cannot be fetched (see `fetch`), or is weights.

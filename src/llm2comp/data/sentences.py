@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datasets import Value
 
 from llm2comp.data import mixture
+from llm2comp.data.crops import TEXT_WORDS, Crops
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.errors import UserError
@@ -14,13 +15,14 @@ from llm2comp.recipe import DataSource, Unsupervised
 logger = logging.getLogger("llm2comp")
 
 PAIR = {"anchor": Value("string"), "positive": Value("string")}
-"""The columns of a text that is read twice."""
+"""The columns of two views of a text."""
 
 
 def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row: str) -> Summary:
-    """Draw the texts of a stage, and write each as `anchor` and as `positive`.
+    """Draw the texts of a stage, and write the two views of each as `anchor` and `positive`.
 
-    The first texts are trained on, and the last ones are held out.
+    Both are the whole text or, with `views: crop`, two spans of it. The first texts are trained on,
+    and the last ones are held out.
 
     Args:
         files: where they are written.
@@ -29,19 +31,21 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        How many texts there are to train on.
+        How many texts there are to train on, and how many were skipped or too short for crops.
 
     Raises:
         UserError: if a source cannot be read, or there are not two texts for a batch.
     """
     trained = stage.steps * stage.batch_size
     skipped: dict[str, int] = {}
+    crops = Crops(seed) if stage.views == "crop" else None
     count = 0
     with files.train("texts", PAIR, 1000) as train, files.held_out(PAIR) as held_out:
         for text in draw_sentences(
-            stage.data, trained + stage.eval_pairs, seed, on_bad_row, skipped
+            stage.data, trained + stage.eval_pairs, seed, on_bad_row, skipped, crops
         ):
-            (train if count < trained else held_out).write({"anchor": text, "positive": text})
+            anchor, positive = crops.two(text) if crops else (text, text)
+            (train if count < trained else held_out).write({"anchor": anchor, "positive": positive})
             count += 1
     texts = min(count, trained)
     if min(texts, stage.batch_size) < 2:
@@ -50,7 +54,8 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
             "and the other texts of its batch are its negatives; give more texts and set "
             "unsupervised.batch_size to 2 or more"
         )
-    return {"texts": texts} | ({"skipped": skipped} if skipped else {})
+    too_short = {"too_short": crops.too_short} if crops and crops.too_short else {}
+    return {"texts": texts} | ({"skipped": skipped} if skipped else {}) | too_short
 
 
 def draw_sentences(
@@ -59,6 +64,7 @@ def draw_sentences(
     seed: int,
     on_bad_row: str = "fail",
     skipped: dict[str, int] | None = None,
+    crops: Crops | None = None,
 ) -> Iterator[str]:
     """Draw distinct texts from a weighted mixture of sources.
 
@@ -68,13 +74,14 @@ def draw_sentences(
         seed: the same seed gives the same texts in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
         skipped: if given, gets the number of rows that were skipped, by source.
+        crops: if given, texts that are too short for it are left out.
 
     Raises:
-        UserError: if a source cannot be read, or no source has texts.
+        UserError: if a source cannot be read, or no source has texts that are long enough.
     """
     distinct = Distinct()
     streams = [
-        _distinct_texts(rows, distinct)
+        filter(crops.fits if crops else None, _distinct_texts(rows, distinct))
         for rows in mixture.shuffled_sources(sources, ["text"], seed, on_bad_row, skipped=skipped)
     ]
     draws = mixture.interleave(streams, [source.weight for source in sources], count)
@@ -83,6 +90,11 @@ def draw_sentences(
         texts += 1
         yield text
     names = ", ".join(source.source for source in sources)
+    if crops and crops.too_short:
+        short = f"{crops.too_short} texts have fewer than {TEXT_WORDS} words, too few to crop"
+        if not texts:
+            raise UserError(f"{names}: all {short}; give longer texts or set views: dropout")
+        logger.warning("%s: %s; they are left out", names, short)
     if not texts:
         raise UserError(f"{names}: there are no texts; name a source that has some")
     if texts < count:

@@ -1,7 +1,7 @@
 """Confidence intervals of the difference of two models, by a bootstrap over the items of a task."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,48 @@ from mteb.abstasks import (
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
-from scipy.stats import bootstrap, spearmanr
-from sklearn.metrics import average_precision_score
+from scipy.stats import bootstrap, pearsonr, rankdata
 
 from llm2comp.errors import UserError
 
 RESAMPLES = 1000
 """Number of bootstrap resamples."""
 CONFIDENCE = 0.95
+BATCH = 200_000
+"""Items in memory at once, in resamples."""
 
 Floats = npt.NDArray[np.float64]
 
 
-def _spearman(predicted: Floats, gold: Floats) -> float:
-    return float(spearmanr(predicted, gold).statistic)
+def _spearman(predicted: Floats, gold: Floats) -> Floats:
+    ranks = rankdata(predicted, axis=-1), rankdata(gold, axis=-1)
+    correlation: Floats = pearsonr(*ranks, axis=-1).statistic
+    return correlation
 
 
-def _average_precision(predicted: Floats, gold: Floats) -> float:
-    return float(average_precision_score(gold, predicted))
+def _average_precision(predicted: Floats, gold: Floats) -> Floats:
+    """Return the mean over the positives of the precision at their score, ties included."""
+    positive = gold > 0
+    above = rankdata(-predicted, "max", axis=-1)
+    positives_above = rankdata(np.where(positive, -predicted, np.inf), "max", axis=-1)
+    precision: Floats = (positives_above / above).mean(-1, where=positive)
+    return precision
 
 
-def _mean(predicted: Floats, _: Floats) -> float:
-    return float(predicted.mean())
+def _mean(predicted: Floats, _: Floats) -> Floats:
+    mean: Floats = predicted.mean(-1)
+    return mean
 
 
-STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
+STATISTICS: dict[str, Callable[[Floats, Floats], Floats]] = {
     "spearman": _spearman,
     "average_precision": _average_precision,
     "mean": _mean,
 }
-"""The score of a task from the `predicted` and `gold` numbers of its items, as a fraction."""
+"""The score of a task from the `predicted` and `gold` numbers of its items, as a fraction.
+
+The numbers are `(..., items)`, and the score is `(...)`.
+"""
 
 
 def items(task: AbsTask, folder: Path) -> dict[str, Any]:
@@ -95,8 +107,8 @@ def supports(task: AbsTask) -> bool:
 def difference(model: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float]:
     """Return the 95 % interval of the score of `model` minus that of `reference`, in percent.
 
-    It is the percentile interval of a paired bootstrap with 1,000 resamples of the items and seed 0
-    (Efron and Tibshirani, 1993).
+    It is the percentile interval of a paired bootstrap with 1,000 resamples of the items (Efron and
+    Tibshirani, 1993).
 
     Args:
         model: the result of `items` for one model.
@@ -105,25 +117,53 @@ def difference(model: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[
     Raises:
         UserError: if the two were scored on different items.
     """
-    if model["gold"] != reference["gold"]:
+    one, other = resampled([model, reference])
+    return interval(one - other)
+
+
+def resampled(runs: Sequence[Mapping[str, Any]], seed: int = 0) -> Floats:
+    """Return the scores of several models on resamples of a task's items, in percent.
+
+    Args:
+        runs: the result of `items` for each model, on the same task.
+        seed: of the resamples. They are the same for all models.
+
+    Returns:
+        `(models, RESAMPLES)`.
+
+    Raises:
+        UserError: if two models were scored on different items.
+    """
+    gold = runs[0]["gold"]
+    if any(run["gold"] != gold for run in runs):
         raise UserError("two results of one task are over different items; score both again")
-    statistic = STATISTICS[model["statistic"]]
+    statistic = STATISTICS[runs[0]["statistic"]]
 
-    def gap(a: Floats, b: Floats, gold: Floats) -> float:
-        return 100 * (statistic(a, gold) - statistic(b, gold))
+    def scores(*samples: Floats, **_: int) -> Floats:
+        *predicted, gold = samples
+        return 100 * np.stack([statistic(one, gold) for one in predicted])
 
-    samples = (model["predicted"], reference["predicted"], model["gold"])
     result = bootstrap(
-        [np.array(sample) for sample in samples],
-        gap,
+        [*(np.array(run["predicted"]) for run in runs), np.array(gold)],
+        scores,
         paired=True,
-        vectorized=False,
+        vectorized=True,
         n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
+        batch=max(1, BATCH // len(gold)),
         method="percentile",
-        rng=0,
+        rng=seed,
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    distribution: Floats = result.bootstrap_distribution
+    return distribution
+
+
+def interval(distribution: Floats) -> tuple[float, float]:
+    """Return the percentile interval of a statistic, given its values `(RESAMPLES,)`.
+
+    A resample without a value, such as the correlation of equal numbers, is left out.
+    """
+    low, high = np.nanquantile(distribution, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def _items(statistic: str, predicted: Any, gold: Any) -> dict[str, Any]:

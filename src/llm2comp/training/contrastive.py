@@ -176,7 +176,8 @@ def _train(
     model.max_seq_length = min(wanted, positions_of(body.config) or wanted)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
-    if isinstance(stage, Unsupervised):
+    same_text = isinstance(stage, Unsupervised) and stage.views == "dropout"
+    if same_text:
         check_two_views(model, data["anchor"][0])
     layers = adapted_layers(adapted)
     log_adapted(context, layers)
@@ -203,7 +204,7 @@ def _train(
             stage.stage,
             every=stage.eval_steps,
             temperature=stage.temperature,
-            dropout=isinstance(stage, Unsupervised),
+            dropout=same_text,
             dtype=dtype,
             log=context.log,
         )

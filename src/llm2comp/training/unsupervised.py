@@ -1,4 +1,4 @@
-"""Stage 2 (UCL): SimCSE, where a pair is one text read twice with dropout (paper, "UCL")."""
+"""Stage 2 (UCL): a pair is one text read twice with dropout (paper, "UCL"), or two spans of it."""
 
 from functools import partial
 

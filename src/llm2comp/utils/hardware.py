@@ -50,6 +50,19 @@ def _processor_flags() -> frozenset[str]:
         return frozenset()
 
 
+def processor_name() -> str:
+    """Return the name of the processor and, if there is one, of the GPU."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(named, "") or platform.processor() or platform.machine()
+    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
+
+
 def compute_dtype(precision: str) -> "torch.dtype":
     """Return the torch dtype of a precision.
 

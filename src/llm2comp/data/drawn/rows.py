@@ -41,6 +41,7 @@ DEPENDS_ON = frozenset(
         "split",
         "eval_passages",
         "eval_pairs",
+        "views",
     }
 )
 """Keys of a stage on which its rows depend."""
@@ -192,6 +193,8 @@ def _read(folder: Path) -> Rows:
 
 def _settings(stage: Stage, seed: int, on_bad_row: str) -> dict[str, Any]:
     chosen = stage.model_dump(mode="json", include=set(DEPENDS_ON))
+    if chosen.get("views") == "dropout":
+        del chosen["views"]  # older rows lack the key, and they are not to be drawn again
     return {"seed": seed, "on_bad_row": on_bad_row} | chosen
 
 

@@ -6,8 +6,7 @@ from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskClustering
 
 from llm2comp.data import catalog
-from llm2comp.evaluation.tasks.offline import OfflineTask
-from llm2comp.evaluation.tasks.squad import cut
+from llm2comp.evaluation.tasks.offline import OfflineTask, cut
 
 DOCUMENTS = 2048
 QUICK_DOCUMENTS = 512

@@ -71,3 +71,11 @@ def metadata(name: str, source: str, description: str, **fields: Any) -> TaskMet
         }
         | fields,
     )
+
+
+def cut(text: str, characters: int) -> str:
+    """Truncate a text after the last word that ends within its first `characters` characters."""
+    if len(text) <= characters:
+        return text
+    whole_words, _, _ = text[: characters + 1].rpartition(" ")
+    return whole_words or text[:characters]

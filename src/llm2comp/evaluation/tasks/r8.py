@@ -5,8 +5,7 @@ from mteb.abstasks import AbsTaskClassification
 
 from llm2comp.data import catalog
 from llm2comp.evaluation.tasks.classes import labelled, trained_on
-from llm2comp.evaluation.tasks.offline import OfflineTask, metadata
-from llm2comp.evaluation.tasks.squad import cut
+from llm2comp.evaluation.tasks.offline import OfflineTask, cut, metadata
 
 SOURCE = "r8"
 QUICK_TEST = 500

@@ -34,7 +34,7 @@ class Tuning(Strict):
     """Values that every setting tries, unless it has its own."""
     values_of: dict[str, list[int | float]] = Field(default={})
     """By name of a setting, its own values, as many as `values` has."""
-    tasks: list[str] = Field(default=list(DEVELOPMENT), min_length=1)
+    tasks: list[str] = Field(default=["STSBenchmarkDev"], min_length=1)
     """Development tasks. The value with the best mean over them is taken. Test sets are refused."""
 
     def values_for(self, setting: str) -> list[int | float]:
@@ -66,10 +66,11 @@ class Plot(Strict):
     """A second key whose number `x` is multiplied by: steps times batch size are samples."""
     label: str | None = None
     """Label of the x axis; `null` takes the key."""
-    line: str | None = None
-    """Key whose value names the line of a setting; `null` draws one line."""
+    line: str | list[str] | None = None
+    """Key whose value names the line of a setting, or several keys; `null` draws one line."""
     names: dict[str, str] = Field(default={})
-    """What the legend calls a value of `line`, if not by the value."""
+    """What the legend calls a value of `line`, if not by the value. The values of several keys are
+    joined by a comma and a space: `mntp, causal`."""
 
     def point(self, recipe: Recipe) -> tuple[str, float]:
         """Return the name of a recipe's line, which may be empty, and its place on the x axis.
@@ -80,7 +81,8 @@ class Plot(Strict):
         x = _positive(recipe, self.x)
         if self.times is not None:
             x *= _positive(recipe, self.times)
-        line = "" if self.line is None else str(recipe_value(recipe, self.line))
+        keys = [self.line] if isinstance(self.line, str) else self.line or []
+        line = ", ".join(str(recipe_value(recipe, key)) for key in keys)
         return self.names.get(line, line), x
 
 
@@ -97,6 +99,9 @@ class Study(Strict):
     """Seeds; every setting is trained with each of them."""
     tuning: Tuning | None = None
     """A key to tune for every setting; `null` tunes nothing."""
+    compare: NotBlank | None = None
+    """Name of the setting that all others are compared with, by a paired bootstrap; `null` compares
+    nothing."""
     quick: Quick = Quick()
     """The small version that `--quick` runs."""
     plot: Plot | None = None
@@ -144,6 +149,11 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
             recipe, an override or the plot. The message names the file and the key.
     """
     study = read_study(path)
+    if study.compare is not None and study.compare not in study.settings:
+        raise UserError(
+            f"study {path}: compare: there is no setting {study.compare!r}; "
+            f"the settings are {', '.join(study.settings)}"
+        )
     if quick:
         study = _quick(study)
     if study.tuning:
@@ -209,12 +219,14 @@ def _check_tuning(tuning: Tuning, study: Study, path: Path) -> None:
 
 
 def _quick(study: Study) -> Study:
+    settings = study.quick.settings or study.settings
     smaller = {
         "name": f"{study.name}-quick",
         "recipe": apply_overrides(study.recipe, study.quick.overrides),
-        "settings": study.quick.settings or study.settings,
+        "settings": settings,
         "seeds": study.quick.seeds,
         "tuning": None,
+        "compare": study.compare if study.compare in settings else None,
     }
     return study.model_copy(update=smaller)
 

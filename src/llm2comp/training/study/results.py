@@ -10,6 +10,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import Score
+from llm2comp.training.study import provenance
+from llm2comp.training.study.comparison import Comparison
+from llm2comp.training.study.provenance import Session
 from llm2comp.utils import tables
 from llm2comp.utils.files import atomic_file
 
@@ -74,12 +77,16 @@ class Results:
             version 0.1, so that each version reads the other's files.
         baselines: scores of the training-free encoders, by name.
         errors: why a baseline failed, by its name.
+        comparison: of the settings with one of them, if the study asks for it.
+        sessions: the calls that made the results; none of those of an earlier version.
     """
 
     study: str
     trials: Annotated[dict[str, TrialResult], Field(alias="cells")] = field(default_factory=dict)
     baselines: dict[str, list[Score]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    sessions: list[Session] = field(default_factory=list)
 
     @property
     def failed(self) -> dict[str, str]:
@@ -134,11 +141,28 @@ class Results:
 
     def write(self, out: Path) -> None:
         """Write `results.json` and `results.md` to the study's folder."""
+        unset = {name for name in ("comparison", "sessions") if not getattr(self, name)}
         with atomic_file(out / JSON) as partial:
-            json = TypeAdapter(Results).dump_json(self, indent=1, by_alias=True)
+            json = TypeAdapter(Results).dump_json(self, indent=1, by_alias=True, exclude=unset)
             partial.write_bytes(json + b"\n")
         with atomic_file(out / MARKDOWN) as partial:
-            partial.write_text(tables.markdown(self.score_table()), encoding="utf-8")
+            partial.write_text(self._markdown(), encoding="utf-8")
+
+    def _markdown(self) -> str:
+        """Return the tables, how to read them, and where the results come from."""
+        parts = [tables.markdown(self.score_table())]
+        if self.comparison:
+            parts += [tables.markdown(self.comparison.table()), f"{self.comparison.notes()}\n"]
+        if self.sessions:
+            trials = self.trials.values()
+            lines = provenance.describe(
+                self.sessions,
+                (trial.seed for trial in trials),
+                (trial.dtype for trial in trials),
+                {*self.trials, *self.baselines},
+            )
+            parts.append("".join(f"- {line}\n" for line in lines))
+        return "\n".join(parts)
 
 
 def read(out: Path, study: str) -> Results:

@@ -18,8 +18,9 @@ from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
-from llm2comp.training.study import results
+from llm2comp.training.study import comparison, provenance, results
 from llm2comp.training.study.plan import Study, Trial, read_study, trial
+from llm2comp.training.study.provenance import Session
 from llm2comp.training.study.results import TrialResult
 from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
 from llm2comp.utils.hardware import compute_dtype
@@ -29,7 +30,7 @@ TRIALS = "cells"
 SCORES = "scores"
 """Subfolder of a study with a store of results; a model is `<trial> <label of the stage>`."""
 STUDY = "study.yaml"
-NOT_RUN = ("plot",)
+NOT_RUN = ("plot", "compare")
 """Keys of a study that change nothing that is run. They may differ when a study continues."""
 
 
@@ -73,6 +74,7 @@ class StudyRun:
         self.console = console or Console(stderr=True)
         self.results = results.read(out, study.name)
         self.store = ResultStore(out / SCORES)
+        self.session = Session.begin()
 
     def run(self) -> results.Results:
         """Run and score every trial that is not finished, and return the results.
@@ -91,6 +93,7 @@ class StudyRun:
                 if not (result.scores or result.error):
                     self._attempt(planned, self._score)
         self._score_baselines()
+        self._compare()
         return self.results
 
     def _tune(self, setting: str) -> Any:
@@ -128,6 +131,16 @@ class StudyRun:
         except Exception as error:  # any error, because the other trials must continue
             result.error = describe(error)
             self.console.print(f"{planned.name} failed: {result.error}", markup=False)
+        finally:  # also if the user stops the study, because the time counts
+            self._save(planned.name)
+
+    def _save(self, name: str) -> None:
+        """Write the results after the work on a trial or baseline."""
+        if not self.session.names:
+            self.results.sessions.append(self.session)
+        if name not in self.session.names:
+            self.session.names.append(name)
+        self.session.end = provenance.now()
         self.results.write(self.out)
 
     def _judge(self, candidate: Trial, result: TrialResult) -> None:
@@ -230,6 +243,32 @@ class StudyRun:
             except Exception as error:  # any error, because the other baselines must continue
                 self.results.errors[name] = describe(error)
                 self.console.print(f"{name} failed: {self.results.errors[name]}", markup=False)
+            self._save(name)
+
+    def _compare(self) -> None:
+        """Compare the settings, if the study asks for it, and write the results.
+
+        A folder that has only its `results.json` keeps the comparison that is in it, because the
+        items are not there.
+        """
+        known, reference = self.results.comparison, self.study.compare
+        if known and known.reference == reference and not self.store.folder.exists():
+            return
+        if reference is None:
+            self.results.comparison = None
+        else:
+            # A stored result counts only if it is the one that results.json has.
+            stored = {(one.model, one.score): one.items for one in self.store.all()}
+            scores, items = {}, {}
+            for name, result in self.results.trials.items():
+                for label, row in result.scores.items():
+                    run = comparison.Run(result.setting, result.seed, label)
+                    scores[run] = row
+                    for score in row:
+                        found = stored.get((stored_name(name, label), score), {})
+                        items[run, score.task] = found
+            self.results.comparison = comparison.compare(scores, items, reference)
+        if self.results.comparison != known:
             self.results.write(self.out)
 
 

@@ -1,0 +1,1 @@
+"""Readers turn the files of packaged sources into rows: one function per source."""

@@ -1,0 +1,1 @@
+"""Tasks for choosing settings. None of them is a test set."""
