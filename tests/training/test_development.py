@@ -248,7 +248,18 @@ def test_data_that_changed_since_the_stage_began_is_refused(
     with dev.open("a") as stream:
         stream.write('{"anchor": "new", "positive": "a new row"}\n')
     with pytest.raises(UserError, match=r"dev\.jsonl has changed since supervised began"):
-        train(recipe, source, tmp_path / "run")
+        train(with_during(recipe, patience=1), source, tmp_path / "run")
+
+
+def test_scores_that_only_inform_may_be_asked_for_later(
+    recipe: Recipe, source: Path, dev: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 7)
+        with pytest.raises(StoppedError):
+            train(recipe.model_copy(update={"evaluation": Evaluation(tasks=[])}), source, tmp_path)
+    train(recipe, source, tmp_path)
+    assert list(scores_of(tmp_path)) == [6, 9, 12, STEPS]
 
 
 def test_trackers_and_the_bar_get_losses_and_scores(

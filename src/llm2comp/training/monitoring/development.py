@@ -90,10 +90,11 @@ class Development:
         Raises:
             DivergenceError: if an embedding or a score is not finite.
         """
-        return [_score(model, task) for task in [*self.named(), *(d.task() for d in self.own)]]
+        tasks = [*self.named(), *(data.task() for data in self.own)]
+        return [_task_score(model, task) for task in tasks]
 
 
-def _score(model: SentenceTransformer, task: AbsTask) -> TaskScore:
+def _task_score(model: SentenceTransformer, task: AbsTask) -> TaskScore:
     about = task.metadata
     try:
         value = runner.main_score(model, task)
@@ -132,9 +133,10 @@ def check_during(recipe: Recipe, waiting: Sequence[Stage]) -> None:
             "on it than on new texts; use STSBenchmarkDev or data of your own",
             name,
         )
-    trained = {Path(s.source).expanduser() for stage in recipe.stages for s in stage.data}
+    sources = [source.source for stage in recipe.stages for source in stage.data]
+    trained = {Path(source).expanduser().resolve() for source in sources}
     for data in development.own:
-        if data.path in trained:
+        if data.path.resolve() in trained:
             logger.warning(
                 "evaluation.during scores on %s, which is trained on too, so its score says "
                 "nothing about new texts; hold some rows out in a file of their own",
@@ -160,7 +162,7 @@ class DevelopmentWatch(TrainerCallback):
         log: where scores are written.
 
     Raises:
-        UserError: if the data has changed since the stage began, so that scores do not compare.
+        UserError: if the best score decides, and the data has changed since the stage began.
     """
 
     def __init__(
@@ -183,7 +185,8 @@ class DevelopmentWatch(TrainerCallback):
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
         self.run_log = log
         self.kept_step = 0
-        self._require_same_data()
+        if self.during.keep_best or self.during.patience:
+            self._require_same_data()
 
     def _require_same_data(self) -> None:
         own = {data.name for data in self.development.own}
@@ -226,12 +229,13 @@ class DevelopmentWatch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Take the best step as the result, and say what the stage has gained."""
-        last, best = state.global_step, state.best_global_step
-        assert best is not None
-        self.kept_step = best if self.during.keep_best else last
+        last = state.global_step
+        self.kept_step = (self.during.keep_best and state.best_global_step) or last
         if self.kept_step != last:
             self.trainer.restore(checkpoint_after(Path(str(args.output_dir)), self.kept_step))
         scores = {event["step"]: event[SCORE] for event in state.log_history if SCORE in event}
+        if not {0, self.kept_step} <= scores.keys():
+            return  # the user asked for scores that only inform after the stage had begun
         start, end = scores[0], scores[self.kept_step]
         self.run_log.write(
             stage=self.stage, kept={"step": self.kept_step, "score": end, "start": start}
