@@ -72,7 +72,10 @@ def test_several_instructions_without_a_query_prompt_give_one_warning(
 ) -> None:
     texts = load_recipe(tiny_recipe).stages[0].data[0].source
     instructed = "pretext.data=" + json.dumps(
-        [{"source": texts, "query_instruction": f"Find the {text} text"} for text in ("next", "last")]
+        [
+            {"source": texts, "query_instruction": f"Find the {text} text"}
+            for text in ("next", "last")
+        ]
     )
     with caplog.at_level(logging.WARNING, "llm2comp"):
         pipeline.train(first_stage(tiny_recipe, instructed), tmp_path / "run", Console(quiet=True))
