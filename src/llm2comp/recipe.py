@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from llm2comp.errors import UserError
-from llm2comp.recipe_parts import Mining, Passages, PositiveInt, Split
+from llm2comp.recipe_parts import During, Mining, Passages, PositiveInt, Split
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
@@ -244,7 +244,7 @@ STAGE_FOLDERS = {
 
 
 class Evaluation(Strict):
-    """What `llm2comp train` scores after each stage."""
+    """What `llm2comp train` scores, after each stage and while stages 2 and 3 train."""
 
     tasks: list[NotBlank] = Field(default=["STSBenchmark", "STS17", "SQuADRetrieval"])
     """Names of tasks; an empty list scores nothing."""
@@ -252,6 +252,15 @@ class Evaluation(Strict):
     """Use the quick sizes of the tasks."""
     baselines: list[NotBlank] = Field(default=[])
     """Training-free encoders of the backbone that are scored too."""
+    during: During | None = None
+    """Score while a stage trains, to see whether it gets better."""
+
+    @property
+    def deciding(self) -> dict[str, Any] | None:
+        """What chooses the step that a stage ends with; None if scores only inform."""
+        if self.during is None or not (self.during.keep_best or self.during.patience):
+            return None
+        return self.during.model_dump() | {"quick": self.quick}
 
 
 class Recipe(Strict):
@@ -279,6 +288,9 @@ class Recipe(Strict):
     """Each stage at most once, in the order `pretext`, `unsupervised`, `supervised`."""
     evaluation: Evaluation = Evaluation()
     """What is scored after each stage."""
+    report_to: list[NotBlank] = Field(default=[])
+    """Trackers that get losses and scores, as the Trainer of transformers names them: `wandb`,
+    `mlflow`. TensorBoard needs no entry."""
     on_bad_row: OnBadRow = "fail"
     """What a bad row of data does. `fail` stops the run; `skip` leaves the row out."""
 

@@ -1,9 +1,10 @@
-"""Parts of a recipe: the passages of stage 1 and where it cuts them, the negatives of stage 3."""
+"""Parts of a recipe: passages and where they are cut, hard negatives, scores while training."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from llm2comp.utils.texts import NotBlank
 from llm2comp.utils.yaml_files import Strict
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -90,3 +91,25 @@ class Mining(HardNegatives):
 
     every: PositiveInt | None = None
     """Mine again after so many steps, with the encoder so far; `null`: only before the first."""
+
+
+class During(Strict):
+    """How an encoder is scored while stages 2 and 3 train."""
+
+    tasks: list[NotBlank] = Field(default=[])
+    """Names of tasks, for example `STSBenchmarkDev`. There is a warning if one is a test set."""
+    data: NotBlank | None = None
+    """Your own file or folder, as `llm2comp evaluate --data` takes it."""
+    every: PositiveInt
+    """Steps between two scores. There is one before the first step too, and one after the last."""
+    keep_best: bool = True
+    """The step with the best score is the result of the stage, and not the last one. The mean
+    counts if there are several tasks."""
+    patience: PositiveInt | None = None
+    """End the stage after so many scores in a row that are not better than the best."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "During":
+        if not (self.tasks or self.data):
+            raise ValueError("name tasks or data to score on")
+        return self

@@ -42,6 +42,7 @@ class StageRecord(BaseModel):
         data: sources of its texts.
         steps: of the optimizer; 0 if the stage trained nothing.
         batch_size: texts or pairs per step.
+        kept_step: the step whose weights the encoder has; None if it is the last one.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal; None if the encoder began as one of
             others, whose attention is left as it is.
@@ -60,6 +61,7 @@ class StageRecord(BaseModel):
     objective: str | None = None
     data: list[DataSource]
     steps: int
+    kept_step: int | None = None
     batch_size: int
     learning_rate: float
     causal: bool | None
@@ -76,6 +78,7 @@ class StageRecord(BaseModel):
         causal: bool | None,
         lora: dict[str, Any],
         prompts: dict[str, str] | None = None,
+        step: int | None = None,
     ) -> "StageRecord":
         """Record a stage of a recipe.
 
@@ -84,10 +87,13 @@ class StageRecord(BaseModel):
             causal: whether the encoder's attention is causal after the stage.
             lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
             prompts: the attribute of that name.
+            step: whose weights the encoder has; the last one by default.
         """
         settings = stage.model_dump()
         if stage.lora is not None:
             settings["lora"] |= lora
+        if step is not None and step != stage.steps:
+            settings["kept_step"] = step
         if not stage.steps:
             settings["data"] = []  # no text was read
         return cls.model_validate(settings | {"causal": causal, "prompts": prompts or {}})

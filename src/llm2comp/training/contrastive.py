@@ -28,7 +28,7 @@ from llm2comp.model.base import freeze_word_weights, transformer_folder
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.causal_lm.parts import positions_of
 from llm2comp.model.causal_lm.probe import probe_encoder
-from llm2comp.model.lineage import StageRecord
+from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import trained_prompts
@@ -36,6 +36,7 @@ from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
 from llm2comp.training.mining.rounds import RoundOver, begin_round
+from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
@@ -134,13 +135,13 @@ def train_contrastive(
     prompts = _prompts_in_training(context)
     while True:  # once, or once for each round of mining
         with suppress(RoundOver):
-            adapted = _train(
+            adapted, step = _train(
                 context, context.source, data, held_out, batch_sampler, attention_dropout, prompts
             )
             break
         free_unused_memory()
     free_unused_memory()  # because the encoder is loaded next, in float32
-    _write(context, context.source, adapted, prompts)
+    _write(context, context.source, adapted, prompts, step)
 
 
 def _train(
@@ -151,16 +152,18 @@ def _train(
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
     prompts: dict[str, str],
-) -> Adapted | None:
+) -> tuple[Adapted | None, int]:
     """Train, and write what was trained into the work folder.
 
     Returns:
-        What the adapter adapts; None if all weights were trained.
+        What the adapter adapts (None if all weights were trained), and the step that was kept.
     """
     stage, recipe = context.stage, context.recipe
     num_memory_tokens = context.lineage.num_memory_tokens
     dtype = compute_dtype(recipe.backbone.dtype)
     model = _load(context, source, dtype, attention_dropout)
+    saved_length = model.max_seq_length
+    model.max_seq_length = _length_in_training(context, model)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
     adapted = None
@@ -186,7 +189,7 @@ def _train(
         columns = _by_column(prompts, stage, data)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
-        **training_arguments(stage, context.workdir, recipe.seed, dtype),
+        **training_arguments(context, dtype),
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
         prompts=columns,
@@ -209,8 +212,11 @@ def _train(
             log=context.log,
         )
     )
+    watch = DevelopmentWatch.of(
+        context, trainer, model, saved_length, _lineage_to_store(context).prompts, dtype
+    )
     if round_end is not None:
-        trainer.add_callback(round_end)
+        trainer.add_callback(round_end)  # after the watch, which may end the stage
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
@@ -218,7 +224,7 @@ def _train(
         save_trained(model, context.workdir)
     else:
         adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
-    return layers
+    return layers, watch.kept_step if watch else stage.steps
 
 
 def _prompts_in_training(context: StageContext[Unsupervised | Supervised]) -> dict[str, str]:
@@ -291,14 +297,31 @@ def _load(
     require_finite(model, f"encoder {str(source)!r}", "remove this folder and train it again")
     configure_attention(encoder.encoder_body(model))
     model.requires_grad_(False)
-    wanted = stage.max_length + model.tokenizer.num_special_tokens_to_add()
-    limits = [positions_of(config)]
+    if context.lineage.method is not None:
+        probe_encoder(encoder.encoder_body(model).train(False), str(source))
+    return model
+
+
+def _length_in_training(
+    context: StageContext[Unsupervised | Supervised], model: SentenceTransformer
+) -> int:
+    """Return the tokens of a text in training, memory tokens included."""
+    wanted = context.stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    limits = [positions_of(encoder.encoder_body(model).config)]
     if context.lineage.method is None:
         limits.append(model.max_seq_length)
-    else:
-        probe_encoder(encoder.encoder_body(model).train(False), str(source))
-    model.max_seq_length = min([wanted, *(limit for limit in limits if limit)])
-    return model
+    shortest: int = min([wanted, *(limit for limit in limits if limit)])
+    return shortest
+
+
+def _lineage_to_store(context: StageContext[Unsupervised | Supervised]) -> Lineage:
+    """Return the lineage before the stage, with the prompts that the encoder has after it."""
+    lineage = context.lineage
+    if not isinstance(context.stage, Supervised):
+        return lineage
+    given = context.recipe.given_prompts
+    stored = trained_prompts(lineage.prompts, given, context.stage.data)
+    return lineage.model_copy(update={"prompts": stored})
 
 
 def _write(
@@ -306,9 +329,10 @@ def _write(
     source: Path,
     adapted: Adapted | None,
     prompts: dict[str, str],
+    step: int,
 ) -> None:
     """Put what was trained into the source encoder, and write the next encoder folder."""
-    stage, lineage = context.stage, context.lineage
+    stage, lineage = context.stage, _lineage_to_store(context)
     trained = SentenceTransformer(
         str(source),
         device="cpu",
@@ -316,10 +340,6 @@ def _write(
         model_kwargs={"dtype": torch.float32},
         config_kwargs=_attention(stage),
     )
-    if isinstance(stage, Supervised):
-        given = context.recipe.given_prompts
-        stored = trained_prompts(lineage.prompts, given, stage.data)
-        lineage = lineage.model_copy(update={"prompts": stored})
     trained.prompts = {**trained.prompts, **lineage.prompts}
     with saving(context):
         adapter = None
@@ -334,5 +354,5 @@ def _write(
             causal = bool(config.is_causal)
             record_attention(config, causal=causal)
         lora = {} if adapted is None else adapted.record
-        record = StageRecord.of(stage, causal=causal, lora=lora, prompts=prompts)
+        record = StageRecord.of(stage, causal=causal, lora=lora, prompts=prompts, step=step)
         encoder.save(trained, context.target, adapter, lineage.after(record), source)
