@@ -95,6 +95,8 @@ class DataSource(Strict):
     """The share of the mixture, relative to the weights of the other sources."""
     query_instruction: Prefix = ""
     """Pairs only: put before each query, as `instruction:query` and a line break."""
+    teacher: NotBlank | None = None
+    """Stage 3 only: learn the vectors of this encoder, or the scores of this cross-encoder."""
 
 
 class StageBase(Strict):

@@ -9,7 +9,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+)
 
 from llm2comp.recipe import Recipe, parse_recipe
 
@@ -42,6 +47,28 @@ def write_bert(folder: Path, sentences: list[str]) -> Path:
         model.save_pretrained(str(folder / "encoder"))
     shutil.rmtree(folder / "encoder" / "3_Normalize")  # older versions wrote none
     return folder / "encoder"
+
+
+def write_reranker(folder: Path, sentences: list[str], labels: int = 1) -> Path:
+    """Write a random cross-encoder."""
+    words = sorted({word.strip(".,:") for word in " ".join(sentences).lower().split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=labels,
+            initializer_range=0.8,
+        )
+        BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
 
 
 def write_pairs(file: Path, sentences: list[str], rows: int = 60) -> Path:

@@ -42,7 +42,7 @@ from llm2comp.training.run_folder import (
     write_recipe,
 )
 from llm2comp.training.stage_context import StageContext
-from llm2comp.training.supervised import train_supervised
+from llm2comp.training.supervised import require_models, train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
 from llm2comp.utils.files import atomic_file, atomic_folder, removed_at_exit, require_folder
@@ -121,6 +121,7 @@ def train(
         waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
         check_during(recipe, waiting)
         for stage in waiting:
+            require_models(stage)
             require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
         log = RunLog(out / LOG, console)
         log.check()

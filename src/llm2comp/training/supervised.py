@@ -9,12 +9,17 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
-from llm2comp.data.drawn.rows import drawn_once
+from llm2comp.data.drawn.rows import ROWS, drawn_once
 from llm2comp.data.pairs import write_pairs
-from llm2comp.recipe import Supervised
+from llm2comp.errors import UserError
+from llm2comp.inference.mining.reranker import is_reranker
+from llm2comp.recipe import Stage, Supervised
 from llm2comp.training.contrastive import train_contrastive
+from llm2comp.training.distillation.labels import with_labels
 from llm2comp.training.stage_context import StageContext
 
+TEACHER = "teacher"
+"""Folder of the labels of teachers, beside the rows."""
 KNOWN = "known "
 """What is before the number of a positive of an anchor; the number of a text has nothing there."""
 
@@ -43,6 +48,23 @@ class DistinctTexts(NoDuplicatesBatchSampler):
         yield from super()._iter_one_pass(get_sample_values, _exclude_each_other)
 
 
+def require_models(stage: Stage) -> None:
+    """Check that the guide and the teachers of a stage are there, before anything is trained.
+
+    Raises:
+        UserError: if one is not, the guide is a cross-encoder, or another stage has a teacher.
+    """
+    teachers = [source.teacher for source in stage.data if source.teacher is not None]
+    if not isinstance(stage, Supervised):
+        if teachers:
+            raise UserError(f"{stage.stage} has no teacher; only supervised learns from one")
+        return
+    for name in teachers:
+        is_reranker(name)  # it looks for the model
+    if stage.guide is not None and is_reranker(stage.guide):
+        raise UserError(f"guide {stage.guide!r} is a cross-encoder; name an encoder")
+
+
 def train_supervised(context: StageContext[Supervised]) -> None:
     """Train stage 3 from the encoder folder `context.source`, and write `context.target`.
 
@@ -54,7 +76,11 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
     context.log.write_once(stage=stage.stage, **rows.summary)
     held_out = [(row["anchor"], row["positive"]) for row in rows.held_out]
-    train_contrastive(context, rows.train, held_out, batch_sampler=DistinctTexts)
+    # If the rows are drawn again, because a plan changes their number, the labels are too.
+    folder = context.workdir / ROWS / TEACHER
+    assert context.source is not None
+    train = with_labels(rows.train, stage.data, folder, context.source)
+    train_contrastive(context, train, held_out, batch_sampler=DistinctTexts)
 
 
 def _numbers(columns: dict[str, list[Any]]) -> dict[str, list[str]]:

@@ -1,13 +1,17 @@
 """Hard negatives obey margins and ranks, and a positive of the same query is never one."""
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))  # for base_encoders
+
+from base_encoders import write_reranker
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
@@ -45,23 +49,7 @@ def corpus(sentences: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cross_encoder(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reranker")
-    words = sorted({word.strip(".,:").lower() for word in " ".join(sentences).split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64)
-    tokenizer.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=1,
-        initializer_range=0.8,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
+    return write_reranker(tmp_path_factory.mktemp("rerankers") / "one", sentences)
 
 
 def literal(
@@ -170,6 +158,14 @@ def test_an_encoder_is_no_reranker(encoder: SentenceTransformer, tmp_path: Path)
     encoder.save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match="no cross-encoder"):
         load_reranker(str(tmp_path))
+
+
+def test_a_classifier_of_several_labels_is_no_reranker(
+    sentences: list[str], tmp_path: Path
+) -> None:
+    folder = write_reranker(tmp_path / "three", sentences, labels=3)
+    with pytest.raises(UserError, match="gives 3 scores for a pair"):
+        load_reranker(str(folder))
 
 
 def test_ranks_must_hold_the_negatives() -> None:

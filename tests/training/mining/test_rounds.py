@@ -42,28 +42,44 @@ def uninterrupted(bert: Path, pairs: Path, tmp_path_factory: pytest.TempPathFact
     return weights(train(fine_tuning(bert, pairs, MINING), out))
 
 
-@pytest.mark.parametrize("stopped", [1, 2, 3, 4, 5])
-def test_a_run_that_was_stopped_gives_the_same_weights(
-    bert: Path,
-    pairs: Path,
-    uninterrupted: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stopped: int,
-) -> None:
-    settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        step = AdapterCheckpoints.training_step
+def train_until(step: int, settings: Recipe, out: Path) -> None:
+    """Stop a run before it does the step after this one."""
+    original = AdapterCheckpoints.training_step
 
-        def stop(trainer: AdapterCheckpoints, *args: object) -> torch.Tensor:
-            if trainer.state.global_step == stopped:
-                raise KeyboardInterrupt
-            return step(trainer, *args)
+    def stop(trainer: AdapterCheckpoints, *args: object) -> torch.Tensor:
+        if trainer.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(trainer, *args)
 
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdapterCheckpoints, "training_step", stop)
         with pytest.raises(KeyboardInterrupt):
             train(settings, out)
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3])
+def test_a_run_that_was_stopped_gives_the_same_weights(
+    bert: Path, pairs: Path, uninterrupted: bytes, tmp_path: Path, stopped: int
+) -> None:
+    settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
+    train_until(stopped, settings, out)
     assert weights(train(settings, out)) == uninterrupted
+
+
+def test_scores_while_training_go_on_through_the_rounds(
+    bert: Path, pairs: Path, tmp_path: Path
+) -> None:
+    during = f"evaluation.during={{data: {pairs}, every: 1}}"
+    settings = fine_tuning(bert, pairs, MINING, during, "supervised.save_steps=1")
+    train_until(3, settings, tmp_path / "stopped")
+    folders = [train(settings, tmp_path / name) for name in ("stopped", "whole")]
+    assert weights(folders[0]) == weights(folders[1])
+    for name in ("stopped", "whole"):
+        events = [json.loads(line) for line in (tmp_path / name / "run.jsonl").open()]
+        scores = {event["step"]: event["score"] for event in events if "score" in event}
+        assert list(scores) == [0, 1, 2, 3, 4, 5, 6]
+        (kept,) = [event["kept"] for event in events if "kept" in event]
+        assert kept["step"] == max(scores, key=lambda step: (scores[step], -step))
 
 
 def test_each_round_mines_with_the_encoder_so_far(
@@ -132,21 +148,11 @@ def test_a_recipe_mines_what_the_command_mines(
 
 
 def test_negatives_that_are_missing_are_not_mined_with_other_weights(
-    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Path, pairs: Path, tmp_path: Path
 ) -> None:
     settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        step = AdapterCheckpoints.training_step
-
-        def stop(trainer: AdapterCheckpoints, *args: object) -> torch.Tensor:
-            if trainer.state.global_step == 3:
-                raise KeyboardInterrupt
-            return step(trainer, *args)
-
-        patch.setattr(AdapterCheckpoints, "training_step", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(settings, out)
-    folder = out / ".3-supervised.work" / "mined-2"
+    train_until(3, settings, out)
+    folder = out / ".3-supervised.work" / "rows" / "mined-2"
     folder.rename(out / "away")
     with pytest.raises(UserError, match="mined-2 is missing, and supervised has gone on since"):
         train(settings, out)

@@ -48,7 +48,7 @@ DEPENDS_ON = frozenset(
 )
 """Keys of a stage on which its rows depend."""
 
-NEWER_KEYS = {"negatives": 1, "revision": None}
+NEWER_KEYS = {"negatives": 1, "revision": None, "teacher": None}
 """Keys of a source that older rows lack, and the values that mean the same as none."""
 
 Summary = dict[str, Any]

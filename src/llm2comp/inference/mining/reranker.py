@@ -30,7 +30,7 @@ def load_reranker(name: str) -> CrossEncoder:
     with one_line_errors(name):
         source = resolve_encoder(name)
         code = trusted()
-        if not _gives_scores(source, code=code):
+        if not gives_scores(source, code=code):
             raise UserError(
                 f"reranker {name!r} is no cross-encoder: it has no head that scores a query and a "
                 "text; name a model for sequence classification with one label"
@@ -45,9 +45,20 @@ def load_reranker(name: str) -> CrossEncoder:
     return reranker
 
 
-def _gives_scores(source: str, *, code: bool) -> bool:
+def is_reranker(name: str) -> bool:
+    """Return whether a model scores a query and a text together.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    with one_line_errors(name):
+        return gives_scores(resolve_encoder(name), code=trusted())
+
+
+def gives_scores(source: str, *, code: bool) -> bool:
+    """Return whether a folder or a model of the hub has a head that gives scores."""
     kind = Path(source) / KIND
-    if kind.is_file() and json.loads(kind.read_bytes()).get("model_type") == "CrossEncoder":
-        return True
+    if kind.is_file():
+        return bool(json.loads(kind.read_bytes()).get("model_type") == "CrossEncoder")
     config = AutoConfig.from_pretrained(source, trust_remote_code=code)
     return any(name.endswith(HEAD) for name in config.architectures or ())

@@ -1,4 +1,4 @@
-"""Which loss a source has: InfoNCE with in-batch negatives, with or without a guide, or CoSENT."""
+"""Which loss a source has: InfoNCE with or without a guide, CoSENT, or one of distillation."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load_in
 from llm2comp.recipe import Contrastive, Supervised
+from llm2comp.training.losses.distillation import LABEL, distillation
 from llm2comp.training.losses.token_limited import TokenLimitedGIST, TokenLimitedInfoNCE
 from llm2comp.utils.hardware import compute_dtype
 
@@ -47,10 +48,13 @@ def losses_of(
     most = max(most for _, most in counts.values())
     info_nce = _info_nce(model, stage, max(most, 1), gather=gather)
     cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
-    return {
-        name: cosent if SCORE in dataset.column_names else info_nce
-        for name, dataset in data.items()
-    }
+    losses: dict[str, torch.nn.Module] = {}
+    for name, dataset in data.items():
+        if LABEL in dataset.column_names:
+            losses[name] = distillation(model, dataset, stage.temperature)
+        else:
+            losses[name] = cosent if SCORE in dataset.column_names else info_nce
+    return losses
 
 
 def _info_nce(

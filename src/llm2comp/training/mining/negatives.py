@@ -14,6 +14,7 @@ from llm2comp.data.drawn.rows import arrow_writer
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.inference.mining.miner import Mined, Pair, mine
 from llm2comp.recipe_parts import Mining
+from llm2comp.training.losses.distillation import LABEL
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
@@ -55,7 +56,7 @@ def mine_columns(
 def with_columns(data: DatasetDict, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
     """Return rows with their mined negatives, and what was mined in numbers.
 
-    A source that has negatives or scores stays as it is.
+    A source that has negatives, scores or a teacher stays as it is.
 
     Args:
         data: the rows of each source.
@@ -79,11 +80,11 @@ def _file(place: int) -> str:
 
 
 def _plain(data: DatasetDict) -> dict[str, Dataset]:
-    """Return the sources without negatives and scores."""
+    """Return the sources without negatives, scores and a teacher."""
     return {
         name: part
         for name, part in data.items()
-        if SCORE not in part.column_names and negatives_of(part) == (0, 0)
+        if not {SCORE, LABEL} & set(part.column_names) and negatives_of(part) == (0, 0)
     }
 
 

@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llm2comp.data.drawn.rows import ROWS
 from llm2comp.errors import UserError
 from llm2comp.recipe import Supervised
 from llm2comp.training.checkpoints import last_checkpoint, step_of
@@ -22,7 +23,7 @@ from llm2comp.training.trainer import load_trained
 logger = logging.getLogger("llm2comp")
 
 MINED = "mined"
-"""Part of the name of a folder with the negatives of a round, in a stage's work folder."""
+"""Part of the name of a folder with the negatives of a round, beside the rows."""
 
 
 class RoundOver(Exception):  # noqa: N818 (it is no error)
@@ -91,7 +92,8 @@ def begin_round(
     done = step_of(checkpoint) if checkpoint else 0
     every = stage.mining.every or stage.steps
     first = min(done, stage.steps - 1) // every * every
-    folder = workdir / f"{MINED}-{first}"
+    # If the rows are drawn again, because a plan changes their number, it is gone with them.
+    folder = workdir / ROWS / f"{MINED}-{first}"
     if done > first and not folder.exists():
         raise UserError(
             f"{folder} is missing, and {stage.stage} has gone on since step {first}, when its "

@@ -1,0 +1,193 @@
+"""The labels of a teacher: computed once, written beside the rows, and read from there."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
+
+from llm2comp.data.drawn.pair_file import WRITTEN_TOGETHER, negatives_of, texts_of
+from llm2comp.data.drawn.rows import arrow_writer
+from llm2comp.data.pairs import dataset_names
+from llm2comp.data.sources import NEGATIVE, SCORE
+from llm2comp.errors import UserError
+from llm2comp.inference.embed import embed
+from llm2comp.inference.load import load_in
+from llm2comp.inference.mining.reranker import is_reranker, load_reranker
+from llm2comp.recipe import DataSource
+from llm2comp.training.losses.distillation import LABEL
+from llm2comp.utils.checksums import require_unchanged, write_checksums
+from llm2comp.utils.files import atomic_folder
+
+logger = logging.getLogger("llm2comp")
+
+BATCH = 32
+"""Texts per batch of a teacher."""
+
+Vectors = npt.NDArray[np.float32]
+
+
+def with_labels(
+    data: DatasetDict, sources: Sequence[DataSource], folder: Path, student: Path
+) -> DatasetDict:
+    """Return rows with the labels of the teachers that their sources name.
+
+    Args:
+        data: the rows of each source, as `llm2comp.data.drawn.pair_file` writes them.
+        sources: the sources.
+        folder: where labels are written; if it exists, they are read from it.
+        student: the encoder that learns.
+
+    Returns:
+        The rows of a source with a teacher have its labels, and no lists of negatives: each text is
+        in a column of its own. Other rows are as they were.
+
+    Raises:
+        UserError: if a teacher cannot be loaded, or rows do not have what it scores.
+    """
+    named = zip(dataset_names(sources), sources, strict=True)
+    teachers = {name: source.teacher for name, source in named if source.teacher}
+    if not teachers:
+        return data
+    taught = {name: _columns(name, data[name]) for name in teachers}
+    if not folder.exists():
+        with atomic_folder(folder) as partial:
+            for place, (name, part) in enumerate(taught.items()):
+                _write(partial / _file(place), _labels(name, part, teachers[name], student))
+            write_checksums(partial)
+    require_unchanged(folder)
+    rows = dict(data)
+    for place, (name, part) in enumerate(taught.items()):
+        labels = Dataset.from_file(str(folder / _file(place)))
+        rows[name] = concatenate_datasets([part, labels], axis=1)
+    return DatasetDict(rows)
+
+
+def _file(place: int) -> str:
+    return f"{place}.arrow"
+
+
+def _columns(name: str, part: Dataset) -> Dataset:
+    """Return rows whose columns are texts: anchor, positive, and each negative by its number.
+
+    Raises:
+        UserError: if rows have scores, or different numbers of negatives.
+    """
+    if SCORE in part.column_names:
+        raise UserError(f"{name}: it has both scores and a teacher; use one of them")
+    fewest, most = negatives_of(part)
+    if fewest < most:
+        raise UserError(
+            f"{name}: its rows have {fewest} to {most} negatives, and a teacher needs as many in "
+            "each row; mine as many for all of them, or put rows of one kind into a source"
+        )
+    texts = part.select_columns(["anchor", "positive"])
+    if most:
+        negatives = [texts_of(value) for value in part[NEGATIVE]]
+        numbered = {f"{NEGATIVE}_{i + 1}": [row[i] for row in negatives] for i in range(most)}
+        texts = concatenate_datasets([texts, Dataset.from_dict(numbered)], axis=1)
+    return texts
+
+
+def _labels(
+    name: str, part: Dataset, teacher: str, student: Path
+) -> tuple[Any, Iterator[list[Any]]]:
+    """Return the type of the labels of a source, and the label of each row."""
+    if is_reranker(teacher):
+        return List(Value("float32")), _scores(name, part, teacher)
+    vector = List(Value("float32"))
+    return List(vector), _vectors(part, teacher, student)
+
+
+def _write(file: Path, labels: tuple[Any, Iterator[list[Any]]]) -> None:
+    kind, values = labels
+    with arrow_writer(file, {LABEL: kind}, WRITTEN_TOGETHER) as writer:
+        for value in values:
+            writer.write({LABEL: value})
+
+
+def _scores(name: str, part: Dataset, teacher: str) -> Iterator[list[float]]:
+    """Yield what a cross-encoder says of each row's positive and negatives, as logits.
+
+    Raises:
+        UserError: if rows have no negatives, or a score is not finite.
+    """
+    candidates = [column for column in part.column_names if column != "anchor"]
+    if len(candidates) < 2:
+        raise UserError(
+            f"{name}: {teacher} scores how much better a positive is than negatives, and its rows "
+            "have none; mine some with llm2comp mine"
+        )
+    reranker = load_reranker(teacher)
+    logger.info("%s: %s scores %d rows", name, teacher, len(part))
+    columns = []
+    for column in candidates:
+        pairs = list(zip(part["anchor"], part[column], strict=True))
+        identity = torch.nn.Identity()
+        columns.append(
+            reranker.predict(
+                pairs, batch_size=BATCH, activation_fn=identity, show_progress_bar=True
+            )
+        )
+    scores = np.stack(columns, axis=1)
+    _require_finite(name, scores, teacher)
+    yield from scores.tolist()
+
+
+def _vectors(part: Dataset, teacher: str, student: Path) -> Iterator[list[list[float]]]:
+    """Yield the vectors of each row's texts, in the dimension of the student.
+
+    Raises:
+        UserError: if a number is not finite.
+    """
+    vectors = _embedded(part, teacher)
+    dimension = vectors.shape[-1]
+    if dimension != load_in(str(student)).get_embedding_dimension():
+        own = _embedded(part, str(student))
+        turned = rotation(vectors.reshape(-1, dimension), own.reshape(-1, own.shape[-1]))
+        vectors = np.matmul(vectors, turned)
+    for row in vectors:
+        yield row.tolist()
+
+
+def _embedded(part: Dataset, name: str) -> Vectors:
+    """Return the vectors `(rows, columns, dimension)` of the texts, of unit length.
+
+    Anchors get the encoder's prompt for queries, other texts its prompt for documents.
+    """
+    encoder = load_in(name)
+    columns = []
+    for column in part.column_names:
+        prompt = "query" if column == "anchor" else "document"
+        columns.append(embed(encoder, list(part[column]), BATCH, prompt))
+    vectors: Vectors = np.stack(columns, axis=1)
+    _require_finite(name, vectors, name)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors
+
+
+def _require_finite(name: str, numbers: Vectors, teacher: str) -> None:
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{name}: what {teacher} says of it is not finite; take another teacher")
+
+
+def rotation(vectors: Vectors, wanted: Vectors) -> Vectors:
+    """Return the matrix with orthonormal rows or columns that brings vectors nearest to others.
+
+    It is the solution of the orthogonal Procrustes problem (Schönemann, 1966,
+    doi 10.1007/BF02289451). Into as many dimensions or more it keeps all cosines.
+
+    Args:
+        vectors: `(rows, from)`.
+        wanted: `(rows, to)`.
+
+    Returns:
+        `(from, to)`.
+    """
+    left, _, right = np.linalg.svd(np.matmul(vectors.T, wanted), full_matrices=False)
+    turned: Vectors = np.matmul(left, right)
+    return turned
