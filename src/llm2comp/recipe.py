@@ -189,8 +189,8 @@ class Contrastive(StageBase):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """The loss divides cosines by it."""
     mini_batch_size: PositiveInt = 32
-    """Texts in memory at once. It changes the cost and not the result. A batch of scored pairs is
-    not split."""
+    """Texts in memory at once. It changes the cost and not the result. A batch with scores or a
+    teacher is not split."""
     mini_batch_tokens: PositiveInt | None = None
     """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
     max_length: PositiveInt = 512
