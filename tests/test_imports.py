@@ -19,6 +19,7 @@ LAYERS = [
     "model",
     "data",
     "recipe",
+    "recipe_parts",
     "utils",
     "errors",
 ]

@@ -19,7 +19,7 @@ from llm2comp.model import compressor, encoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.training import contrastive, pipeline
-from llm2comp.training.contrastive import TokenLimitedInfoNCE, _token_limited
+from llm2comp.training.losses.token_limited import TokenLimitedInfoNCE, _ranges
 
 LENGTHS = [3, 5, 9, 2, 40, 1, 1, 1, 1, 7, 100, 2]
 
@@ -27,7 +27,7 @@ LENGTHS = [3, 5, 9, 2, 40, 1, 1, 1, 1, 7, 100, 2]
 @pytest.mark.parametrize("tokens", [10, 20, 64, 10_000])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_a_mini_batch_has_at_most_so_many_tokens_and_rows(tokens: int, rows: int) -> None:
-    ranges = list(_token_limited(LENGTHS, tokens, rows))
+    ranges = list(_ranges(LENGTHS, tokens, rows))
     assert [row for begin, end in ranges for row in range(begin, end)] == list(range(len(LENGTHS)))
     for begin, end in ranges:
         padded = (end - begin) * max(LENGTHS[begin:end])

@@ -25,6 +25,7 @@ from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
 from llm2comp.training.monitoring.run_log import RunLog
+from llm2comp.training.monitoring.trackers import finish_trackers
 from llm2comp.training.stage_context import StageContext
 from llm2comp.utils.checksums import write_checksums
 
@@ -46,9 +47,7 @@ class AdapterCheckpoints(GuardedTrainer):
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = trainable_parameters(cast(nn.Module, self.model))
-        tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-        save_file(tensors, folder / WEIGHTS)
+        save_trained(cast(nn.Module, self.model), folder)
         (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
@@ -58,11 +57,11 @@ class AdapterCheckpoints(GuardedTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        parameters = trainable_parameters(cast(nn.Module, model or self.model))
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved[name])
+        self.restore(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint."""
+        load_trained(cast(nn.Module, self.model), checkpoint)
 
 
 class PretextTrainer(AdapterCheckpoints):
@@ -118,6 +117,21 @@ class PretextTrainer(AdapterCheckpoints):
         super().log(logs, *args, **options)
 
 
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write the parameters of a model that train."""
+    parameters = trainable_parameters(model)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Load what `save_trained` wrote into a model of the same kind."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        parameters[name].copy_(tensor)
+
+
 def run_training(
     trainer: AdapterCheckpoints, context: StageContext[StageBase], counter: TokenCounter
 ) -> None:
@@ -152,20 +166,25 @@ def run_training(
             rates=trainer.rates,
             rows=trainer.beginnings(),
         ) from error
+    finish_trackers(context.recipe.report_to)
 
 
-def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
-    """Show which layers the stage's LoRA adapts, and write it to the log."""
+def log_trained(context: StageContext[StageBase], adapted: Adapted | None) -> None:
+    """Show which layers the stage's LoRA adapts, and write it to the log; None is all weights."""
+    if adapted is None:
+        context.log.console.print("all weights train, without LoRA")
+        return
     context.log.console.print(str(adapted))
     context.log.write_once(stage=context.stage.stage, lora=adapted.record)
 
 
-def training_arguments(
-    stage: StageBase, workdir: Path, seed: int, dtype: torch.dtype
-) -> dict[str, Any]:
+def training_arguments(context: StageContext[StageBase], dtype: torch.dtype) -> dict[str, Any]:
     """Return the keyword arguments that all stages pass to their TrainingArguments."""
+    stage, recipe = context.stage, context.recipe
+    during = recipe.evaluation.during
     return {
-        "output_dir": str(workdir),
+        "output_dir": str(context.workdir),
+        "run_name": f"{recipe.name} {stage.stage}",
         "max_steps": stage.steps,
         "per_device_train_batch_size": stage.batch_size,
         "learning_rate": stage.learning_rate,
@@ -175,14 +194,15 @@ def training_arguments(
         "max_grad_norm": stage.max_grad_norm,
         "bf16": dtype == torch.bfloat16,
         "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "data_seed": seed,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
         "save_strategy": "steps",
         "save_steps": stage.save_steps,
-        "save_total_limit": 2,  # one of them may be half-written when the run is killed
+        # One of them may be half-written when the run is killed; one may be the best.
+        "save_total_limit": 3 if during is not None and during.keep_best else 2,
         "logging_steps": stage.log_steps,
         "logging_nan_inf_filter": False,  # it hides losses that are not finite
-        "report_to": "none",
+        "report_to": recipe.report_to,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

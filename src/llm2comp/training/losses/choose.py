@@ -1,0 +1,73 @@
+"""Which loss a source has: InfoNCE with in-batch negatives, or CoSENT."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    CoSENTLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from llm2comp.data.drawn.pair_file import negatives_of
+from llm2comp.data.sources import SCORE
+from llm2comp.errors import UserError
+from llm2comp.recipe import Contrastive
+from llm2comp.training.losses.token_limited import TokenLimitedInfoNCE
+
+
+def losses_of(
+    model: SentenceTransformer, stage: Contrastive, data: Dataset | DatasetDict, *, gather: bool
+) -> torch.nn.Module | dict[str, torch.nn.Module]:
+    """Return the loss or, with several datasets, the loss of each.
+
+    Args:
+        model: the encoder.
+        stage: its settings.
+        data: the rows to train on.
+        gather: whether the negatives of all processes are used.
+
+    Raises:
+        UserError: if rows have different numbers of negatives, and there are several processes.
+    """
+    if isinstance(data, Dataset):
+        return _info_nce(model, stage, 1, gather=gather)
+    counts = {name: negatives_of(dataset) for name, dataset in data.items()}
+    for name, (fewest, most) in counts.items():
+        if gather and fewest < most:  # what is gathered must have one size in all processes
+            raise UserError(
+                f"{name}: its rows have {fewest} to {most} negatives, and several processes need "
+                "as many in each row; train with one process, or make their number equal"
+            )
+    most = max(most for _, most in counts.values())
+    info_nce = _info_nce(model, stage, max(most, 1), gather=gather)
+    cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
+    return {
+        name: cosent if SCORE in dataset.column_names else info_nce
+        for name, dataset in data.items()
+    }
+
+
+def _info_nce(
+    model: SentenceTransformer, stage: Contrastive, most: int, *, gather: bool
+) -> torch.nn.Module:
+    """Return the loss of pairs and of pairs with negatives.
+
+    The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
+    it has the same gradient but costs one more forward pass.
+
+    Args:
+        model: the encoder.
+        stage: its settings.
+        most: the most texts of a row in a column.
+        gather: whether the negatives of all processes are used.
+    """
+    rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
+    options: dict[str, Any] = {"scale": 1.0 / stage.temperature, "gather_across_devices": gather}
+    if tokens is not None:
+        return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
+    if stage.batch_size * most <= rows:
+        return MultipleNegativesRankingLoss(model, **options)
+    return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)
