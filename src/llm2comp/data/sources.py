@@ -276,9 +276,12 @@ def _checked(
 
 def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:
     name = source.source
-    if name in catalog.names():
+    packaged = name in catalog.names()
+    local = None if packaged else parts.local_files(name, source.split)
+    if source.revision and (packaged or local):
+        raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
+    if packaged:
         return ((name, *row) for row in _packaged(name))
-    local = parts.local_files(name, source.split)
     if local is not None:
         if seed is not None:
             random.Random(seed.encode("utf-8", errors="surrogatepass")).shuffle(local)

@@ -189,6 +189,13 @@ def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_revision_is_for_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(["a"]))
+    for name in (tmp_path / "a.jsonl", tmp_path, "boolq-passages"):
+        with pytest.raises(UserError, match="is not on the hub; revision is for datasets"):
+            read(name, revision="main")
+
+
 def test_a_change_of_one_part_is_told(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"part-{i}.jsonl").write_bytes(lines([f"{i}"]))
