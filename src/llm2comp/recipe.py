@@ -81,10 +81,10 @@ class DataSource(Strict):
     """One source of rows and its share of the mixture."""
 
     source: NotBlank
-    """A name that `llm2comp data list` shows, a local .txt, .jsonl, .csv or .parquet file, or a
-    hub id (`owner/name` or `owner/name:configuration`)."""
+    """A name that `llm2comp data list` shows; a local file, folder of files or pattern
+    (`data/*.jsonl.gz`); or a hub id (`owner/name` or `owner/name:configuration`)."""
     split: NotBlank = "train"
-    """The split of a dataset of the hub, or of a folder of `save_to_disk`."""
+    """The split of a dataset of the hub, or of a folder whose files are named after splits."""
     revision: NotBlank | None = None
     """The branch, tag or commit of a dataset of the hub; by default its main branch."""
     columns: dict[NotBlank, NotBlank] = Field(default={})

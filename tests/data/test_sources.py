@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm2comp.data import sources
+from llm2comp.data import hub, sources
+from llm2comp.data.drawn import origins
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
@@ -92,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv: cannot be read: No such file"):
         read(tmp_path / "gone.csv")
     (tmp_path / "a.xml").write_text("<a/>")
-    with pytest.raises(UserError, match=r"cannot read \.xml; use \.txt, \.jsonl, \.csv, \.parquet"):
+    with pytest.raises(UserError, match=r"cannot read \.xml; use \.txt, \.jsonl, \.json, \.csv"):
         read(tmp_path / "a.xml")
     (tmp_path / "a.parquet").write_text("not parquet")
     with pytest.raises(UserError, match="not a readable Parquet file"):
@@ -122,18 +124,73 @@ def test_an_unreachable_hub_is_one_line_that_names_the_packaged_sources(
     assert "\n" not in str(error.value)
 
 
-def test_hub_rows_are_streamed_with_configuration_and_split(
-    monkeypatch: pytest.MonkeyPatch,
+def test_hub_rows_are_streamed_at_one_commit_and_only_the_columns_that_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    table = pa.table({"text": ["a", None], "beside": ["b", "c"], "other": [1, 2]})
+    pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    calls: list[object] = []
+    build = datasets.load_dataset_builder
+    asked: list[object] = []
 
-    def load(*args: object, **options: object) -> list[dict[str, object]]:
+    def load(*args: object, **options: object) -> datasets.DatasetBuilder:
         calls.append((args, options))
-        return [{"text": "a"}, {"text": None}]
+        return build(str(tmp_path))
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: HUB_DATASET)
-    monkeypatch.setattr("datasets.load_dataset", load)
-    assert read("owner/name:config", "skip", split="test") == [{"text": "a"}]
-    assert calls == [(("owner/name", "config"), {"split": "test", "streaming": True})]
+    def info(*args: object, **options: object) -> SimpleNamespace:
+        asked.append((args[1], options["revision"]))
+        return HUB_DATASET
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr("datasets.load_dataset_builder", load)
+    assert read("owner/name:config", "skip", split="test", revision="v2") == [{"text": "a"}]
+    assert calls == [(("owner/name", "config"), {"revision": "c0ffee"})]
+    assert asked == [("owner/name", "v2")]
     with pytest.raises(UserError, match="owner/name:2: column 'text' holds NoneType"):
+        read("owner/name", split="test")
+    with pytest.raises(UserError, match=r"owner/name, split train: Bad split: train\. Available"):
+        read("owner/name")
+    stream = hub.read("owner/name", "test", None, lambda names: names[1:2])
+    assert list(stream) == [
+        (1, {"text": None, "beside": "b", "other": None}),
+        (2, {"text": None, "beside": "c", "other": None}),
+    ]
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A snapshot that `hf download --repo-type dataset` left, and a hub that does not answer."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("name resolution failed")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "datasets--owner--name"
+    snapshot = repository / "snapshots" / ("c0ffee" * 7)[:40]
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    return snapshot
+
+
+def test_a_dataset_in_the_hubs_cache_is_read_without_the_hub(
+    hub_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (hub_cache / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    with caplog.at_level(logging.INFO, "llm2comp"):
+        assert [row["text"] for row in read("owner/name")] == ["a", "b"]
+    assert f"owner/name: the hub cannot be asked; commit {hub_cache.name} is in its" in caplog.text
+    source = DataSource(source="owner/name")
+    assert origins.record([source], {}) == {"owner/name": {"commit": hub_cache.name}}
+    assert read("owner/name", revision=hub_cache.name) == [{"text": "a"}, {"text": "b"}]
+    with pytest.raises(UserError, match=r"no whole 'owner/name' at revision 'v2' on this machine"):
+        read("owner/name", revision="v2")
+
+
+def test_a_dataset_of_which_the_cache_has_some_parts_only_is_refused(hub_cache: Path) -> None:
+    for part in (0, 2):
+        table = pa.table({"text": [f"of part {part}"]})
+        pq.write_table(table, hub_cache / f"train-0000{part}-of-00003.parquet")
+    with pytest.raises(UserError, match="owner/name: has 2 of the 3 parts of train; download"):
         read("owner/name")

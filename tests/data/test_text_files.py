@@ -49,7 +49,7 @@ def test_line_breaks_within_a_csv_cell_stay_in_the_text(tmp_path: Path) -> None:
         ("a.csv", b"id,body\n1,x\n", r"a\.csv:2: no 'text'; it has id, body"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt:2: not UTF-8"),
         ("a.parquet", b"PAR2 nothing", r"a\.parquet: "),
-        ("a.docx", b"", r"\.txt, \.jsonl, \.csv, \.parquet"),
+        ("a.docx", b"", r"\.txt, \.jsonl, \.json, \.csv, \.parquet"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from strategies import FORMATS, damaged, reencoded, scalars, table_bytes, texts, values
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from llm2comp.data.drawn.distinct import number
+from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.data.passages import draw_passages
@@ -24,7 +26,11 @@ from llm2comp.recipe_parts import Passages
 WORDS = "the river rises in the mountains and reaches the sea".split()  # noqa: SIM905
 GOOD_TEXTS = st.lists(st.sampled_from(WORDS), min_size=4, max_size=12).map(" ".join)
 SIZES = {"steps": 2, "batch_size": 2, "eval_pairs": 1, "learning_rate": 0.01}
-COLUMNS = {"text": ["text"], "pairs": ["anchor", "positive", "negative", "score"]}
+COLUMNS = {
+    "text": ["text"],
+    "pairs": ["anchor", "positive", "negative", "score"],
+    "mined": ["query", "pos", "neg", "prompt"],
+}
 
 
 @st.composite
@@ -123,10 +129,18 @@ def test_sentences(file: tuple[str, bytes], columns: dict[str, str], on_bad_row:
 
 
 @cases(200)
-@given(file=files(COLUMNS["pairs"]), columns=column_maps, on_bad_row=policies)
-def test_pairs(file: tuple[str, bytes], columns: dict[str, str], on_bad_row: str) -> None:
+@given(
+    file=st.one_of(files(COLUMNS["pairs"]), files(COLUMNS["mined"])),
+    columns=column_maps,
+    on_bad_row=policies,
+    negatives=st.integers(1, 3),
+)
+def test_pairs(
+    file: tuple[str, bytes], columns: dict[str, str], on_bad_row: str, negatives: int
+) -> None:
     with case("rows: pairs") as folder:
-        stage = Supervised(data=[_source(file, columns)], **SIZES)
+        source = _source(file, columns).model_copy(update={"negatives": negatives})
+        stage = Supervised(data=[source], **SIZES)
         draw = partial(write_pairs, stage=stage, seed=0, on_bad_row=on_bad_row)
         with unchanged(folder, except_for="work"):
             drawn = refused_or(lambda: drawn_once(folder / "work", stage, 0, on_bad_row, draw))
@@ -135,7 +149,10 @@ def test_pairs(file: tuple[str, bytes], columns: dict[str, str], on_bad_row: str
             for row in dataset:
                 score = row.pop("score", 0.0)
                 assert math.isfinite(score)
-                _require_texts(list(row.values()))
+                known = row.pop(POSITIVES, [])
+                negatives = texts_of(row.pop("negative", None))
+                _require_texts([*row.values(), *negatives])
+                assert not {number(text) for text in negatives} & {*known, number(row["positive"])}
 
 
 def _source(file: tuple[str, bytes], columns: dict[str, str]) -> DataSource:

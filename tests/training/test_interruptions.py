@@ -1,5 +1,6 @@
 """Killed at any moment or damaged in any file: the same result, or one line that names the file."""
 
+import gzip
 import json
 import os
 import random
@@ -97,6 +98,44 @@ def test_killed_at_random_moments_equals_uninterrupted(
     for run in runs:
         assert not list(run.glob(".*")), "hidden files are left"
         assert differing(contents(run), contents(uninterrupted)) == set()
+
+
+@pytest.fixture
+def streaming(tiny_recipe: Path, tmp_path: Path) -> Path:
+    """The tiny recipe on gzip parts, and on a folder of parts with several negatives a row."""
+    content = yaml.safe_load(tiny_recipe.read_text())
+    texts = Path(content["stages"][0]["data"][0]["source"]).read_text().splitlines()
+    for name in ("texts", "mined"):
+        (tmp_path / name).mkdir()
+    for part in range(4):
+        lines = [json.dumps({"text": text}) for text in texts[part::4]]
+        with gzip.open(tmp_path / "texts" / f"{part}.jsonl.gz", "wt") as stream:
+            stream.write("\n".join(lines))
+        rows = [
+            {"query": query, "pos": texts[i + 1 : i + 3], "neg": texts[i + 3 : i + 3 + i % 4]}
+            for i, query in enumerate(texts[:-8])
+            if i % 8 == part
+        ]
+        lines = map(json.dumps, rows)
+        (tmp_path / "mined" / f"{part}.jsonl").write_text("\n".join(lines))
+    for stage in content["stages"]:
+        stage["data"] = [{"source": str(tmp_path / "texts")}]
+        stage["steps"] = 8
+    content["stages"][-1]["data"] = [{"source": str(tmp_path / "mined"), "negatives": 2}]
+    path = tmp_path / "streaming.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kills", "longest"), [(2, 3.0), pytest.param(30, 3.0, marks=pytest.mark.exhaustive)]
+)
+def test_a_run_on_parts_that_is_killed_equals_one_that_is_not(
+    streaming: Path, tmp_path: Path, kills: int, longest: float
+) -> None:
+    pipeline.train(load_recipe(streaming), tmp_path / "whole")
+    for run in kill(streaming, tmp_path / "killed", kills, longest):
+        assert differing(contents(run), contents(tmp_path / "whole")) == set()
 
 
 def test_a_stopped_stage_logs_no_step_twice(

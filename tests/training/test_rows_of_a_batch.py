@@ -17,8 +17,9 @@ from sentence_transformers.sentence_transformer.losses import (
 
 from llm2comp import recipe
 from llm2comp.errors import UserError
-from llm2comp.training import contrastive, pipeline
+from llm2comp.training import pipeline
 from llm2comp.training.contrastive import LengthSorted
+from llm2comp.training.losses.choose import losses_of
 from llm2comp.training.losses.token_limited import TokenLimitedInfoNCE
 
 ROWS: list[dict[str, Any]] = [
@@ -69,7 +70,7 @@ def test_the_loss_counts_every_negative_of_a_batch_for_each_anchor(
         for column in ("anchor", "positive", "negative")
     ]
     with torch.enable_grad():
-        found = float(of(encoder, scale=SCALE)(features, torch.empty(0)))
+        found = of(encoder, scale=SCALE)(features, torch.empty(0)).item()
     anchors = encoder.encode([row["anchor"] for row in ROWS])
     positives = encoder.encode([row["positive"] for row in ROWS])
     negatives = encoder.encode(["a", "bb", "a long one", "other", "text"])
@@ -93,7 +94,7 @@ def test_a_batch_that_fits_without_its_negatives_alone_is_cached(
     rows = {"anchor": ["a"], "positive": ["p"]}
     for negatives, cached in ([["n"] * 2], False), ([["n"] * 3], True):
         data = DatasetDict({"a": Dataset.from_dict(rows | {"negative": negatives})})
-        losses = contrastive._losses(encoder, stage, data, gather=False)
+        losses = losses_of(encoder, stage, data, gather=False)
         assert isinstance(losses, dict)
         assert isinstance(losses["a"], CachedMultipleNegativesRankingLoss) == cached
 
@@ -106,4 +107,4 @@ def test_several_processes_need_as_many_negatives_in_each_row(encoder: SentenceT
     rows = {"anchor": ["a", "b"], "positive": ["p", "q"], "negative": [["n", "m"], ["o"]]}
     data = DatasetDict({"a.jsonl": Dataset.from_dict(rows)})
     with pytest.raises(UserError, match=r"a\.jsonl: its rows have 1 to 2 negatives"):
-        contrastive._losses(encoder, stage, data, gather=True)
+        losses_of(encoder, stage, data, gather=True)

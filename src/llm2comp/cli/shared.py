@@ -17,8 +17,8 @@ ModelName = Annotated[
 TextFile = Annotated[
     Path,
     typer.Argument(
-        help="Texts: one per line (.txt), or a column 'text' (.jsonl, .csv, .parquet); "
-        "- is standard input, one text per line.",
+        help="Texts: one per line (.txt), or a column 'text' (.jsonl, .json, .csv, .parquet), also "
+        "as .gz or .zst; - is standard input, one text per line.",
         metavar="FILE",
     ),
 ]

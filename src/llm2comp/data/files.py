@@ -1,4 +1,4 @@
-"""Read local text files row by row, without loading a whole file.
+"""Read local text files row by row. Only a JSON array is loaded as a whole.
 
 Each reader yields `(number, columns)`. The number is that of the line as an editor counts it, or
 that of the row in a Parquet file. A row that cannot be read is yielded as a `BadRow`, and reading
@@ -7,7 +7,9 @@ continues with the next one. A file in another encoding than UTF-8 is refused as
 
 import codecs
 import csv
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.utils.standard_input import STANDARD_INPUT, open_bytes
 
 NUL = "\0"
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
 OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -32,6 +35,10 @@ OTHER_ENCODINGS = {
 NUL_SHARE = 0.05
 """A file whose first bytes are NUL to this share is UTF-16 or no text. Half of English UTF-16 is.
 """
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""The codecs of Arrow by the ending of a file's name."""
+DECOMPRESSED_BYTES = 1 << 16
+"""Bytes that are decompressed at once."""
 PARQUET_ROWS = 1024
 """Rows of a Parquet file that are in memory at once."""
 
@@ -50,9 +57,11 @@ HOLDS_NUL = BadRow("holds a NUL byte, so it is not UTF-8 text; save the file as 
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedRow]:
-    """Yield the rows of a .txt, .jsonl, .csv or .parquet file, or of standard input (`-`).
+    """Yield the rows of a .txt, .jsonl, .json, .csv or .parquet file, or of standard input (`-`).
 
-    Each line of a .txt file and of standard input is one row with the column `text`.
+    Each line of a .txt file and of standard input is one row with the column `text`. A .json file
+    is an array of objects, or has one object a line as .jsonl has. All but Parquet files may be
+    compressed, with .gz or .zst at the end of their name.
 
     Args:
         path: the file.
@@ -65,13 +74,33 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[NumberedR
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: is a pipe or a device; name a file, or - for standard input")
-    suffix = ".txt" if path == STANDARD_INPUT else path.suffix.lower()
-    if suffix not in READERS:
+    kind = kind_of(path)
+    if kind not in READERS:
         raise UserError(f"{path}: cannot read {path.suffix or 'this'}; use {', '.join(READERS)}")
     try:
-        yield from READERS[suffix](path, columns)
+        yield from READERS[kind](path, columns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error.strerror or error)}") from error
+
+
+def kind_of(path: Path) -> str:
+    """Return the extension of a file without that of its compression, as `READERS` has it."""
+    if path == STANDARD_INPUT:
+        return ".txt"
+    suffix = path.suffix.lower()
+    if suffix not in COMPRESSIONS:
+        return suffix
+    inner = Path(path.stem).suffix.lower()
+    return inner if inner != ".parquet" else inner + suffix  # which nobody writes
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """Open a file, which may be compressed, or standard input."""
+    codec = COMPRESSIONS.get(path.suffix.lower())
+    if codec is None:
+        return open_bytes(path)
+    stream = pa.CompressedInputStream(path.open("rb"), codec)
+    return io.BufferedReader(stream, DECOMPRESSED_BYTES)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -80,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become lone surrogates. So they make only their own row bad, when that
     row is checked.
     """
-    with open_bytes(path) as file:  # text mode would also split lines at U+2028 and the like
+    with _open(path) as file:  # text mode would also split lines at U+2028 and the like
         _require_utf8(path, file.peek())
         for number, line in enumerate(file, start=1):
             text = line.decode("utf-8", errors="surrogateescape").rstrip("\r\n")
@@ -126,6 +155,41 @@ def _with_distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_with_distinct_keys)
+
+
+def _read_json(path: Path, columns: Sequence[str] | None) -> Iterator[NumberedRow]:
+    """Read an array of objects, each with the line in which it begins, or else as JSON Lines."""
+    text = "\n".join(line for _, line in _lines(path))
+    place = _after_space(text, 0)
+    if not text.startswith("[", place):
+        yield from _read_jsonl(path, columns)
+        return
+    line, counted, closing = 1, 0, "]"
+    while not text.startswith(closing, place := _after_space(text, place + 1)):
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            row, place = _JSON.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            # What comes after it in the array cannot be told apart.
+            reason = HOLDS_NUL.reason if NUL in text else f"broken JSON ({error})"
+            raise UserError(f"{path}:{line}: {reason}") from error
+        yield line, row if isinstance(row, dict) else BadRow("a JSON object was expected")
+        place = _after_space(text, place)
+        if not text.startswith((",", closing), place):
+            line += text.count("\n", counted, place)
+            raise UserError(f"{path}:{line}: broken JSON (a comma or ] is missing)")
+        if text.startswith(closing, place):
+            break
+    rest = _after_space(text, place + 1)
+    if rest < len(text):
+        line = text.count("\n", 0, rest) + 1
+        raise UserError(f"{path}:{line}: there is more after the end of the JSON array")
+
+
+def _after_space(text: str, start: int) -> int:
+    """Return the place of the first character that JSON does not skip."""
+    match = JSON_SPACE.match(text, start)
+    return match.end() if match else start
 
 
 def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
@@ -196,10 +260,11 @@ def _repeated(names: Iterator[str]) -> list[str]:
 READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[NumberedRow]]] = {
     ".txt": _read_text,
     ".jsonl": _read_jsonl,
+    ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""The reader of each file extension."""
+"""The reader of each file extension, before which no extension of a compression stands."""
 
 
 def column_names(path: Path) -> list[str] | None:

@@ -1,8 +1,10 @@
 """Datasets and models of the Hugging Face hub: stream rows, download weights, check names."""
 
 import errno
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -10,7 +12,10 @@ import huggingface_hub
 from huggingface_hub import HfApi, constants, errors
 
 from llm2comp.data.files import NumberedRow
+from llm2comp.data.formats import parts
 from llm2comp.errors import UserError, one_line
+
+logger = logging.getLogger("llm2comp")
 
 REACH_SECONDS = 10.0
 """How long the hub may take to answer."""
@@ -19,27 +24,89 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README
 other formats are left out."""
 
 
-def read(name: str, split: str) -> Iterator[NumberedRow]:
+@dataclass(frozen=True)
+class Located:
+    """Where a dataset of the hub is read.
+
+    Attributes:
+        path: its name, or a folder in the hub's local cache.
+        commit: its commit.
+    """
+
+    path: str
+    commit: str | None
+
+
+def read(
+    name: str,
+    split: str,
+    revision: str | None,
+    choose: Callable[[Sequence[str]], list[str]],
+) -> Iterator[NumberedRow]:
     """Yield the rows of a dataset with their numbers, without downloading it first.
 
     Args:
         name: `owner/name` or `owner/name:configuration`.
         split: the split of the dataset.
+        revision: branch, tag or commit; by default the main branch.
+        choose: returns those of the columns that are read, if they are known before the rows are.
 
     Raises:
-        UserError: if the hub cannot be reached, or has no such dataset, configuration or split.
+        UserError: if the hub has no such dataset, configuration or split, or can neither be
+            reached nor has left all of it in its local cache.
     """
     repository, _, configuration = name.partition(":")
-    require_dataset(repository)
+    located = locate_dataset(repository, revision)
+    online = located.path == repository
     try:
-        stream = datasets.load_dataset(
-            repository, configuration or None, split=split, streaming=True
+        builder = datasets.load_dataset_builder(
+            located.path, configuration or None, revision=located.commit if online else None
         )
-        yield from enumerate(stream, start=1)
+        parts.require_all_parts((builder.config.data_files or {}).get(split, []), name)
+        stream = builder.as_streaming_dataset(split=split)
+        names = stream.column_names
+        if names and hasattr(builder.config, "columns"):  # a file of columns, such as Parquet
+            builder.config.columns = choose(names)
+            builder.info.features = None
+            stream = builder.as_streaming_dataset(split=split)
+        unread: dict[str, object] = dict.fromkeys(names or [])
+        for number, row in enumerate(stream, start=1):
+            yield number, unread | row
     except ValueError as error:  # datasets raises it for an unknown configuration or split
         raise UserError(f"{name}, split {split}: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"{name}: reading from the hub failed ({one_line(error)})") from error
+
+
+def locate_dataset(name: str, revision: str | None) -> Located:
+    """Return where a dataset is read: from the hub or, if it cannot be asked, from its local cache.
+
+    Args:
+        name: `owner/name`.
+        revision: branch, tag or commit; by default the main branch.
+
+    Raises:
+        UserError: if it is in neither.
+    """
+    try:
+        return Located(name, require_dataset(name, revision))
+    except UserError:
+        folder = _cached_dataset(name, revision)
+        if folder is None:
+            raise
+    logger.info("%s: the hub cannot be asked; commit %s is in its cache", name, folder.name)
+    return Located(str(folder), folder.name)
+
+
+def _cached_dataset(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a dataset in the hub's local cache, or None if it is not there."""
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(found)
 
 
 def require_model(name: str) -> None:
@@ -53,17 +120,18 @@ def require_model(name: str) -> None:
             HfApi().model_info(name, timeout=REACH_SECONDS)
 
 
-def require_dataset(name: str) -> str | None:
+def require_dataset(name: str, revision: str | None = None) -> str | None:
     """Check that the hub has a dataset, and return its commit.
 
     Args:
         name: `owner/name`.
+        revision: branch, tag or commit; by default the main branch.
 
     Raises:
         UserError: if it does not, or cannot be reached.
     """
-    with _hub_errors("dataset", name):
-        return HfApi().dataset_info(name, timeout=REACH_SECONDS).sha
+    with _hub_errors("dataset", name, revision):
+        return HfApi().dataset_info(name, revision=revision, timeout=REACH_SECONDS).sha
 
 
 def cached_model(name: str) -> Path | None:

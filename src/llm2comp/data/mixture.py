@@ -88,13 +88,11 @@ def shuffled_sources(
         optional: columns that a source may have.
         left_out: if given, counts what is left out of each source.
     """
+    # With the place, a source that is used twice has two orders.
+    seeds = [f"{seed}/{place}/{one.source}/{one.split}" for place, one in enumerate(data)]
     return [
-        shuffle(
-            sources.rows(source, columns, on_bad_row, optional, left_out),
-            # With the place, a source that is used twice has two orders.
-            seed=f"{seed}/{place}/{source.source}/{source.split}",
-        )
-        for place, source in enumerate(data)
+        shuffle(sources.rows(one, columns, on_bad_row, optional, left_out, own), own)
+        for one, own in zip(data, seeds, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import math
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from typing import Any
 from llm2comp.data import catalog, files, hub
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.files import BadRow, NumberedRow
+from llm2comp.data.formats import parts, saved
 from llm2comp.data.formats.expand import expanded
 from llm2comp.data.formats.layouts import LISTS, Layout, recognise
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
-from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
@@ -42,6 +43,7 @@ def rows(
     on_bad_row: str,
     optional: Sequence[str] = (),
     left_out: LeftOut | None = None,
+    seed: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Return an iterator over the rows of a source, under our column names.
 
@@ -59,6 +61,7 @@ def rows(
             does not have them, a row with them is bad. Only `negative` may be in some rows, and
             not in others.
         left_out: if given, counts what is left out of the source.
+        seed: if given, the files of a source of several are read in an order that depends on it.
 
     Returns:
         Rows that map our column names to text. No text is blank. A score is the text of a number.
@@ -74,7 +77,7 @@ def rows(
     """
     wanted = _Columns.of(source, columns, optional, announced=True)
     left_out = LeftOut() if left_out is None else left_out
-    return _logged(_numbered(source, wanted), source, wanted, on_bad_row, left_out)
+    return _logged(_numbered(source, wanted, seed), source, wanted, on_bad_row, left_out)
 
 
 def require_good_row(
@@ -92,7 +95,7 @@ def require_good_row(
         UserError: if it cannot be read, or has no good row.
     """
     wanted = _Columns.of(source, columns, optional, announced=False)
-    numbered = _numbered(source, wanted)
+    numbered = _numbered(source, wanted, None)
     for row in _checked(numbered, source, wanted, on_bad_row, _Tally(), LeftOut()):
         return row
     raise UserError(f"{source.source}: there are no rows in it")
@@ -271,16 +274,21 @@ def _checked(
         raise UserError(f"{name}: all {tally.read} rows are bad; the first is {tally.first}")
 
 
-def _numbered(source: DataSource, columns: _Columns) -> Iterator[PlacedRow]:
+def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:
     name = source.source
-    if name in catalog.names():
-        return _placed(name, _packaged(name))
-    path = Path(name).expanduser()
-    if is_file(name):
-        names = files.column_names(path)
-        return _placed(name, files.read(path, None if names is None else columns.names(names)))
+    packaged = name in catalog.names()
+    local = None if packaged else parts.local_files(name, source.split)
+    if source.revision and (packaged or local):
+        raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
+    if packaged:
+        return ((name, *row) for row in _packaged(name))
+    if local is not None:
+        if seed is not None:
+            random.Random(seed.encode("utf-8", errors="surrogatepass")).shuffle(local)
+        return _of_files(local, source, columns)
     if HUB_ID.fullmatch(name):
-        return _placed(name, hub.read(name, source.split))
+        rows = hub.read(name, source.split, source.revision, columns.names)
+        return ((name, *row) for row in rows)
     nearest = difflib.get_close_matches(name, catalog.names(), n=1, cutoff=0)[0]
     raise UserError(
         f"data source {name!r} is not a packaged source (nearest: {nearest!r}), not a local file "
@@ -288,16 +296,15 @@ def _numbered(source: DataSource, columns: _Columns) -> Iterator[PlacedRow]:
     )
 
 
-def _placed(file: str, numbered: Iterator[NumberedRow]) -> Iterator[PlacedRow]:
-    return ((file, number, row) for number, row in numbered)
-
-
-def is_file(name: str) -> bool:
-    """Return whether a source is standard input or a local file, which may be missing."""
-    path = Path(name).expanduser()
-    return name not in catalog.names() and (
-        path == STANDARD_INPUT or path.exists() or path.suffix.lower() in files.READERS
-    )
+def _of_files(paths: list[Path], source: DataSource, columns: _Columns) -> Iterator[PlacedRow]:
+    for path in paths:
+        if saved.is_saved(path):
+            rows = saved.read(path, source.split, columns.names)
+        else:
+            names = files.column_names(path)
+            rows = files.read(path, None if names is None else columns.names(names))
+        shown = str(path) if len(paths) > 1 else source.source
+        yield from ((shown, *row) for row in rows)
 
 
 def _packaged(name: str) -> Iterator[NumberedRow]:

@@ -11,14 +11,14 @@ from llm2comp.data import files
 from llm2comp.errors import UserError
 
 COLUMN = "text"
-"""The column of .jsonl, .csv and .parquet files that holds the text."""
+"""The column of the text, in all files but .txt."""
 
 
 def read_texts(file: Path) -> Iterator[str]:
-    """Yield the texts of a .txt (one text per line), .jsonl, .csv or .parquet file.
+    """Yield the texts of a .txt (one text per line), .jsonl, .json, .csv or .parquet file.
 
-    The last three hold the texts in the column `text`. Lone surrogates, which JSON can express and
-    no tokenizer accepts, become U+FFFD.
+    All but the first hold the texts in the column `text`. Lone surrogates, which JSON can express
+    and no tokenizer accepts, become U+FFFD.
 
     Raises:
         UserError: if the file is missing, has another extension, or has a row without a text. The
@@ -36,7 +36,7 @@ def read_texts(file: Path) -> Iterator[str]:
             )
         clean = replace_surrogates(text)
         # Only JSON has an escape for surrogates. Elsewhere they stand for bytes that are not UTF-8.
-        if clean != text and file.suffix != ".jsonl":
+        if clean != text and files.kind_of(file) not in (".jsonl", ".json"):
             raise UserError(f"{file}:{number}: not UTF-8; convert the file first")
         yield clean
 

@@ -385,5 +385,5 @@ def versions() -> dict[str, str]:
 def base_name(name: str) -> str:
     """Return the last part of a local path; any other name, such as a hub id, is kept."""
     path = Path(name).expanduser()
-    local = path.is_absolute() or path.exists() or path.suffix in (".gguf", *files.READERS)
+    local = path.is_absolute() or path.exists() or files.kind_of(path) in (".gguf", *files.READERS)
     return path.name if local else name

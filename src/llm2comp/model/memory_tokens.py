@@ -67,7 +67,7 @@ def add_memory_tokens(
     table = token_table(model).weight.detach().float()
     count = prompt_format.num_memory_embeddings(memory.tokens)
     embeddings = _initial_embeddings(table, tokenizer, memory, count, seed)
-    extended = _extended_tokenizer(tokenizer, prompt_format, memory.tokens, len(table), add_bos)
+    extended = extended_tokenizer(tokenizer, prompt_format, memory.tokens, len(table), add_bos)
     model.resize_token_embeddings(len(table) + count, mean_resizing=False)
     with torch.no_grad():
         token_table(model).weight[len(table) :] = embeddings.to(model.dtype)
@@ -93,14 +93,25 @@ def _initial_embeddings(
     return table[repeated].cpu() + 0.02 * noise
 
 
-def _extended_tokenizer(
+def extended_tokenizer(
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: PromptFormat,
     k: int,
     rows: int,
     add_bos: bool | None,
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that adds memory tokens, the first of which has the id `rows`."""
+    """Return a tokenizer that adds memory tokens, the first of which has the id `rows`.
+
+    Args:
+        tokenizer: of the backbone; not changed.
+        prompt_format: what surrounds a text.
+        k: the recipe's number of memory tokens.
+        rows: of the backbone's token table.
+        add_bos: the recipe's `backbone.add_bos`.
+
+    Raises:
+        UserError: as `add_memory_tokens`.
+    """
     backend = without_special_tokens(tokenizer.backend_tokenizer, rows)
     first = first_token(tokenizer, add_bos)
     if first is None and prompt_format.pooling == "text":

@@ -32,7 +32,7 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import trained_prompts
-from llm2comp.recipe import Contrastive, Supervised, Unsupervised
+from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
 from llm2comp.training.mining.rounds import RoundOver, begin_round
@@ -130,9 +130,8 @@ def train_contrastive(
     """
     assert context.source is not None
     if isinstance(data, DatasetDict):
-        # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
-        data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
-    prompts = _prompts_in_training(context)
+        data = as_modules(data)
+    prompts = prompts_in_training(context.recipe, context.stage, context.lineage)
     while True:  # once, or once for each round of mining
         with suppress(RoundOver):
             adapted, step = _train(
@@ -142,6 +141,16 @@ def train_contrastive(
         free_unused_memory()
     free_unused_memory()  # because the encoder is loaded next, in float32
     _write(context, context.source, adapted, prompts, step)
+
+
+def as_modules(data: DatasetDict) -> DatasetDict:
+    """Return datasets under names that torch modules may have, because each has a loss."""
+    return DatasetDict({module_name(name): part for name, part in data.items()})
+
+
+def module_name(name: str) -> str:
+    """Return the name of a dataset without dots, which the name of a torch module may not have."""
+    return name.replace(".", "%2E")
 
 
 def _train(
@@ -181,12 +190,12 @@ def _train(
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
         compile_blocks(body)
-    columns = _by_column(prompts, stage, data)
+    columns = prompts_by_column(prompts, stage, data)
     round_end = None
     if isinstance(stage, Supervised) and stage.mining is not None:
         supervised = cast(StageContext[Supervised], context)
         data, round_end = begin_round(supervised, model, data, columns, dtype)
-        columns = _by_column(prompts, stage, data)
+        columns = prompts_by_column(prompts, stage, data)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training_arguments(context, dtype),
@@ -227,28 +236,38 @@ def _train(
     return layers, watch.kept_step if watch else stage.steps
 
 
-def _prompts_in_training(context: StageContext[Unsupervised | Supervised]) -> dict[str, str]:
+def prompts_in_training(recipe: Recipe, stage: Contrastive, lineage: Lineage) -> dict[str, str]:
     """Return what stage 3 puts before queries and documents: with a base, the encoder's prompts.
 
     They are then before a text in training as `encode_query` and `encode_document` put them later.
+
+    Args:
+        recipe: the run.
+        stage: the stage.
+        lineage: of the encoder that the stage starts from.
     """
-    if context.recipe.base is None or not isinstance(context.stage, Supervised):
+    if recipe.base is None or not isinstance(stage, Supervised):
         return {}
-    prompts = context.lineage.prompts
+    prompts = lineage.prompts
     return {name: prompts[name] for name in ("query", "document") if prompts.get(name)}
 
 
-def _by_column(
+def prompts_by_column(
     prompts: dict[str, str], stage: Contrastive, data: Dataset | DatasetDict
 ) -> dict[str, dict[str, str]]:
     """Return the prompt of each column, by the name of the dataset.
 
     The texts of a pair with a score are of one kind and have none. Queries with an instruction have
     it already.
+
+    Args:
+        prompts: as `prompts_in_training` returns them.
+        stage: the stage.
+        data: its rows, as `as_modules` returns them.
     """
     if not prompts:
         return {}
-    names = (name.replace(".", "%2E") for name in dataset_names(stage.data))
+    names = map(module_name, dataset_names(stage.data))
     sources = dict(zip(names, stage.data, strict=True))
     columns: dict[str, dict[str, str]] = {}
     for name, part in data.items():

@@ -5,12 +5,13 @@ import logging
 logger = logging.getLogger("llm2comp")
 
 REASONS = {
+    "skipped": "bad rows",
     "repeated": "rows that are there twice",
     "too_short": "texts that are too short",
     "too_long": "texts that are too long",
     "false_negatives": "negatives that are positives of their query",
 }
-"""The reasons that are logged at the end, in words. Bad rows are logged by themselves."""
+"""The reasons in words."""
 
 
 class LeftOut:
@@ -30,7 +31,7 @@ class LeftOut:
             by_source[source] = by_source.get(source, 0) + number
 
     def log(self) -> None:
-        """Log a line for each reason and source."""
-        for reason, words in REASONS.items():
+        """Log a line for each reason and source, but for bad rows, which have a line already."""
+        for reason in [one for one in REASONS if one != "skipped"]:
             for source, number in self.counts.get(reason, {}).items():
-                logger.info("%s: left out %s %s", source, f"{number:,}", words)
+                logger.info("%s: left out %s %s", source, f"{number:,}", REASONS[reason])

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2comp.data import catalog, hub, sources
+from llm2comp.data import catalog, hub
+from llm2comp.data.formats import parts
 from llm2comp.errors import UserError, one_line
 from llm2comp.recipe import DataSource
 
 Origins = dict[str, dict[str, Any]]
-"""By the name of a source what is known of it: `bytes`, `modified` (nanoseconds) and `sha256` of a
-local file, `package` and `sha256` of a packaged source, `commit` of a data set of the hub."""
+"""By the name of a source what is known of it: `bytes`, `modified` (nanoseconds), `sha256` and the
+number of `files` of local files, `package` and `sha256` of a packaged source, `commit` of a data
+set of the hub."""
 
 
 def record(data: Sequence[DataSource], known: Mapping[str, Mapping[str, Any]]) -> Origins:
@@ -24,7 +26,7 @@ def record(data: Sequence[DataSource], known: Mapping[str, Mapping[str, Any]]) -
         known: an earlier record. A file with its size and time is not read again, and a data set
             of the hub is not asked for again.
     """
-    return {one.source: _origin(one.source, known.get(one.source, {})) for one in data}
+    return {one.source: _origin(one, known.get(one.source, {})) for one in data}
 
 
 def changed(before: Mapping[str, Mapping[str, Any]], now: Origins) -> list[str]:
@@ -56,20 +58,40 @@ def read(file: Path) -> Origins:
     return origins
 
 
-def _origin(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(source: DataSource, known: Mapping[str, Any]) -> dict[str, Any]:
+    name = source.source
     if name in catalog.names():
         entry = catalog.entry(name)
         return {"package": f"{entry.package} {entry.version}", "sha256": entry.archive_sha256}
-    if not sources.is_file(name):
-        return dict(known) or {"commit": hub.require_dataset(name.partition(":")[0])}
-    path = Path(name).expanduser()
-    if not path.is_file():
+    local = parts.local_files(name, source.split)
+    if local is None:
+        repository = name.partition(":")[0]
+        return dict(known) or {"commit": hub.locate_dataset(repository, source.revision).commit}
+    found = sorted(one for path in local for one in _all_files(path))
+    if not found:
         return {}
-    status = path.stat()
-    stamp = {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    status = [path.stat() for path in found]
+    stamp = {
+        "bytes": sum(one.st_size for one in status),
+        "modified": max(one.st_mtime_ns for one in status),
+    }
+    if len(found) > 1:
+        stamp["files"] = len(found)
     if stamp.items() <= known.items():
         return dict(known)
-    return stamp | {"sha256": _sha256(path.resolve(), status.st_size, status.st_mtime_ns)}
+    sums = [
+        _sha256(path.resolve(), one.st_size, one.st_mtime_ns)
+        for path, one in zip(found, status, strict=True)
+    ]
+    joined = hashlib.sha256("\n".join(sums).encode()).hexdigest()
+    return stamp | {"sha256": joined if len(sums) > 1 else sums[0]}
+
+
+def _all_files(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder of `save_to_disk`; none for standard input."""
+    if path.is_dir():
+        return [one for one in path.rglob("*") if one.is_file()]
+    return [path] if path.is_file() else []
 
 
 @functools.cache
