@@ -281,12 +281,11 @@ def study(
 
 
 def evaluate(
-    models: Sequence[str | Path] = (), *,
-    baselines: Sequence[str] = (), backbone: str = "smollm2-135m",
-    suite: Suite = "offline", tasks: Sequence[str] | None = None,
-    quick: bool = False, instructions: bool = False,
-    out: str | Path | None = None, again: bool = False, batch_size: int = 32,
-    dtype: Precision = "auto", merge_threshold: float | None = None,
+    models: Sequence[str | Path] = (), *, baselines: Sequence[str] = (),
+    backbone: str = "smollm2-135m", suite: Suite = "offline", tasks: Sequence[str] | None = None,
+    data: str | Path | Sequence[str | Path] = (), quick: bool = False, instructions: bool = False,
+    out: str | Path | None = None, again: bool = False,
+    batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -295,11 +294,11 @@ def evaluate(
 
     Args:
         models: names or folders that `load` takes.
-        baselines: training-free encoders of `backbone`: `last-token`, `mean`, `weighted-mean`,
-            `echo`, `prompteol`, `metaeol`.
+        baselines: training-free encoders of `backbone`, such as `last-token` or `prompteol`.
         backbone: causal language model of the baselines, as a recipe names it.
         suite: `"offline"` (its data is downloaded once), or `"paper"` (14 tasks from the hub).
         tasks: task names instead of a suite: tasks of this package, or any other of mteb's.
+        data: files of your own pairs, or folders in BEIR's layout, also instead of a suite.
         quick: use fixed subsamples. Compare such scores only with each other.
         instructions: put the paper's instruction for each task before queries.
         out: folder of stored results; `None` is the one in the user's cache.
@@ -318,10 +317,11 @@ def evaluate(
     """
     from llm2comp.evaluation.evaluate import Encoders, Tasks
     from llm2comp.evaluation.evaluate import evaluate as evaluate_all
+    from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
 
     encoders = Encoders(models, baselines, backbone, dtype, merge_threshold)
-    chosen = Tasks(suite, tasks, quick, instructions)
+    chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
     return evaluate_all(encoders, chosen, results, batch_size, again=again)
 

@@ -17,6 +17,7 @@ from llm2comp.utils.yaml_files import (
     apply_overrides,
     explain_validation_error,
     read_yaml,
+    shipped_file,
 )
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -262,8 +263,30 @@ STAGE_FOLDERS = {
 """The folder of each stage within a run, in the order of the stages."""
 
 
+class During(Strict):
+    """How an encoder is scored while stages 2 and 3 train."""
+
+    tasks: list[NotBlank] = Field(default=[])
+    """Names of tasks, for example `STSBenchmarkDev`. There is a warning if one is a test set."""
+    data: NotBlank | None = None
+    """Your own file or folder, as `llm2comp evaluate --data` takes it."""
+    every: PositiveInt
+    """Steps between two scores. There is one before the first step too, and one after the last."""
+    keep_best: bool = True
+    """The step with the best score is the result of the stage, and not the last one. The mean
+    counts if there are several tasks."""
+    patience: PositiveInt | None = None
+    """End the stage after so many scores in a row that are not better than the best."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "During":
+        if not (self.tasks or self.data):
+            raise ValueError("name tasks or data to score on")
+        return self
+
+
 class Evaluation(Strict):
-    """What `llm2comp train` scores after each stage."""
+    """What `llm2comp train` scores, after each stage and while stages 2 and 3 train."""
 
     tasks: list[NotBlank] = Field(default=["STSBenchmark", "STS17", "SQuADRetrieval"])
     """Names of tasks; an empty list scores nothing."""
@@ -271,6 +294,15 @@ class Evaluation(Strict):
     """Use the quick sizes of the tasks."""
     baselines: list[NotBlank] = Field(default=[])
     """Training-free encoders of the backbone that are scored too."""
+    during: During | None = None
+    """Score while a stage trains, to see whether it gets better."""
+
+    @property
+    def deciding(self) -> dict[str, Any] | None:
+        """What chooses the step that a stage ends with; None if scores only inform."""
+        if self.during is None or not (self.during.keep_best or self.during.patience):
+            return None
+        return self.during.model_dump() | {"quick": self.quick}
 
 
 class Recipe(Strict):
@@ -293,6 +325,9 @@ class Recipe(Strict):
     """Each stage at most once, in the order `pretext`, `unsupervised`, `supervised`."""
     evaluation: Evaluation = Evaluation()
     """What is scored after each stage."""
+    report_to: list[NotBlank] = Field(default=[])
+    """Trackers that get losses and scores, as the Trainer of transformers names them: `wandb`,
+    `mlflow`. TensorBoard needs no entry."""
     on_bad_row: OnBadRow = "fail"
     """What a bad row of data does. `fail` stops the run; `skip` leaves the row out."""
 
@@ -344,16 +379,13 @@ def parse_recipe(content: dict[str, Any], overrides: list[str], origin: str) -> 
         raise UserError(f"{origin}: {explain_validation_error(error)}") from error
 
 
-_PACKAGE = Path(__file__).parent
-
-
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe, given its path or the name of a shipped recipe (`demo`).
 
     Raises:
         UserError: if there is no such file and no such shipped recipe.
     """
-    return _find(name, "recipe", "*.yaml")
+    return shipped_file(name, "recipe", "*.yaml")
 
 
 def study_path(name: str) -> Path:
@@ -362,18 +394,4 @@ def study_path(name: str) -> Path:
     Raises:
         UserError: if there is no such file and no such shipped study.
     """
-    return _find(name, "study", "study/*.yaml")
-
-
-def _find(name: str, kind: str, pattern: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    # A wheel has the recipes inside the package; a checkout has them in its root folder.
-    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
-        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
-        if name in shipped:
-            return shipped[name]
-        if shipped:
-            raise UserError(f"{kind} {name}: no such file; shipped are {', '.join(shipped)}")
-    raise UserError(f"{kind} {name}: no such file")
+    return shipped_file(name, "study", "study/*.yaml")

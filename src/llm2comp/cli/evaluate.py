@@ -30,6 +30,13 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Task names separated by commas, instead of a suite.")
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Your own pairs (.jsonl, .csv, .parquet), or a folder with queries.jsonl, "
+            "corpus.jsonl and qrels/, instead of a suite; may be repeated."
+        ),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
@@ -63,6 +70,7 @@ def evaluate(
       llm2comp evaluate --baseline prompteol --backbone smollm2-135m --tasks STS17,TREC
       llm2comp evaluate runs/demo/model --merge 0.8 --tasks STSBenchmark
       llm2comp evaluate runs/first/model --suite paper --instructions
+      llm2comp evaluate runs/first/model minilm --data my-dev.jsonl
     """
     if not models and not baseline:
         raise UserError("name a model, or a --baseline, to evaluate")
@@ -77,6 +85,7 @@ def evaluate(
         tasks=None if tasks is None else [name.strip() for name in tasks.split(",")],
         quick=quick,
         instructions=instructions,
+        data=data or [],
         out=out,
         again=again,
         batch_size=batch_size,

@@ -137,7 +137,7 @@ class _Columns:
         """Return what is wrong with a row, or None if it is good."""
         if isinstance(values, BadRow):
             return values.reason
-        given = {o: theirs for o, theirs in self.optional.items() if _is_given(values.get(theirs))}
+        given = {o: theirs for o, theirs in self.optional.items() if is_given(values.get(theirs))}
         if given and self.settled:
             theirs = next(iter(given.values()))
             return (
@@ -157,7 +157,7 @@ class _Columns:
                 return f"no column {theirs!r}; there are {', '.join(map(str, values))}" + (
                     f" (map it: columns: {{{ours}: ...}})" if theirs == ours else ""
                 )
-            problem = _problem_of_value(values[theirs], ours)
+            problem = problem_of_value(values[theirs], ours)
             if problem:
                 return f"column {theirs!r} {problem}"
         return None
@@ -247,7 +247,7 @@ def _packaged(name: str) -> Iterator[NumberedRow]:
     return enumerate(catalog.rows(name), start=1)
 
 
-def _problem_of_value(value: object, ours: str) -> str | None:
+def problem_of_value(value: object, ours: str) -> str | None:
     """Return what is wrong with the value of one of our columns, or None if it is good."""
     if ours == SCORE:
         return None if _is_number(value) else f"holds {value!r}, not a number"
@@ -268,7 +268,8 @@ def _problem_of_text(value: object) -> str | None:
     return "holds a NUL character" if files.NUL in value else None
 
 
-def _is_given(value: object) -> bool:
+def is_given(value: object) -> bool:
+    """Return whether an optional column has a value in a row."""
     return value is not None and value != "" and value != []
 
 

@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
 from llm2comp.evaluation import runner, suites
+from llm2comp.evaluation.own_data.tasks import OwnData
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.load import load, model_names, trusted
 from llm2comp.model import released
@@ -77,12 +78,14 @@ class Tasks:
         names: names of tasks instead of the suite; `None` takes the suite.
         quick: take the smaller versions of the tasks.
         instructions: put the paper's instruction for each task before queries.
+        data: files or folders of one's own, in place of the suite or beside the named tasks.
     """
 
     suite: Suite
     names: Sequence[str] | None
     quick: bool
     instructions: bool
+    data: Sequence[OwnData] = ()
 
     def make(self) -> list[AbsTask]:
         """Return new tasks.
@@ -90,7 +93,10 @@ class Tasks:
         Raises:
             UserError: if a name is unknown, or a task has no quick version.
         """
-        return suites.choose(self.suite, self.names, quick=self.quick)
+        own = [data.task() for data in self.data]
+        if own and self.names is None:
+            return own
+        return [*suites.choose(self.suite, self.names, quick=self.quick), *own]
 
 
 def evaluate(

@@ -92,6 +92,22 @@ def evaluate(
     return [plan.score for plan in plans if plan.score is not None]
 
 
+def main_score(model: SentenceTransformer, task: AbsTask, batch_size: int = 32) -> float:
+    """Return the score of a model on a task in percent, as `evaluate` without instructions does.
+
+    Args:
+        model: any sentence-transformers model, also one in training.
+        task: a new task.
+        batch_size: as in `evaluate`.
+
+    Raises:
+        UserError: if the data of the task cannot be loaded, or an embedding is not finite.
+    """
+    suites.load(task)
+    with _finite_embeddings(model, "the encoder"):
+        return 100 * float(_mteb_result(model, task, batch_size).get_score())
+
+
 def _run_all(
     model: SentenceTransformer,
     name: str,
@@ -186,17 +202,28 @@ def _run(
     encoder = InstructedEncoder(model, plan.instruction) if plan.instruction else model
     with tempfile.TemporaryDirectory() as predictions:
         start = perf_counter()
-        results = mteb.evaluate(
-            encoder,
-            plan.task,
-            cache=None,
-            co2_tracker=False,
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-            prediction_folder=predictions if intervals.supports(plan.task) else None,
-        )
+        kept = predictions if intervals.supports(plan.task) else None
+        result = _mteb_result(encoder, plan.task, batch_size, kept)
         seconds = perf_counter() - start
-        return results.task_results[0], intervals.items(plan.task, Path(predictions)), seconds
+        return result, intervals.items(plan.task, Path(predictions)), seconds
+
+
+def _mteb_result(
+    encoder: SentenceTransformer | InstructedEncoder,
+    task: AbsTask,
+    batch_size: int,
+    prediction_folder: str | None = None,
+) -> MtebResult:
+    results = mteb.evaluate(
+        encoder,
+        task,
+        cache=None,
+        co2_tracker=False,
+        show_progress_bar=False,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+        prediction_folder=prediction_folder,
+    )
+    return results.task_results[0]
 
 
 def _task_result(

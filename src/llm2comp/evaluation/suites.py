@@ -117,7 +117,9 @@ def _of_mteb(name: str, quick: bool) -> AbsTask:
     try:
         task = mteb.get_task(name)
     except KeyError as error:
-        near = difflib.get_close_matches(name, [*TASKS, *_mteb_names()], n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(
+            name, [*TASKS, *DEVELOPMENT, *_mteb_names()], n=1, cutoff=0
+        )[0]
         raise UserError(
             f"unknown task {name!r}; did you mean {near!r}? The tasks are {', '.join(TASKS)}, "
             "and all tasks of mteb by their names"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference import compiled
-from llm2comp.inference.precision import load_checked
+from llm2comp.inference.precision import HalfPrecisionError, load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model import released
 from llm2comp.model.attention import configure_attention
@@ -168,15 +168,20 @@ def _check_embeddings(
     if lineage is None or lineage.reference is None:  # of others, or of an older version
         model.encode("a text", show_progress_bar=False)  # only this uses all files
         return
-    allowed = lineage.allowed_difference if dtype == torch.float32 else SAME_IN_HALF
+    exact = dtype == torch.float32
+    allowed = lineage.allowed_difference if exact else SAME_IN_HALF
     difference = lineage.reference.difference(model)
-    if not difference <= allowed:
-        raise UserError(
-            f"{name}: its embeddings differ from those saved with it by a cosine distance of "
-            f"{difference:.1e} ({allowed:g} allowed): its files have changed, or this version of "
-            f"transformers computes another model than {lineage.versions['transformers']}, with "
-            "which it was saved"
-        )
+    if difference <= allowed:
+        return
+    message = (
+        f"{name}: its embeddings differ from those saved with it by a cosine distance of "
+        f"{difference:.1e} ({allowed:g} allowed): its files have changed, or this version of "
+        f"transformers computes another model than {lineage.versions['transformers']}, with "
+        "which it was saved"
+    )
+    if exact:
+        raise UserError(message)
+    raise HalfPrecisionError(f"{message}, or it needs --dtype float32", 1 - difference)
 
 
 def model_names(models: str | Path | Sequence[str | Path]) -> list[str]:

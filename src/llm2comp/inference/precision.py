@@ -65,6 +65,19 @@ def smallest_cosine(first: Embeddings, second: Embeddings) -> float:
         return float(((first * second).sum(axis=1) / lengths).min())
 
 
+class HalfPrecisionError(UserError):
+    """The embeddings of an encoder in half precision are not those that were saved with it.
+
+    Args:
+        message: as of any error.
+        cosine: the smallest, between the two.
+    """
+
+    def __init__(self, message: str, cosine: float) -> None:
+        super().__init__(message)
+        self.cosine = cosine
+
+
 def load_checked(
     name: str, wanted: str, load: Callable[[torch.dtype], SentenceTransformer], source: str
 ) -> SentenceTransformer:
@@ -78,7 +91,7 @@ def load_checked(
     Args:
         name: of the model, for the log and the cache.
         wanted: `float32`, `bfloat16` or `auto`.
-        load: returns the model in a dtype.
+        load: returns the model in a dtype, or raises `HalfPrecisionError`.
         source: the model's folder or hub id.
 
     Raises:
@@ -106,8 +119,11 @@ def load_checked(
                 f"{name}: its embeddings are not finite in float32, so its weights are broken; "
                 "a training that diverges leaves such a model"
             )
-        checked = load(torch.bfloat16)
-        cosine = smallest_cosine(exact, _embed_samples(checked))
+        try:
+            checked = load(torch.bfloat16)
+            cosine = smallest_cosine(exact, _embed_samples(checked))
+        except HalfPrecisionError as error:  # in float32 they are those that were saved
+            cosine = error.cosine
         _write_check(name, source, cosine)
     if cosine >= SMALLEST_COSINE:
         model = checked if checked is not None else load(torch.bfloat16)

@@ -41,6 +41,7 @@ class StageRecord(BaseModel):
         data: sources of its texts.
         steps: of the optimizer; 0 if the stage trained nothing.
         batch_size: texts or pairs per step.
+        kept_step: the step whose weights the encoder has; None if it is the last one.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal.
         layers: of the backbone; None in folders of older versions.
@@ -55,6 +56,7 @@ class StageRecord(BaseModel):
     objective: str | None = None
     data: list[DataSource]
     steps: int
+    kept_step: int | None = None
     batch_size: int
     learning_rate: float
     causal: bool
@@ -63,15 +65,20 @@ class StageRecord(BaseModel):
     lora: dict[str, Any] = Field(default={})
 
     @classmethod
-    def of(cls, stage: StageBase, *, causal: bool, lora: dict[str, Any]) -> "StageRecord":
+    def of(
+        cls, stage: StageBase, *, causal: bool, lora: dict[str, Any], step: int | None = None
+    ) -> "StageRecord":
         """Record a stage of a recipe.
 
         Args:
             stage: as the recipe has it.
             causal: whether the encoder's attention is causal after the stage.
             lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
+            step: whose weights the encoder has; the last one by default.
         """
         settings = stage.model_dump()
+        if step is not None and step != stage.steps:
+            settings["kept_step"] = step
         settings["lora"] |= lora
         if not stage.steps:
             settings["data"] = []  # no text was read

@@ -20,6 +20,22 @@ def last_checkpoint(workdir: Path) -> Path | None:
     return next((c for c in _checkpoints(workdir) if _damage(c) is None), None)
 
 
+def checkpoint_after(workdir: Path, step: int) -> Path:
+    """Return the checkpoint of a step.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    checkpoint = workdir / f"checkpoint-{step}"
+    damage = _damage(checkpoint)
+    if damage is not None:
+        raise UserError(
+            f"{checkpoint}, which holds the best step, cannot be used: {damage}; remove {workdir} "
+            "to train the stage again"
+        )
+    return checkpoint
+
+
 def start_log(log: RunLog, stage: str, workdir: Path) -> None:
     """Remove a stage's damaged checkpoints, and continue its log where the last whole one was.
 

@@ -34,6 +34,7 @@ from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
+from llm2comp.training.monitoring.development import Development, DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
@@ -140,9 +141,11 @@ def train_contrastive(
         attention_dropout: dropout of attention weights, in training only.
     """
     assert context.source is not None
-    adapted = _train(context, context.source, data, held_out, batch_sampler, attention_dropout)
+    adapted, step = _train(
+        context, context.source, data, held_out, batch_sampler, attention_dropout
+    )
     free_unused_memory()  # because the encoder is loaded next, in float32
-    _write(context, context.source, adapted)
+    _write(context, context.source, adapted, step)
 
 
 def _train(
@@ -152,8 +155,12 @@ def _train(
     held_out: Sequence[tuple[str, str]],
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
-) -> Adapted:
-    """Train a new adapter, write it into the work folder, and return what it adapts."""
+) -> tuple[Adapted, int]:
+    """Train a new adapter, and write it into the work folder.
+
+    Returns:
+        What it adapts, and the step whose weights it has.
+    """
     if isinstance(data, DatasetDict):
         # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
         data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
@@ -163,8 +170,11 @@ def _train(
     dtype = compute_dtype(recipe.backbone.dtype)
     trust_remote_code = recipe.backbone.trust_remote_code
     model = _load(source, stage, dtype, attention_dropout, trust_remote_code=trust_remote_code)
-    torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     body = encoder.encoder_body(model)
+    saved_length = model.max_seq_length
+    wanted = stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    model.max_seq_length = min(wanted, positions_of(body.config) or wanted)
+    torch.manual_seed(recipe.seed)  # for LoRA's initial weights
     adapted = add_adapter(body, stage.lora, num_memory_tokens)
     same_text = isinstance(stage, Unsupervised) and stage.views == "dropout"
     if same_text:
@@ -177,7 +187,7 @@ def _train(
         compile_blocks(body)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
-        **training_arguments(stage, context.workdir, recipe.seed, dtype),
+        **training_arguments(context, dtype),
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
     )
@@ -199,11 +209,36 @@ def _train(
             log=context.log,
         )
     )
+    watch = _development_watch(trainer, model, context, saved_length, dtype)
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
     adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
-    return layers
+    return layers, watch.kept_step if watch else stage.steps
+
+
+def _development_watch(
+    trainer: ContrastiveTrainer,
+    model: SentenceTransformer,
+    context: StageContext[Unsupervised | Supervised],
+    max_seq_length: int | None,
+    dtype: torch.dtype,
+) -> DevelopmentWatch | None:
+    """Let the recipe's `evaluation.during` score the encoder, if there is one."""
+    evaluation = context.recipe.evaluation
+    if evaluation.during is None:
+        return None
+    watch = DevelopmentWatch(
+        trainer,
+        model,
+        Development(evaluation, evaluation.during),
+        stage=context.stage.stage,
+        max_seq_length=max_seq_length,
+        dtype=dtype,
+        log=context.log,
+    )
+    trainer.add_callback(watch)
+    return watch
 
 
 def _attention(stage: Contrastive) -> dict[str, bool | None]:
@@ -243,13 +278,11 @@ def _load(
     configure_attention(encoder.encoder_body(model))
     probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
-    wanted = stage.max_length + model.tokenizer.num_special_tokens_to_add()
-    model.max_seq_length = min(wanted, positions_of(config) or wanted)
     return model
 
 
 def _write(
-    context: StageContext[Unsupervised | Supervised], source: Path, adapted: Adapted
+    context: StageContext[Unsupervised | Supervised], source: Path, adapted: Adapted, step: int
 ) -> None:
     """Merge the adapter into the source encoder, and write the next encoder folder."""
     stage, adapter = context.stage, context.workdir / encoder.ADAPTER
@@ -263,7 +296,7 @@ def _write(
         encoder.merge(merged, adapter)
         config = encoder.encoder_body(merged).config
         record_attention(config, causal=config.is_causal)
-        record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record)
+        record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record, step=step)
         encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
 
 

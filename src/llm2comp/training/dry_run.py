@@ -40,7 +40,8 @@ DRY_RUN = "dry-run"
 CHECKPOINT_BYTES = 12
 """Of a number that trains: itself and AdamW's two moments, in float32."""
 CHECKPOINTS = 3
-"""At once: the Trainer keeps two, and removes the older one when the third is written."""
+"""At once: the Trainer keeps two, and removes the older one when the third is written. The best
+one may be kept beside them."""
 
 
 @torch.random.fork_rng(devices=[])
@@ -162,7 +163,9 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
         UserError: with the space that is needed and the space that is free.
     """
     folder = 4 * numbers
-    checkpoints = CHECKPOINTS * CHECKPOINT_BYTES * max(trained)
+    during = context.recipe.evaluation.during
+    best = 1 if during is not None and during.keep_best else 0
+    checkpoints = (CHECKPOINTS + best) * CHECKPOINT_BYTES * max(trained)
     needed = (len(trained) + 1) * folder + checkpoints + 4 * sum(trained)
     written = sum(file.stat().st_size for file in context.workdir.rglob("*") if file.is_file())
     out = context.target.parent

@@ -24,8 +24,10 @@ from llm2comp.recipe import (
 )
 from llm2comp.training.checkpoints import last_checkpoint, start_log
 from llm2comp.training.dry_run import DRY_RUN, rehearse
+from llm2comp.training.monitoring.development import check_during
 from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
 from llm2comp.training.monitoring.run_log import RunLog
+from llm2comp.training.monitoring.trackers import require_trackers
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
@@ -110,9 +112,11 @@ def train(
             raise UserError(
                 f"recipe {recipe.name}: {first.stage} needs an encoder; put pretext before it"
             )
-        for stage in recipe.stages:
-            if not (out / STAGE_FOLDERS[stage.stage]).exists():
-                require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
+        require_trackers(recipe.report_to)
+        waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
+        check_during(recipe, waiting)
+        for stage in waiting:
+            require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
         log = RunLog(out / LOG, console)
         log.check()
         source: Path | None = None
@@ -295,13 +299,13 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
 
 
 def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
-    """Return what makes two runs the same: all settings but the evaluation and ignored sizes."""
-    settings = recipe.model_dump(exclude={"evaluation", "stages"})
+    """Return what makes two runs the same: all settings but what only scores and ignored sizes."""
+    settings = recipe.model_dump(exclude={"evaluation", "report_to", "stages"})
     stages = [stage.model_dump(exclude=set(ignored)) for stage in recipe.stages]
     for stage in stages:
         if stage["lora"]["target_modules"] == TARGETS_OF_0_1:
             stage["lora"]["target_modules"] = None
-    return settings | {"stages": stages}
+    return settings | {"during": recipe.evaluation.deciding, "stages": stages}
 
 
 def _warn_of_0_1(out: Path) -> None:

@@ -145,7 +145,7 @@ def _optimise(
         tokenizer=tokenizer,
         model=pretext,
         args=TrainingArguments(
-            **training_arguments(stage, context.workdir, recipe.seed, dtype)
+            **training_arguments(context, dtype)
             | {"per_device_train_batch_size": 1},  # because a row is a whole batch
             train_sampling_strategy="sequential",  # the rows are shuffled already
             remove_unused_columns=False,

@@ -25,6 +25,7 @@ from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.training.monitoring.progress import RunProgress, TokenCounter
 from llm2comp.training.monitoring.run_log import RunLog
+from llm2comp.training.monitoring.trackers import finish_trackers
 from llm2comp.training.stage_context import StageContext
 from llm2comp.utils.checksums import write_checksums
 
@@ -58,10 +59,13 @@ class AdapterCheckpoints(GuardedTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        parameters = trainable_parameters(cast(nn.Module, model or self.model))
+        self.restore(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the weights of a checkpoint."""
+        saved = load_file(checkpoint / WEIGHTS)
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in trainable_parameters(cast(nn.Module, self.model)).items():
                 parameter.copy_(saved[name])
 
 
@@ -152,6 +156,7 @@ def run_training(
             rates=trainer.rates,
             rows=trainer.beginnings(),
         ) from error
+    finish_trackers(context.recipe.report_to)
 
 
 def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
@@ -160,12 +165,13 @@ def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
     context.log.write_once(stage=context.stage.stage, lora=adapted.record)
 
 
-def training_arguments(
-    stage: StageBase, workdir: Path, seed: int, dtype: torch.dtype
-) -> dict[str, Any]:
+def training_arguments(context: StageContext[StageBase], dtype: torch.dtype) -> dict[str, Any]:
     """Return the keyword arguments that all stages pass to their TrainingArguments."""
+    stage, recipe = context.stage, context.recipe
+    during = recipe.evaluation.during
     return {
-        "output_dir": str(workdir),
+        "output_dir": str(context.workdir),
+        "run_name": f"{recipe.name} {stage.stage}",
         "max_steps": stage.steps,
         "per_device_train_batch_size": stage.batch_size,
         "learning_rate": stage.learning_rate,
@@ -175,14 +181,15 @@ def training_arguments(
         "max_grad_norm": stage.max_grad_norm,
         "bf16": dtype == torch.bfloat16,
         "use_cpu": not torch.cuda.is_available(),
-        "seed": seed,
-        "data_seed": seed,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
         "save_strategy": "steps",
         "save_steps": stage.save_steps,
-        "save_total_limit": 2,  # one of them may be half-written when the run is killed
+        # One of them may be half-written when the run is killed; one may be the best.
+        "save_total_limit": 3 if during is not None and during.keep_best else 2,
         "logging_steps": stage.log_steps,
         "logging_nan_inf_filter": False,  # it hides losses that are not finite
-        "report_to": "none",
+        "report_to": recipe.report_to,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

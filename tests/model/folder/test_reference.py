@@ -10,8 +10,11 @@ from sentence_transformers import SentenceTransformer
 
 import llm2comp
 from llm2comp.errors import UserError
+from llm2comp.inference import load as loading
+from llm2comp.inference import precision
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.model.lineage import LINEAGE, Lineage
+from llm2comp.utils import hardware
 from llm2comp.utils.choices import Precision
 
 
@@ -51,6 +54,21 @@ def test_a_folder_that_computes_something_else_is_refused(
         ) as stop:
             llm2comp.load(folder, dtype)
         assert "\n" not in str(stop.value)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_an_encoder_that_bfloat16_changes_is_loaded_in_float32(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single word of an untrained SmolLM2 differs by 0.014; here any difference is too large."""
+    monkeypatch.setattr(precision, "SMALLEST_COSINE", 1.0)
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(loading, "SAME_IN_HALF", 0.0)
+    for _ in ("checked", "from the cache"):
+        model = llm2comp.load(folders["causal"])
+        assert next(model.parameters()).dtype == torch.float32
+    with pytest.raises(UserError, match=r"or it needs --dtype float32$"):
+        llm2comp.load(folders["causal"], "bfloat16")
 
 
 def test_a_folder_that_lost_its_last_module_is_refused(

@@ -153,7 +153,8 @@ def _embedding(lineage: Lineage) -> str:
 
 def _row(stage: StageRecord) -> str:
     data = ", ".join(source.source for source in stage.data) or "-"
-    size = f"{stage.steps:,} x {stage.batch_size:,}"
+    kept = "" if stage.kept_step is None else f"{stage.kept_step:,} of "
+    size = f"{kept}{stage.steps:,} x {stage.batch_size:,}"
     objective = stage.objective or "contrastive"
     adapted, left_out = (
         ", ".join(f"`{name}`" for name in stage.lora.get(key) or [])

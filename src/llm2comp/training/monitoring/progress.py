@@ -18,6 +18,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.training.monitoring.run_log import RunLog
 
+SCORE = "eval_score"
+"""What the Trainer and the trackers call the mean score on development data."""
+
 
 class TokenCounter:
     """Counts the tokens of the texts that a model is trained on.
@@ -46,7 +49,8 @@ class RunProgress(TrainerCallback):
     """Shows a bar with steps, rate, loss and time left, and writes losses to the log.
 
     The loss is the mean over the steps since the last line. The norm of the gradient is that of the
-    last step, before it is clipped.
+    last step, before it is clipped. If there are scores on development data, the bar shows the last
+    of them instead of the norm.
 
     Args:
         label: name of the stage.
@@ -71,6 +75,7 @@ class RunProgress(TrainerCallback):
             console=log.console,
         )
         self.task: TaskID | None = None
+        self.score: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -100,12 +105,16 @@ class RunProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Show the loss and the norm of the gradient, and write them to the log."""
+        """Show the loss, and the last score or the norm of the gradient; write loss and norm."""
+        if logs and SCORE in logs:
+            self.score = logs[SCORE]
         if self.task is None or not logs or "loss" not in logs:
             return
         norm = logs.get("grad_norm")
-        gradient = "" if norm is None else f", gradient {norm:.2g}"
-        self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}{gradient}")
+        beside = "" if norm is None else f", gradient {norm:.2g}"
+        if self.score is not None:  # a bar of 80 columns has no room for both
+            beside = f", score {self.score:.1f}"
+        self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}{beside}")
         now = perf_counter()
         rate = self.counter.tokens / (now - self.since)
         self.counter.tokens, self.since = 0, now

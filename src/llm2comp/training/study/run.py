@@ -289,8 +289,9 @@ def describe(error: Exception) -> str:
 
 def _first_stages(recipe: Recipe, count: int) -> dict[str, Any]:
     """Return the settings that the first `count` stages of a run depend on."""
-    settings = recipe.model_dump(exclude={"name", "evaluation", "stages"})
-    return settings | {"stages": [stage.model_dump() for stage in recipe.stages[:count]]}
+    settings = recipe.model_dump(exclude={"name", "evaluation", "report_to", "stages"})
+    stages = [stage.model_dump() for stage in recipe.stages[:count]]
+    return settings | {"during": recipe.evaluation.deciding, "stages": stages}
 
 
 def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:

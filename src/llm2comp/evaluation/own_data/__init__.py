@@ -1,0 +1,1 @@
+"""Evaluation on files of one's own: pairs, scored pairs, and folders in the layout of BEIR."""
