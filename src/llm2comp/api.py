@@ -286,6 +286,7 @@ def evaluate(
     data: str | Path | Sequence[str | Path] = (), quick: bool = False, instructions: bool = False,
     out: str | Path | None = None, again: bool = False,
     batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
+    dim: int | None = None, precision: EmbeddingPrecision = "float32", sizes: bool = False,
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -306,6 +307,10 @@ def evaluate(
         batch_size: as in `encode`.
         dtype: as in `load`.
         merge_threshold: as in `load`; it does not apply to baselines.
+        dim: as in `encode`.
+        precision: as in `encode_file`. The queries of a search stay floats.
+        sizes: score vectors of several numbers of dimensions in all precisions, each as a row of
+            its own. The texts are encoded once.
 
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
@@ -315,7 +320,7 @@ def evaluate(
         >>> {score.task: round(score.main_score, 1) for score in scores["minilm"]}
         {'STS17': ...}
     """
-    from llm2comp.evaluation.evaluate import Encoders, Tasks
+    from llm2comp.evaluation.evaluate import Encoders, Tasks, Vectors
     from llm2comp.evaluation.evaluate import evaluate as evaluate_all
     from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
@@ -323,7 +328,8 @@ def evaluate(
     encoders = Encoders(models, baselines, backbone, dtype, merge_threshold)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
-    return evaluate_all(encoders, chosen, results, batch_size, again=again)
+    vectors = Vectors(dim, precision, sizes)
+    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
 
 
 def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = False) -> Check:
@@ -367,8 +373,6 @@ def _vector_format(
 ) -> VectorFormat:  # fmt: skip
     """Return how embeddings are stored; the sample for it is kept with a model given by name."""
     from llm2comp.inference.calibration import vector_format
-    from llm2comp.model import released
 
     named = isinstance(model, str | Path) and merge_threshold is None
-    source = released.resolve_encoder(str(model)) if named else None
-    return vector_format(encoder, dim, precision, source)
+    return vector_format(encoder, dim, precision, str(model) if named else None)

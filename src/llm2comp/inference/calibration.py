@@ -21,6 +21,7 @@ from llm2comp.inference.vector_format import (
     require_precision,
     truncate,
 )
+from llm2comp.model import released
 from llm2comp.model.lineage import LINEAGE
 from llm2comp.utils.checksums import CALIBRATION
 from llm2comp.utils.choices import EmbeddingPrecision
@@ -36,7 +37,7 @@ def vector_format(
     model: SentenceTransformer,
     dim: int | None,
     precision: EmbeddingPrecision,
-    source: str | None = None,
+    name: str | None = None,
 ) -> VectorFormat:
     """Return the format for the embeddings of a model, with the ranges that it needs.
 
@@ -44,7 +45,7 @@ def vector_format(
         model: the model.
         dim: number of leading dimensions to keep; None keeps all.
         precision: of the stored numbers.
-        source: folder or hub id of the model. With None the sample is embedded and not kept.
+        name: of the model, as `llm2comp.load` takes it. With None the sample is not kept.
 
     Raises:
         UserError: if the embeddings have fewer dimensions, the precision is unknown, or the sample
@@ -54,6 +55,7 @@ def vector_format(
     kept = require_dim(model, dim)
     if precision not in CALIBRATED:
         return VectorFormat(kept, precision)
+    source = None if name is None else released.resolve_encoder(name)
     embeddings = truncate(calibration(model, source), kept)
     ranges = np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
     return VectorFormat(kept, precision, ranges)

@@ -42,6 +42,7 @@ class StageRecord(BaseModel):
         steps: of the optimizer; 0 if the stage trained nothing.
         batch_size: texts or pairs per step.
         kept_step: the step whose weights the encoder has; None if it is the last one.
+        matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal.
         layers: of the backbone; None in folders of older versions.
@@ -58,6 +59,7 @@ class StageRecord(BaseModel):
     steps: int
     kept_step: int | None = None
     batch_size: int
+    matryoshka: list[int] | None = None
     learning_rate: float
     causal: bool
     layers: int | None = None
@@ -241,6 +243,14 @@ class Lineage(BaseModel):
     def format(self) -> PromptFormat:
         """The prompt format itself."""
         return PROMPT_FORMATS[self.prompt_format]
+
+    @property
+    def matryoshka(self) -> list[int]:
+        """Numbers of dimensions that the last stage trained beside each other; empty if it did not.
+
+        An earlier stage's numbers do not count, because the last one may have moved what they say.
+        """
+        return list(self.stages[-1].matryoshka or []) if self.stages else []
 
     @property
     def trained_with_instructions(self) -> bool:
