@@ -20,6 +20,7 @@ LAYERS = [
     "model",
     "data",
     "recipe",
+    "recipe_parts",
     "utils",
     "errors",
 ]

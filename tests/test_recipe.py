@@ -40,7 +40,8 @@ def minimal(tmp_path: Path) -> Path:
 def test_every_shipped_recipe_parses(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert [stage.stage for stage in recipe.stages] == ["pretext", "unsupervised", "supervised"]
+    stages = ["pretext", "unsupervised", "supervised"]
+    assert [stage.stage for stage in recipe.stages] == (stages[2:] if recipe.base else stages)
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -226,7 +227,7 @@ def models(parent: type[Strict]) -> Iterator[type[Strict]]:
 
 @pytest.mark.parametrize(
     "model",
-    [model for model in models(Strict) if model.__module__ == recipe_module.__name__],
+    [model for model in models(Strict) if model.__module__.startswith(recipe_module.__name__)],
     ids=lambda model: model.__name__,
 )
 def test_every_key_is_explained(model: type[Strict]) -> None:
@@ -262,8 +263,11 @@ def test_queries_are_encoded_as_they_were_trained(path: Path) -> None:
     assert recipe.prompts["document"] == ""
 
 
-def test_instructions_without_a_query_prompt_are_noticed(minimal: Path) -> None:
-    instructed = ["stages.0.data.0.query_instruction=Find the answer"]
+def test_several_instructions_without_a_query_prompt_are_noticed(minimal: Path) -> None:
+    one = {"source": "a.txt", "query_instruction": "Find the answer"}
+    other = one | {"query_instruction": "Find the question"}
+    assert not load_recipe(minimal, [f"stages.0.data={[one, one]}"]).lacks_query_prompt
+    instructed = [f"stages.0.data={[one, other]}"]
     assert load_recipe(minimal, instructed).lacks_query_prompt
     prompted = [*instructed, "prompts.query='Find the answer:'"]
     assert not load_recipe(minimal, prompted).lacks_query_prompt

@@ -7,20 +7,26 @@ documentation is made from the docstrings of the keys.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from llm2comp.errors import UserError
+from llm2comp.recipe_parts import During, Passages, PositiveInt, Split
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
+from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
     Strict,
     apply_overrides,
     explain_validation_error,
     read_yaml,
-    shipped_file,
 )
 
-PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -87,50 +93,6 @@ class DataSource(Strict):
     """Pairs only: put before each query, as `instruction:query` and a line break."""
 
 
-class Passages(Strict):
-    """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
-
-    min_chars: int = 1000
-    """Shorter passages are left out."""
-    max_tokens: PositiveInt = 512
-    """Longer passages are left out, or cut to this length if `crop` is set."""
-    crop: bool = False
-    """Cut passages that are too long."""
-
-
-class Split(Strict):
-    """Where a passage of L tokens is cut into text and continuation.
-
-    The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
-    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed. `reconstruction`
-    and `mntp` read the whole passage and do not cut it.
-    """
-
-    low: PositiveInt = 10
-    """The smallest split point, in tokens."""
-    high: PositiveInt | None = None
-    """The largest split point; `L - margin` if it is not given."""
-    margin: PositiveInt = 10
-    """Without `high`: at least this many tokens of the passage come after the split point."""
-    continuation: PositiveInt | None = None
-    """At most this many tokens are predicted; all that follow if it is not given."""
-    per: Literal["sample", "batch"] = "sample"
-    """`sample` draws a split point for each passage. `batch` draws one for all passages of a batch,
-    so that no text is padded."""
-    ramp_steps: Annotated[int, Field(ge=0)] = 0
-    """Begin with the fixed split `start`, and widen it linearly to the range in this many steps."""
-    start: PositiveInt | None = None
-    """The split point to begin with if `ramp_steps` is set."""
-
-    @model_validator(mode="after")
-    def _check_range(self) -> "Split":
-        if self.high is not None and self.high < self.low:
-            raise ValueError(f"high ({self.high}) is below low ({self.low})")
-        if self.ramp_steps and self.start is None:
-            raise ValueError("ramp_steps needs start, the split point to begin with")
-        return self
-
-
 class StageBase(Strict):
     """What every stage has: data, LoRA, attention and optimiser."""
 
@@ -138,8 +100,8 @@ class StageBase(Strict):
     """The name of the stage."""
     data: Annotated[list[DataSource], Field(min_length=1)]
     """The sources of text."""
-    lora: Lora = Lora()
-    """The LoRA that this stage trains."""
+    lora: Lora | None = Lora()
+    """The LoRA that this stage trains; `null` trains all weights (stages 2 and 3)."""
     attention: Attention | None = None
     """Attention of the encoder from this stage on; `null` keeps that of the stage before."""
     steps: PositiveInt
@@ -188,6 +150,8 @@ class Pretext(StageBase):
     or itself, as LLM2Vec trains Llama; `all`: the mask token, as it trains Mistral."""
     mask_probability: Annotated[float, Field(gt=0, le=1)] = 0.2
     """For `mntp`, the share of tokens that are drawn. LLM2Vec: 0.2 for Llama, 0.8 for Mistral."""
+    lora: Lora = Lora()
+    """The LoRA that this stage trains. Without it, the model is the teacher."""
     passages: Passages = Passages()
     """Which passages are taken."""
     split: Split = Split()
@@ -230,6 +194,12 @@ class Contrastive(StageBase):
     eval_pairs: Annotated[int, Field(ge=0)] = 32
     """Rows that are held out, to measure loss, effective dimension and cosines; 0 for none."""
 
+    @model_validator(mode="after")
+    def _check_rates(self) -> "Contrastive":
+        if self.lora is None and self.memory_learning_rate is not None:
+            raise ValueError("memory_learning_rate needs a lora; without it all weights have one")
+        return self
+
 
 class Unsupervised(Contrastive):
     """Stage 2 (UCL): two views of a text are a pair, and dropout differs between them."""
@@ -263,28 +233,6 @@ STAGE_FOLDERS = {
 """The folder of each stage within a run, in the order of the stages."""
 
 
-class During(Strict):
-    """How an encoder is scored while stages 2 and 3 train."""
-
-    tasks: list[NotBlank] = Field(default=[])
-    """Names of tasks, for example `STSBenchmarkDev`. There is a warning if one is a test set."""
-    data: NotBlank | None = None
-    """Your own file or folder, as `llm2comp evaluate --data` takes it."""
-    every: PositiveInt
-    """Steps between two scores. There is one before the first step too, and one after the last."""
-    keep_best: bool = True
-    """The step with the best score is the result of the stage, and not the last one. The mean
-    counts if there are several tasks."""
-    patience: PositiveInt | None = None
-    """End the stage after so many scores in a row that are not better than the best."""
-
-    @model_validator(mode="after")
-    def _check_tasks(self) -> "During":
-        if not (self.tasks or self.data):
-            raise ValueError("name tasks or data to score on")
-        return self
-
-
 class Evaluation(Strict):
     """What `llm2comp train` scores, after each stage and while stages 2 and 3 train."""
 
@@ -313,12 +261,17 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the order of the data, of dropout, of split points and of new weights."""
     backbone: Backbone = Backbone()
-    """The language model to start from."""
+    """The language model to start from. With `base`: how the base is loaded and trained."""
+    base: NotBlank | None = None
+    """An encoder to start from in place of a backbone: a folder, a released name (also
+    `NAME/2-unsupervised`), `minilm`, or a hub id. It fixes `memory`, `max_length`, `backbone.name`
+    and `backbone.add_bos`, so they are left out, and so is the stage `pretext`."""
     memory: Memory = Memory()
     """The memory tokens."""
     prompts: dict[NotBlank, Prefix] = Field(default={"query": "", "document": ""})
-    """What `encode_query` and `encode_document` put before a text. If queries are trained with a
-    `query_instruction`, `query` should be such an instruction and a colon."""
+    """What `encode_query` and `encode_document` put before a text. An empty `query` becomes the
+    instruction that queries are trained with, if there is one only. With `base`: changes to the
+    base's prompts; `supervised` trains with `query` and `document`."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -333,10 +286,15 @@ class Recipe(Strict):
 
     @property
     def lacks_query_prompt(self) -> bool:
-        """Whether queries are trained with an instruction and encoded without one."""
+        """Whether queries are trained with several instructions, and no query prompt is chosen."""
         sources = [source for stage in self.stages for source in stage.data]
-        instructed = any(source.query_instruction for source in sources)
-        return instructed and not self.prompts.get("query")
+        instructions = {source.query_instruction for source in sources} - {""}
+        return len(instructions) > 1 and not self.prompts.get("query")
+
+    @property
+    def given_prompts(self) -> dict[str, str]:
+        """The prompts that the recipe itself names."""
+        return self.prompts if "prompts" in self.model_fields_set else {}
 
     @model_validator(mode="after")
     def _check_order(self) -> "Recipe":
@@ -345,6 +303,36 @@ class Recipe(Strict):
             order = ", ".join(STAGE_FOLDERS)
             raise ValueError(f"stages are {', '.join(names)}; each once, in the order {order}")
         return self
+
+    @model_validator(mode="after")
+    def _check_base(self) -> "Recipe":
+        if self.base is None:
+            return self
+        given = {
+            "memory": "memory" in self.model_fields_set,
+            "max_length": "max_length" in self.model_fields_set,
+            "backbone.name": "name" in self.backbone.model_fields_set,
+            "backbone.add_bos": self.backbone.add_bos is not None,
+        }
+        if fixed := [key for key, is_given in given.items() if is_given]:
+            raise ValueError(f"{fixed[0]} is that of the base {self.base}; leave it out")
+        if self.stages[0].stage == "pretext":
+            raise ValueError(
+                f"pretext needs a causal language model, and the base {self.base} is an encoder; "
+                "leave one of them out (pretext.start_from goes on from a trained stage 1)"
+            )
+        if self.evaluation.baselines:
+            raise ValueError("evaluation.baselines are made of a backbone; leave them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_the_base_fixes(self, write: SerializerFunctionWrapHandler) -> Any:
+        settings = write(self)
+        if self.base is not None:
+            for key in {"memory", "max_length", "prompts"} - {*self.model_fields_set}:
+                settings.pop(key, None)
+            settings.get("backbone", {}).pop("name", None)
+        return settings
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -385,7 +373,7 @@ def recipe_path(name: str) -> Path:
     Raises:
         UserError: if there is no such file and no such shipped recipe.
     """
-    return shipped_file(name, "recipe", "*.yaml")
+    return find_shipped(name, "recipe", "*.yaml")
 
 
 def study_path(name: str) -> Path:
@@ -394,4 +382,4 @@ def study_path(name: str) -> Path:
     Raises:
         UserError: if there is no such file and no such shipped study.
     """
-    return shipped_file(name, "study", "study/*.yaml")
+    return find_shipped(name, "study", "study/*.yaml")

@@ -67,10 +67,16 @@ def test_a_run_whose_recipe_was_written_with_the_old_default_goes_on(
         pipeline.train(settings, tmp_path / "run", Console(quiet=True))
 
 
-def test_instructions_without_a_query_prompt_give_one_warning(
+def test_several_instructions_without_a_query_prompt_give_one_warning(
     tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    instructed = "pretext.data.0.query_instruction=Find the next text"
+    texts = load_recipe(tiny_recipe).stages[0].data[0].source
+    instructed = "pretext.data=" + json.dumps(
+        [
+            {"source": texts, "query_instruction": f"Find the {text} text"}
+            for text in ("next", "last")
+        ]
+    )
     with caplog.at_level(logging.WARNING, "llm2comp"):
         pipeline.train(first_stage(tiny_recipe, instructed), tmp_path / "run", Console(quiet=True))
     warnings = [

@@ -17,7 +17,8 @@ from transformers.integrations import integration_utils
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import OwnData
-from llm2comp.recipe import During, Evaluation, Recipe, load_recipe
+from llm2comp.recipe import Evaluation, Recipe, load_recipe
+from llm2comp.recipe_parts import During
 from llm2comp.training import contrastive, pipeline
 from llm2comp.training.checkpoints import start_log
 from llm2comp.training.monitoring import trackers
@@ -149,14 +150,18 @@ def test_a_score_is_that_of_the_saved_encoder(
             json.dumps({"anchor": f"{long} {end}", "positive": f"{long} {end}s"}) + "\n"
             for end in ("orchestra", "harbour", "immune")
         )
-    stage = recipe.stages[-1].model_copy(update={"max_length": 32})
+    # The stage stores a prompt, which the scores have too.
+    instructed = recipe.stages[-1].data[0].model_copy(update={"query_instruction": "Find it"})
+    stage = recipe.stages[-1].model_copy(update={"max_length": 32, "data": [instructed]})
     recipe = recipe.model_copy(update={"stages": [*recipe.stages[:-1], stage]})
     encoder = train(recipe, source, tmp_path / "run")
     found = scores_of(tmp_path / "run")
     assert list(found) == [0, 3, 6, 9, 12, STEPS]
     data = OwnData(dev)
+    prompts = SentenceTransformer(str(encoder), device="cpu").prompts
+    assert "Find it" in prompts["query"]
     for step, folder in ((0, source), (STEPS, encoder)):
-        model = SentenceTransformer(str(folder), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu", prompts=prompts)
         assert found[step] == pytest.approx(runner.main_score(model, data.task()), abs=1e-2)
     (last,) = (
         e["scores"] for e in events(tmp_path / "run") if e.get("step") == STEPS and "score" in e

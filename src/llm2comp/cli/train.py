@@ -28,7 +28,7 @@ def train(
         typer.Option(help="What to do with a bad row of data; default: what the recipe says."),
     ] = None,
 ) -> None:
-    """Train an encoder from a recipe.
+    """Train an encoder from a recipe: from a language model, or from an encoder.
 
     The folder of the run gets one encoder folder per stage (1-pretext, ...). The last of them is
     copied to "model".
@@ -37,6 +37,7 @@ def train(
     Examples:
       llm2comp train demo --out runs/demo
       llm2comp train smollm2-135m seed=1 pretext.steps=400 --out runs/seed1
+      llm2comp train finetune base=minilm supervised.data.0.source=my.csv --out runs/tuned
       llm2comp train my.yaml --on-bad-row skip --out runs/mine
     """
     from llm2comp.recipe import load_recipe, recipe_path

@@ -1,7 +1,7 @@
 """Datasets and models of the Hugging Face hub: stream rows, download weights, check names."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,14 +99,39 @@ def download_model(name: str, revision: str | None = None, *, code: bool = False
     return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"])
 
 
-def _snapshot(name: str, revision: str | None, files: list[str]) -> Path:
+def download_encoder(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+    """Return the folder of a sentence-transformers model, as `download_model` does.
+
+    The folders of its modules, such as `1_Pooling` and `2_Dense`, are downloaded too.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit; by default the main branch.
+        code: whether to download the Python files of the model too.
+
+    Raises:
+        UserError: as `download_model`.
+    """
+    wanted = [*MODEL_FILES, "[0-9]*_*/*.bin", *(["*.py"] if code else [])]
+    unwanted = ["onnx/*", "openvino/*", "consolidated*"]
+    folder = _snapshot(name, revision, wanted, unwanted)
+    if any(folder.glob("*.safetensors")) or any(folder.glob("0_*/*")):
+        return folder
+    return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"], unwanted)
+
+
+# "consolidated" files hold the same weights once more, under other names.
+def _snapshot(
+    name: str,
+    revision: str | None,
+    files: list[str],
+    unwanted: Sequence[str] = ("*/*", "consolidated*"),
+) -> Path:
     """Download the files of a model that match a pattern, and return their folder."""
-    # "consolidated" files hold the same weights once more, under other names.
-    unwanted = ["*/*", "consolidated*"]
     with _hub_errors("model", name, revision):
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=files, ignore_patterns=unwanted
+                name, revision=revision, allow_patterns=files, ignore_patterns=list(unwanted)
             )
         )
 

@@ -59,7 +59,7 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     with ExitStack() as stack:
         parts = [
             _Part(source, name, files, stack)
-            for source, name in zip(stage.data, _names(stage.data), strict=True)
+            for source, name in zip(stage.data, dataset_names(stage.data), strict=True)
         ]
         drawn = draw_pairs(stage.data, trained + stage.eval_pairs, seed, on_bad_row, skipped)
         for number, (place, row) in enumerate(drawn):
@@ -211,7 +211,7 @@ class _Part:
         logger.warning(found)
 
 
-def _names(sources: Sequence[DataSource]) -> Iterator[str]:
+def dataset_names(sources: Sequence[DataSource]) -> Iterator[str]:
     """Yield the name of each source's dataset."""
     for place, source in enumerate(sources):
         earlier = [one.source for one in sources[:place]].count(source.source)

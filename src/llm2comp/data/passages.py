@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Passages
+from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import Passages
 
 logger = logging.getLogger("llm2comp")
 

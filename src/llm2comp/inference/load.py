@@ -85,9 +85,15 @@ def load(
     if compiled.backend_of(Path(source)):
         model = build(torch.float32)
         logger.info("%s: keeps the precision that it was compiled in", name)
-        return model
-    label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
-    return load_checked(label, dtype, build, source)
+    else:
+        label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
+        model = load_checked(label, dtype, build, source)
+    mismatch = lineage and lineage.prompt_mismatch(model.prompts)
+    if mismatch:
+        logger.warning(
+            "%s: %s; give the prompt yourself: encode(texts, prompt=...)", name, mismatch
+        )
+    return model
 
 
 def load_in(

@@ -94,7 +94,12 @@ def licence_of(name: str, revision: str | None = None) -> str | None:
     """
     if name in PACKAGED:
         return catalog.entry(name).licence.lower()
-    card = backbone_folder(name, revision) / "README.md"
+    return licence_in(backbone_folder(name, revision))
+
+
+def licence_in(folder: Path) -> str | None:
+    """Return the licence that the model card in a folder names; None if it is not known."""
+    card = folder / "README.md"
     try:
         metadata = metadata_load(card) if card.is_file() else None
     except (OSError, ValueError, YAMLError):
@@ -114,11 +119,15 @@ def pinned(backbone: Backbone) -> Backbone:
     Raises:
         UserError: if the hub has no such model, or cannot be reached and the cache has no copy.
     """
-    known = backbone.revision is not None and _COMMIT.fullmatch(backbone.revision)
-    if known or _local_folder(backbone.name) is not None:
+    if is_commit(backbone.revision) or _local_folder(backbone.name) is not None:
         return backbone
     folder = download_model(backbone.name, backbone.revision, code=backbone.trust_remote_code)
     return backbone.model_copy(update={"revision": folder.name})
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision of the hub names one version for good."""
+    return revision is not None and bool(_COMMIT.fullmatch(revision))
 
 
 def _local_folder(name: str) -> Path | None:

@@ -24,8 +24,8 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.folder.card import model_card
-from llm2comp.model.folder.layout import write_layout
-from llm2comp.model.folder.reference import SAME, Reference, embed_alone
+from llm2comp.model.folder.layout import keep_layout, write_layout
+from llm2comp.model.folder.reference import SAME, TEXTS, Reference, embed_alone
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
@@ -124,20 +124,21 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
 def save(
     encoder: SentenceTransformer,
     folder: Path,
-    adapter: Path,
+    adapter: Path | None,
     lineage: Lineage,
     source: Path | None = None,
 ) -> None:
     """Write an encoder folder with its adapter, its lineage and its model card, and check it.
 
-    The check loads the folder with stock sentence-transformers, probes it, and compares its
-    embeddings with those of the encoder.
+    The check loads the folder with stock sentence-transformers and compares its embeddings with
+    those of the encoder. An encoder of ours is probed. Of one of others, a text in a batch must
+    have the embedding that it has alone.
 
     Args:
         encoder: to save. Its weights are given back before the folder is loaded, so that there are
             never two copies in memory.
         folder: to write; it appears only when it is complete and right.
-        adapter: folder of the adapter that the last stage trained.
+        adapter: folder of the adapter that the last stage trained; None if it trained all weights.
         lineage: of the encoder.
         source: encoder folder that the encoder was loaded from; its tokenizer is kept.
 
@@ -150,15 +151,11 @@ def save(
     expected = embed_alone(encoder)
     if not (expected.isfinite().all() and expected.any(1).all()):
         raise BrokenModelError(f"the embeddings of the encoder are zero or not finite; {remedy}")
-    dimension = token_table(encoder_body(encoder)).embedding_dim
+    reference = Reference.of(expected)
     own_code = has_own_code(encoder_body(encoder))
     with atomic_folder(folder) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        if source is None:
-            _write_tokenizer(encoder, partial)
-        else:
-            copy_tokenizer(source, partial)
-        needed = write_layout(partial)
+        needed = _write_small_files(encoder, partial, lineage, source)
         encoder.to("meta")
         try:
             stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=own_code)
@@ -167,26 +164,74 @@ def save(
                 f"{folder} is not written, because it would not load again "
                 f"({type(error).__name__}: {one_line(error)}); choose another backbone"
             ) from error
-        attention = probe_encoder(encoder_body(stock), str(folder))
-        difference = float((1 - (expected * embed_alone(stock)).sum(1)).max())
+        last = lineage.stages[-1]
+        if lineage.method is not None:
+            attention = probe_encoder(encoder_body(stock), str(folder))
+            last = last.model_copy(update=asdict(attention))
+        else:
+            require_independent(stock, str(folder))
+        difference = reference.difference(stock)
         if not difference <= SAME:
             raise UserError(
                 f"its embeddings differ from those in memory by a cosine distance of "
                 f"{difference:.1e}; {folder} is not written"
             )
-        last = lineage.stages[-1].model_copy(update=asdict(attention))
-        lineage = lineage.model_copy(
-            update={
-                "stages": [*lineage.stages[:-1], last],
-                "reference": Reference.of(expected),
-            }
-        ).without_paths()
-        card = model_card(lineage, dimension, needed)
+        stages = [*lineage.stages[:-1], last]
+        lineage = lineage.model_copy(update={"stages": stages, "reference": reference})
+        lineage = lineage.without_paths()
+        card = model_card(lineage, expected.shape[1], needed)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        base = lineage.backbone.name if source is None else source.name
-        copy_adapter(adapter, partial / ADAPTER, base)
+        if adapter is not None:
+            copy_adapter(adapter, partial / ADAPTER, _adapted_model(lineage, source))
         lineage.write(partial)
         write_checksums(partial)
+
+
+def _write_small_files(
+    encoder: SentenceTransformer, folder: Path, lineage: Lineage, source: Path | None
+) -> dict[str, str]:
+    """Write the files of a saved encoder that stock sentence-transformers writes otherwise.
+
+    Returns:
+        The versions that a client needs, by package.
+    """
+    if lineage.method is None:
+        assert source is not None
+        return keep_layout(source, folder)
+    if source is None:
+        _write_tokenizer(encoder, folder)
+    else:
+        copy_tokenizer(source, folder)
+    return write_layout(folder)
+
+
+def _adapted_model(lineage: Lineage, source: Path | None) -> str:
+    """Return the name of the model that the adapter of the last stage belongs to."""
+    if len(lineage.stages) > 1 and source is not None:
+        return source.name
+    known = lineage.bases[-1].name if lineage.bases else lineage.backbone and lineage.backbone.name
+    return str(known)
+
+
+def require_independent(encoder: SentenceTransformer, name: str) -> None:
+    """Check that the embedding of a text does not depend on the other texts of its batch.
+
+    Args:
+        encoder: in float32.
+        name: of the encoder, for the message.
+
+    Raises:
+        UserError: if it does.
+    """
+    together = encoder.encode(
+        list(TEXTS), prompt="", convert_to_tensor=True, show_progress_bar=False
+    )
+    difference = Reference.of(together.float().cpu()).difference(encoder)
+    if not difference <= SAME:
+        raise UserError(
+            f"encoder {name!r} is refused: the embedding of a text in a batch differs from that of "
+            f"the text alone by a cosine distance of {difference:.1e}; choose another base"
+        )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -228,14 +273,15 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
     """Build an encoder in float32 from its backbone and the adapters of its stages.
 
     Args:
-        lineage: names the backbone and the stages.
+        lineage: of an encoder of ours; names the backbone and the stages.
         adapters: folders of the first stages, in order.
 
     Raises:
         UserError: if the backbone cannot be loaded or an adapter does not fit.
     """
     last = lineage.stages[len(adapters) - 1]
-    backbone = lineage.backbone
+    assert lineage.method is not None
+    backbone, memory, prompt_format = lineage.method
     model, tokenizer = load_backbone(
         backbone.name,
         bidirectional=not last.causal,
@@ -243,16 +289,16 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
         revision=backbone.revision,
     )
     tokenizer = add_memory_tokens(
-        model, tokenizer, lineage.memory, lineage.seed, lineage.format, backbone.add_bos
+        model, tokenizer, memory, lineage.seed, prompt_format, backbone.add_bos
     )
     encoder = assemble(
         model,
         tokenizer,
-        lineage.memory.tokens,
-        causal=last.causal,
+        memory.tokens,
+        causal=bool(last.causal),
         prompts=lineage.prompts,
-        max_length=lineage.max_length,
-        prompt_format=lineage.format,
+        max_length=int(lineage.max_length or 0),
+        prompt_format=prompt_format,
     )
     for adapter in adapters:
         merge(encoder, adapter)

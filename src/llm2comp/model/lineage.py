@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llm2comp.data import files
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import licence_of
 from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
-from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat
+from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, query_prompt
 from llm2comp.recipe import Backbone, DataSource, Memory, Recipe, StageBase
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_file
@@ -44,11 +45,15 @@ class StageRecord(BaseModel):
         kept_step: the step whose weights the encoder has; None if it is the last one.
         matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
         learning_rate: the highest.
-        causal: whether the encoder's attention is causal.
+        causal: whether the encoder's attention is causal; None if the encoder began as one of
+            others, whose attention is left as it is.
         layers: of the backbone; None in folders of older versions.
         attending: layers that have attention. The others have, for example, a convolution.
         lora: rank, scale and dropout of the LoRA, its `target_modules`, and `left_out`, the layers
-            of the blocks without one. Folders of older versions have no `left_out`.
+            of the blocks without one. Folders of older versions have no `left_out`. None if all
+            weights were trained.
+        prompts: what stood before queries (`query`) and other texts (`document`) of the sources
+            without an instruction of their own.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -61,14 +66,21 @@ class StageRecord(BaseModel):
     batch_size: int
     matryoshka: list[int] | None = None
     learning_rate: float
-    causal: bool
+    causal: bool | None
     layers: int | None = None
     attending: int | None = None
-    lora: dict[str, Any] = Field(default={})
+    lora: dict[str, Any] | None = Field(default={})
+    prompts: dict[str, str] = Field(default={})
 
     @classmethod
     def of(
-        cls, stage: StageBase, *, causal: bool, lora: dict[str, Any], step: int | None = None
+        cls,
+        stage: StageBase,
+        *,
+        causal: bool | None,
+        lora: dict[str, Any],
+        prompts: dict[str, str] | None = None,
+        step: int | None = None,
     ) -> "StageRecord":
         """Record a stage of a recipe.
 
@@ -76,15 +88,23 @@ class StageRecord(BaseModel):
             stage: as the recipe has it.
             causal: whether the encoder's attention is causal after the stage.
             lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
+            prompts: the attribute of that name.
             step: whose weights the encoder has; the last one by default.
         """
         settings = stage.model_dump()
+        if stage.lora is not None:
+            settings["lora"] |= lora
         if step is not None and step != stage.steps:
             settings["kept_step"] = step
-        settings["lora"] |= lora
         if not stage.steps:
             settings["data"] = []  # no text was read
-        return cls.model_validate(settings | {"causal": causal})
+        return cls.model_validate(settings | {"causal": causal, "prompts": prompts or {}})
+
+    @property
+    def query_prompts(self) -> set[str]:
+        """What stood before queries in training, an empty text left out."""
+        bare = self.prompts.get("query", "")
+        return {query_prompt(source) or bare for source in self.data} - {""}
 
 
 class Compiled(BaseModel):
@@ -103,19 +123,44 @@ class Compiled(BaseModel):
     allowed: float = SAME_ELSEWHERE
 
 
+class Base(BaseModel):
+    """An encoder that a run started from.
+
+    Attributes:
+        name: as the recipe has it. In a folder, one that was local has its last part alone.
+        revision: commit of a model of the hub.
+        fingerprint: of its files, see `llm2comp.utils.checksums.fingerprint`.
+        stages: how many stages of this package had made it; 0 if others made it.
+        seed: of the run that made it; None if others made it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    revision: str | None = None
+    fingerprint: str
+    stages: int = 0
+    seed: int | None = None
+
+
 class Lineage(BaseModel):
     """How an encoder was made.
+
+    An encoder that began as one of others has neither a backbone nor memory tokens.
 
     Attributes:
         format_version: of `llm2comp.json`.
         name: of the recipe.
         backbone: the causal language model. In a folder, one that was local has its name alone.
-        licence: of the backbone, as the hub abbreviates it; None if it is not known.
+        bases: the encoders that runs started from, in order; empty after a run from a backbone.
+        licence: of the backbone or of the encoder of others, as the hub abbreviates it; None if it
+            is not known.
         memory: number, initialisation and scale of the memory tokens.
         prompt_format: a key of `llm2comp.model.prompt_format.PROMPT_FORMATS`.
         prompts: for queries and documents.
-        max_length: tokens per text, without BOS, prompts and memory tokens.
-        seed: of the run.
+        max_length: tokens per text, without BOS, prompts and memory tokens; for an encoder of
+            others, with all of them, and None if it has no limit.
+        seed: of the last run.
         stages: that were trained so far, in order.
         versions: of Python and of the packages that made the encoder.
         reference: embeddings that a client must compute too; None in folders of older versions.
@@ -126,12 +171,13 @@ class Lineage(BaseModel):
 
     format_version: int = FORMAT_VERSION
     name: str
-    backbone: Backbone
+    backbone: Backbone | None
+    bases: list[Base] = Field(default=[])
     licence: str | None = None
-    memory: Memory
-    prompt_format: str
+    memory: Memory | None
+    prompt_format: str | None
     prompts: dict[str, str]
-    max_length: int
+    max_length: int | None
     seed: int
     stages: list[StageRecord] = Field(default=[])
     versions: dict[str, str] = Field(default={})
@@ -159,7 +205,10 @@ class Lineage(BaseModel):
     def _known_format(self) -> "Lineage":
         if self.format_version > FORMAT_VERSION:
             raise ValueError(f"format {self.format_version} is of a later llm2comp; update it")
-        if self.prompt_format not in PROMPT_FORMATS:
+        parts = (self.backbone, self.memory, self.prompt_format)
+        if any(parts) != all(parts) or not (all(parts) or self.bases):
+            raise ValueError("backbone, memory or prompt_format is missing; restore the file")
+        if self.prompt_format not in (None, *PROMPT_FORMATS):
             raise ValueError(f"prompt format {self.prompt_format!r} is unknown; update llm2comp")
         return self
 
@@ -180,11 +229,50 @@ class Lineage(BaseModel):
             prompts=recipe.prompts,
             max_length=recipe.max_length,
             seed=recipe.seed,
-            versions={
-                "llm2comp": __version__,
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in PACKAGES},
-            },
+            versions=versions(),
+        )
+
+    @classmethod
+    def of_others(
+        cls, recipe: Recipe, base: Base, prompts: dict[str, str], max_length: int | None
+    ) -> "Lineage":
+        """Return the lineage of a run from an encoder of others, before its first stage.
+
+        Args:
+            recipe: of the run.
+            base: the encoder.
+            prompts: of the encoder.
+            max_length: of the encoder, in tokens.
+        """
+        return cls(
+            name=recipe.name,
+            backbone=None,
+            bases=[base],
+            memory=None,
+            prompt_format=None,
+            prompts=prompts | recipe.given_prompts,
+            max_length=max_length,
+            seed=recipe.seed,
+            versions=versions(),
+        )
+
+    def continued(self, recipe: Recipe, base: Base) -> "Lineage":
+        """Return the lineage of a run from the encoder of this one, before its first stage.
+
+        Args:
+            recipe: of the run.
+            base: the encoder of this lineage.
+        """
+        made = base.model_copy(update={"stages": len(self.stages), "seed": self.seed})
+        return self.model_copy(
+            update={
+                "name": recipe.name,
+                "bases": [*self.bases, made],
+                "prompts": self.prompts | recipe.given_prompts,
+                "seed": recipe.seed,
+                "versions": versions(),
+                "reference": None,
+            }
         )
 
     @classmethod
@@ -209,8 +297,8 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            optional = {"licence", "reference", "compiled"}
-            unset = {name for name in optional if getattr(self, name) is None}
+            optional = {"licence", "reference", "compiled", "bases"}
+            unset = {name for name in optional if not getattr(self, name)}
             text = self.model_dump_json(indent=2, exclude=unset)
             one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)
             partial.write_text(one_line + "\n", encoding="utf-8")
@@ -226,7 +314,10 @@ class Lineage(BaseModel):
     def without_paths(self) -> "Lineage":
         """Return the lineage without the folders of the machine on which the encoder was made."""
         raw = self.model_dump()
-        raw["backbone"]["name"] = base_name(self.backbone.name)
+        if self.backbone is not None:
+            raw["backbone"]["name"] = base_name(self.backbone.name)
+        for base in raw["bases"]:
+            base["name"] = base_name(base["name"])
         for stage in raw["stages"]:
             for source in stage["data"]:
                 source["source"] = base_name(source["source"])
@@ -240,9 +331,19 @@ class Lineage(BaseModel):
         return self.compiled.allowed if self.compiled else SAME_ELSEWHERE
 
     @property
-    def format(self) -> PromptFormat:
-        """The prompt format itself."""
-        return PROMPT_FORMATS[self.prompt_format]
+    def method(self) -> tuple[Backbone, Memory, PromptFormat] | None:
+        """What the encoder is made of; None if it began as one of others."""
+        if self.backbone is None or self.memory is None or self.prompt_format is None:
+            return None
+        return self.backbone, self.memory, PROMPT_FORMATS[self.prompt_format]
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """The number of memory tokens after every text."""
+        if self.method is None:
+            return 0
+        _, memory, prompt_format = self.method
+        return prompt_format.num_memory_tokens(memory.tokens)
 
     @property
     def matryoshka(self) -> list[int]:
@@ -257,6 +358,38 @@ class Lineage(BaseModel):
         """Whether queries had a prompt or an instruction in training."""
         sources = [source for stage in self.stages for source in stage.data]
         return any(self.prompts.values()) or any(source.query_instruction for source in sources)
+
+    def prompt_mismatch(self, prompts: Mapping[str, str | None]) -> str | None:
+        """Say where an encoder's prompts are not those of its last supervised stage.
+
+        Args:
+            prompts: of the encoder, by name.
+
+        Returns:
+            One line; None if they are the same, or no stage was supervised.
+        """
+        last = next((s for s in reversed(self.stages) if s.stage == "supervised"), None)
+        if last is None:
+            return None
+        document = last.prompts.get("document", "")
+        for name, trained in (("query", last.query_prompts), ("document", {document} - {""})):
+            stored = prompts.get(name) or ""
+            if stored not in (trained or {""}):
+                what = " or ".join(map(repr, sorted(trained))) or "nothing"
+                return (
+                    f"in training {what} stood before each {name}, and encode_{name} puts "
+                    f"{stored!r} before it"
+                )
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, of Python and of the packages that make an encoder."""
+    return {
+        "llm2comp": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def base_name(name: str) -> str:

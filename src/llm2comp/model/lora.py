@@ -76,7 +76,7 @@ def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that train, by name: LoRA factors and memory embeddings."""
+    """Return the parameters that train, by name: those of an adapter, or all weights."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

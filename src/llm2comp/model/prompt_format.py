@@ -1,7 +1,15 @@
-"""Prompt formats: which tokens surround a text, and which outputs become its embedding."""
+"""Prompt formats: which tokens surround a text, and which outputs become its embedding.
 
+A prompt of sentence-transformers, such as `query`, is a prefix of the text itself and stands within
+all of these.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
+
+from llm2comp.recipe import DataSource
 
 
 @dataclass(frozen=True)
@@ -48,3 +56,32 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 """Every format by its name, which an encoder folder records."""
 
 DEFAULT_FORMAT = PROMPT_FORMATS["memory"]
+
+
+def query_prompt(source: DataSource) -> str:
+    """Return the prompt that is a source's instruction; empty if it has none.
+
+    A prompt is a prefix. So it lacks the line break that follows the query in training.
+    """
+    return f"{source.query_instruction}:" if source.query_instruction else ""
+
+
+def trained_prompts(
+    prompts: Mapping[str, str], given: Mapping[str, str], sources: Sequence[DataSource]
+) -> dict[str, str]:
+    """Return an encoder's prompts after it was trained on sources with instructions.
+
+    One instruction becomes the prompt `query`, unless the recipe names another. Several are prompts
+    under the names of their sources.
+
+    Args:
+        prompts: that the encoder has, by name.
+        given: those that the recipe names.
+        sources: that it was trained on.
+    """
+    instructions = {PurePath(s.source).stem: query_prompt(s) for s in sources if query_prompt(s)}
+    distinct = set(instructions.values())
+    if len(distinct) == 1 and not given.get("query"):
+        return dict(prompts) | {"query": distinct.pop()}
+    new = {name: p for name, p in instructions.items() if p not in prompts.values()}
+    return new | dict(prompts)

@@ -90,15 +90,30 @@ def resolve_encoder(name: str) -> str:
     Raises:
         UserError: if there is no such release, or neither a folder nor a hub model of that name.
     """
+    local = local_encoder(name)
+    if local is None:
+        require_model(name)
+        return name
+    return str(local)
+
+
+def local_encoder(name: str) -> Path | None:
+    """Return the folder of an encoder on this machine; None if the name can only be a hub id.
+
+    Args:
+        name: released encoder, peer, local folder, or hub id.
+
+    Raises:
+        UserError: if there is no such release.
+    """
     if not name:
         raise UserError("the name of the encoder is empty; give a folder, a name or a hub id")
     if name.partition("/")[0] in names() and not Path(name).exists():
-        return str(fetch(name))
+        return fetch(name)
     if name in PEERS:
-        return str(catalog.fetch(name))
-    if not Path(name).is_dir():
-        require_model(name)
-    return name
+        return catalog.fetch(name)
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def lineage_of(name: str) -> Lineage | None:

@@ -22,19 +22,22 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from torch import Tensor
 from transformers import AutoConfig
 
+from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention, record_attention
+from llm2comp.model.base import freeze_word_weights, transformer_folder
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.causal_lm.parts import positions_of
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
+from llm2comp.model.prompt_format import trained_prompts
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
-from llm2comp.training.monitoring.development import Development, DevelopmentWatch
+from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
 from llm2comp.training.monitoring.watches import CollapseWatch
@@ -42,8 +45,10 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     AdapterCheckpoints,
     compile_blocks,
-    log_adapted,
+    load_trained,
+    log_trained,
     run_training,
+    save_trained,
     training_arguments,
 )
 from llm2comp.utils.finite import require_finite
@@ -126,7 +131,7 @@ def train_contrastive(
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float = 0.0,
 ) -> None:
-    """Train a new adapter on an encoder folder, merge it, and write the next encoder folder.
+    """Train a new adapter, or all weights, of an encoder, and write the next encoder folder.
 
     Pairs are trained with InfoNCE against in-batch negatives. Pairs with scores are trained with
     CoSENT, which learns the order of the scores, because another row's text may well be similar
@@ -141,11 +146,15 @@ def train_contrastive(
         attention_dropout: dropout of attention weights, in training only.
     """
     assert context.source is not None
+    if isinstance(data, DatasetDict):
+        # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
+        data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
+    prompts = _prompts_in_training(context)
     adapted, step = _train(
-        context, context.source, data, held_out, batch_sampler, attention_dropout
+        context, context.source, data, held_out, batch_sampler, attention_dropout, prompts
     )
     free_unused_memory()  # because the encoder is loaded next, in float32
-    _write(context, context.source, adapted, step)
+    _write(context, context.source, adapted, prompts, step)
 
 
 def _train(
@@ -155,32 +164,32 @@ def _train(
     held_out: Sequence[tuple[str, str]],
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
-) -> tuple[Adapted, int]:
-    """Train a new adapter, and write it into the work folder.
+    prompts: dict[str, str],
+) -> tuple[Adapted | None, int]:
+    """Train, and write what was trained into the work folder.
 
     Returns:
-        What it adapts, and the step whose weights it has.
+        What the adapter adapts (None if all weights were trained), and the step that was kept.
     """
-    if isinstance(data, DatasetDict):
-        # Each dataset has a loss, in a torch module of the dataset's name: it may have no dots.
-        data = DatasetDict({name.replace(".", "%2E"): part for name, part in data.items()})
     stage, recipe = context.stage, context.recipe
-    lineage = Lineage.read(source)
-    num_memory_tokens = lineage.format.num_memory_tokens(lineage.memory.tokens)
+    num_memory_tokens = context.lineage.num_memory_tokens
     dtype = compute_dtype(recipe.backbone.dtype)
-    trust_remote_code = recipe.backbone.trust_remote_code
-    model = _load(source, stage, dtype, attention_dropout, trust_remote_code=trust_remote_code)
-    body = encoder.encoder_body(model)
+    model = _load(context, source, dtype, attention_dropout)
     saved_length = model.max_seq_length
-    wanted = stage.max_length + model.tokenizer.num_special_tokens_to_add()
-    model.max_seq_length = min(wanted, positions_of(body.config) or wanted)
+    model.max_seq_length = _length_in_training(context, model)
     torch.manual_seed(recipe.seed)  # for LoRA's initial weights
-    adapted = add_adapter(body, stage.lora, num_memory_tokens)
+    body = encoder.encoder_body(model)
+    adapted = None
+    if stage.lora is None:
+        model.requires_grad_(True)
+        freeze_word_weights(model)
+    else:
+        adapted = add_adapter(body, stage.lora, num_memory_tokens)
     same_text = isinstance(stage, Unsupervised) and stage.views == "dropout"
     if same_text:
         check_two_views(model, data["anchor"][0])
-    layers = adapted_layers(adapted)
-    log_adapted(context, layers)
+    layers = None if adapted is None else adapted_layers(adapted)
+    log_trained(context, layers)
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
@@ -190,6 +199,7 @@ def _train(
         **training_arguments(context, dtype),
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
+        prompts=_by_column(prompts, stage, data),
     )
     trainer = ContrastiveTrainer(
         model=model,
@@ -209,36 +219,50 @@ def _train(
             log=context.log,
         )
     )
-    watch = _development_watch(trainer, model, context, saved_length, dtype)
+    watch = DevelopmentWatch.of(
+        context, trainer, model, saved_length, _lineage_to_store(context).prompts, dtype
+    )
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
-    adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
+    if adapted is None:
+        save_trained(model, context.workdir)
+    else:
+        adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
     return layers, watch.kept_step if watch else stage.steps
 
 
-def _development_watch(
-    trainer: ContrastiveTrainer,
-    model: SentenceTransformer,
-    context: StageContext[Unsupervised | Supervised],
-    max_seq_length: int | None,
-    dtype: torch.dtype,
-) -> DevelopmentWatch | None:
-    """Let the recipe's `evaluation.during` score the encoder, if there is one."""
-    evaluation = context.recipe.evaluation
-    if evaluation.during is None:
-        return None
-    watch = DevelopmentWatch(
-        trainer,
-        model,
-        Development(evaluation, evaluation.during),
-        stage=context.stage.stage,
-        max_seq_length=max_seq_length,
-        dtype=dtype,
-        log=context.log,
-    )
-    trainer.add_callback(watch)
-    return watch
+def _prompts_in_training(context: StageContext[Unsupervised | Supervised]) -> dict[str, str]:
+    """Return what stage 3 puts before queries and documents: with a base, the encoder's prompts.
+
+    They are then before a text in training as `encode_query` and `encode_document` put them later.
+    """
+    if context.recipe.base is None or not isinstance(context.stage, Supervised):
+        return {}
+    prompts = context.lineage.prompts
+    return {name: prompts[name] for name in ("query", "document") if prompts.get(name)}
+
+
+def _by_column(
+    prompts: dict[str, str], stage: Contrastive, data: Dataset | DatasetDict
+) -> dict[str, dict[str, str]]:
+    """Return the prompt of each column, by the name of the dataset.
+
+    The texts of a pair with a score are of one kind and have none. Queries with an instruction have
+    it already.
+    """
+    if not prompts:
+        return {}
+    names = (name.replace(".", "%2E") for name in dataset_names(stage.data))
+    sources = dict(zip(names, stage.data, strict=True))
+    columns: dict[str, dict[str, str]] = {}
+    for name, part in data.items():
+        texts = [] if SCORE in part.column_names else part.column_names
+        columns[name] = dict.fromkeys(texts, prompts.get("document", ""))
+        if texts:
+            bare = not sources[name].query_instruction
+            columns[name]["anchor"] = prompts.get("query", "") if bare else ""
+    return columns
 
 
 def _attention(stage: Contrastive) -> dict[str, bool | None]:
@@ -252,52 +276,91 @@ def _attention(stage: Contrastive) -> dict[str, bool | None]:
 
 
 def _load(
+    context: StageContext[Unsupervised | Supervised],
     source: Path,
-    stage: Contrastive,
     dtype: torch.dtype,
     attention_dropout: float,
-    *,
-    trust_remote_code: bool,
 ) -> SentenceTransformer:
     """Return the encoder to train on, with frozen weights.
 
     Raises:
-        UserError: if it does not pass the probe, for example because its attention cannot become
-            bidirectional.
+        UserError: if it is of ours and does not pass the probe, for example because its attention
+            cannot become bidirectional.
     """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    stage = context.stage
+    code = context.recipe.backbone.trust_remote_code
+    config = AutoConfig.from_pretrained(transformer_folder(source), trust_remote_code=code)
     dropout = dropout_settings(config, attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
-        trust_remote_code=trust_remote_code,
-        model_kwargs={"dtype": dtype},
+        # Weights that train are float32, because bfloat16 would lose small updates.
+        model_kwargs={"dtype": torch.float32 if stage.lora is None else dtype},
         config_kwargs=dropout | _attention(stage),
+        trust_remote_code=code,
     )
     require_finite(model, f"encoder {str(source)!r}", "remove this folder and train it again")
     configure_attention(encoder.encoder_body(model))
-    probe_encoder(encoder.encoder_body(model).train(False), str(source))
     model.requires_grad_(False)
+    if context.lineage.method is not None:
+        probe_encoder(encoder.encoder_body(model).train(False), str(source))
     return model
 
 
+def _length_in_training(
+    context: StageContext[Unsupervised | Supervised], model: SentenceTransformer
+) -> int:
+    """Return the tokens of a text in training, memory tokens included."""
+    wanted = context.stage.max_length + model.tokenizer.num_special_tokens_to_add()
+    limits = [positions_of(encoder.encoder_body(model).config)]
+    if context.lineage.method is None:
+        limits.append(model.max_seq_length)
+    shortest: int = min([wanted, *(limit for limit in limits if limit)])
+    return shortest
+
+
+def _lineage_to_store(context: StageContext[Unsupervised | Supervised]) -> Lineage:
+    """Return the lineage before the stage, with the prompts that the encoder has after it."""
+    lineage = context.lineage
+    if not isinstance(context.stage, Supervised):
+        return lineage
+    given = context.recipe.given_prompts
+    stored = trained_prompts(lineage.prompts, given, context.stage.data)
+    return lineage.model_copy(update={"prompts": stored})
+
+
 def _write(
-    context: StageContext[Unsupervised | Supervised], source: Path, adapted: Adapted, step: int
+    context: StageContext[Unsupervised | Supervised],
+    source: Path,
+    adapted: Adapted | None,
+    prompts: dict[str, str],
+    step: int,
 ) -> None:
-    """Merge the adapter into the source encoder, and write the next encoder folder."""
-    stage, adapter = context.stage, context.workdir / encoder.ADAPTER
-    merged = SentenceTransformer(
+    """Put what was trained into the source encoder, and write the next encoder folder."""
+    stage, lineage = context.stage, _lineage_to_store(context)
+    trained = SentenceTransformer(
         str(source),
         device="cpu",
         trust_remote_code=context.recipe.backbone.trust_remote_code,
+        model_kwargs={"dtype": torch.float32},
         config_kwargs=_attention(stage),
     )
+    trained.prompts = {**trained.prompts, **lineage.prompts}
     with saving(context):
-        encoder.merge(merged, adapter)
-        config = encoder.encoder_body(merged).config
-        record_attention(config, causal=config.is_causal)
-        record = StageRecord.of(stage, causal=config.is_causal, lora=adapted.record, step=step)
-        encoder.save(merged, context.target, adapter, Lineage.read(source).after(record), source)
+        adapter = None
+        if adapted is None:
+            load_trained(trained, context.workdir)
+        else:
+            adapter = context.workdir / encoder.ADAPTER
+            encoder.merge(trained, adapter)
+        causal = None
+        if lineage.method is not None:
+            config = encoder.encoder_body(trained).config
+            causal = bool(config.is_causal)
+            record_attention(config, causal=causal)
+        lora = {} if adapted is None else adapted.record
+        record = StageRecord.of(stage, causal=causal, lora=lora, prompts=prompts, step=step)
+        encoder.save(trained, context.target, adapter, lineage.after(record), source)
 
 
 def _losses(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import (
     AutoModel,
@@ -56,9 +57,12 @@ def rehearse(context: StageContext[Stage]) -> None:
             the encoder that is saved would not load again or would encode otherwise.
     """
     backbone, lineage = context.recipe.backbone, _lineage(context)
-    config, tokenizer = _read(context)
     stages = context.recipe.stages
     remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
+    if lineage.method is None:
+        _rehearse_others(context, lineage, remaining)
+        return
+    config, tokenizer = _read(context)
     whole = _random_body(config, backbone, context.source, device="meta")
     trained = _count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
@@ -89,26 +93,54 @@ def _scale(body: PreTrainedModel) -> None:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
 
 
+def _rehearse_others(
+    context: StageContext[Stage], lineage: Lineage, remaining: list[Stage]
+) -> None:
+    """Check what follows the training of an encoder of others, on the encoder itself.
+
+    Its modules need not be able to have few layers, so it is saved and loaded whole.
+
+    Raises:
+        UserError: as `rehearse`, or if a stage wants another attention.
+    """
+    for stage in remaining:
+        if stage.attention is not None:
+            raise UserError(
+                f"{stage.stage}.attention: the attention of {lineage.bases[0].name} stays as it "
+                "is, because it is no encoder of llm2comp; leave the key out"
+            )
+    model = SentenceTransformer(
+        str(context.source),
+        device="cpu",
+        trust_remote_code=context.recipe.backbone.trust_remote_code,
+        model_kwargs={"dtype": torch.float32},
+    )
+    body = encoder.encoder_body(model)
+    trained = _count_trained(body, remaining, lineage)
+    _require_space(context, sum(p.numel() for p in model.parameters()), trained)
+    _train_nothing_and_save(context, model, body, lineage, causal=None)
+
+
 def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
     """Return the number of parameters that each stage trains.
 
     Raises:
         UserError: if the LoRA of a stage fits no layer of the body.
     """
-    counts: dict[str, int] = {}
-    for stage in stages:
-        settings = stage.lora.model_dump_json()
-        if settings not in counts:
+    counts = {"null": sum(parameter.numel() for parameter in body.parameters())}
+    settings = [stage.lora.model_dump_json() if stage.lora else "null" for stage in stages]
+    for stage, lora in zip(stages, settings, strict=True):
+        if stage.lora is not None and lora not in counts:
             adapted = add_adapter(body, stage.lora, _memory_embeddings(stage, lineage))
-            counts[settings] = sum(p.numel() for p in trainable_parameters(adapted).values())
+            counts[lora] = sum(p.numel() for p in trainable_parameters(adapted).values())
             adapted.unload()
-    return [counts[stage.lora.model_dump_json()] for stage in stages]
+    return [counts[lora] for lora in settings]
 
 
 def _lineage(context: StageContext[Stage]) -> Lineage:
     """Return the lineage of the encoder before the stage."""
     if context.source is not None:
-        return Lineage.read(context.source)
+        return context.lineage
     assert isinstance(context.stage, Pretext)
     return Lineage.start(context.recipe, objective_of(context.stage).prompt_format)
 
@@ -145,10 +177,10 @@ def _random_body(
 
 def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     """Return the number of memory embeddings that a stage trains."""
-    k = lineage.memory.tokens
-    if isinstance(stage, Pretext):
-        return lineage.format.num_memory_embeddings(k)
-    return lineage.format.num_memory_tokens(k)
+    if isinstance(stage, Pretext) and lineage.method is not None:
+        _, memory, prompt_format = lineage.method
+        return prompt_format.num_memory_embeddings(memory.tokens)
+    return lineage.num_memory_tokens
 
 
 def _require_space(context: StageContext[Stage], numbers: int, trained: list[int]) -> None:
@@ -209,44 +241,66 @@ def _save_and_load(
     Raises:
         UserError: if it would not load again, or encode otherwise.
     """
-    stage = context.stage
+    assert lineage.method is not None
+    backbone, memory, prompt_format = lineage.method
     if context.source is None:
         tokenizer = add_memory_tokens(
-            body,
-            tokenizer,
-            lineage.memory,
-            lineage.seed,
-            lineage.format,
-            lineage.backbone.add_bos,
+            body, tokenizer, memory, lineage.seed, prompt_format, backbone.add_bos
         )
-    causal = _is_causal(stage, body)
+    causal = _is_causal(context.stage, body)
     built = encoder.assemble(
         body,
         tokenizer,
-        lineage.memory.tokens,
+        memory.tokens,
         causal=causal,
         prompts=lineage.prompts,
-        max_length=lineage.max_length,
-        prompt_format=lineage.format,
+        max_length=int(lineage.max_length or 0),
+        prompt_format=prompt_format,
     )
+    _train_nothing_and_save(context, built, body, lineage, causal=causal)
+
+
+def _train_nothing_and_save(
+    context: StageContext[Stage],
+    model: SentenceTransformer,
+    body: PreTrainedModel,
+    lineage: Lineage,
+    *,
+    causal: bool | None,
+) -> None:
+    """Write an encoder as if its stage had just been trained, into a folder that is removed.
+
+    Args:
+        context: the stage.
+        model: the encoder.
+        body: its transformer.
+        lineage: of the encoder before the stage.
+        causal: whether its attention is causal after the stage, as `StageRecord` has it.
+
+    Raises:
+        UserError: if it would not load again, or encode otherwise.
+    """
+    stage, adapter = context.stage, None
     # Beside the run and not in /tmp, which may be in memory.
     with tempfile.TemporaryDirectory(prefix=f".{DRY_RUN}.", dir=context.target.parent) as scratch:
-        adapter = Path(scratch) / encoder.ADAPTER
-        # Names of late blocks match nothing here. They were looked for in the whole model.
-        lora = stage.lora.model_copy(update={"target_modules": None})
-        adapted = add_adapter(body, lora, _memory_embeddings(stage, lineage))
-        adapted.save_pretrained(str(adapter), save_embedding_layers=False)
-        record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
-        adapted.unload()
-        encoder.merge(built, adapter)
+        record = StageRecord.of(stage, causal=causal, lora={})
+        if stage.lora is not None:
+            adapter = Path(scratch) / encoder.ADAPTER
+            # Names of late blocks match nothing here. They were looked for in the whole model.
+            lora = stage.lora.model_copy(update={"target_modules": None})
+            adapted = add_adapter(body, lora, _memory_embeddings(stage, lineage))
+            adapted.save_pretrained(str(adapter), save_embedding_layers=False)
+            record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
+            adapted.unload()
+            encoder.merge(model, adapter)
         try:
-            encoder.save(
-                built, Path(scratch) / "encoder", adapter, lineage.after(record), context.source
-            )
+            folder = Path(scratch) / "encoder"
+            encoder.save(model, folder, adapter, lineage.after(record), context.source)
         except UserError as error:
+            recipe = context.recipe
+            start = f"base {recipe.base!r}" if recipe.base else f"backbone {recipe.backbone.name!r}"
             raise UserError(
-                f"backbone {context.recipe.backbone.name!r} fails in a dry run of what follows the "
-                f"training: {error}"
+                f"{start} fails in a dry run of what follows the training: {error}"
             ) from error
 
 

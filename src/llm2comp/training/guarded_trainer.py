@@ -61,10 +61,11 @@ class GuardedTrainer(Trainer, ABC):
 
     @cached_property
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """What trains: the LoRA and, if they train, the memory embeddings."""
+        """What trains: the LoRA and, if they train, the memory embeddings; or all weights."""
         parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in trainable_parameters(cast(nn.Module, self.model)).items():
-            part = "memory embeddings" if MEMORY_EMBEDDINGS in name else "LoRA"
+            part = "LoRA" if "lora_" in name else "weights"
+            part = "memory embeddings" if MEMORY_EMBEDDINGS in name else part
             parts.setdefault(part, []).append(parameter)
         return parts
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import pinned
+from llm2comp.model.base import BaseEncoder, open_base, pinned_base
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import (
     STAGE_FOLDERS,
     Pretext,
@@ -43,10 +45,12 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
-from llm2comp.utils.files import atomic_folder, removed_at_exit, require_folder
+from llm2comp.utils.files import atomic_file, atomic_folder, removed_at_exit, require_folder
 
 logger = logging.getLogger("llm2comp")
 
+BASE = "base.sha256"
+"""File of a work folder with the fingerprint of the base that the stage starts from."""
 LOCK = ".lock"
 """File that is locked in a run folder while a process trains there."""
 SIZES = frozenset(
@@ -103,14 +107,15 @@ def train(
         recipe = _claim(recipe, out, planned=plan is not None)
         if recipe.lacks_query_prompt:
             logger.warning(
-                "queries are trained with instructions, and prompts.query is empty: encode_query "
-                "and search will put nothing before a query; set prompts.query to an instruction "
-                'and a colon, for example "Given a question, retrieve passages that answer it:"'
+                "queries are trained with several instructions, and prompts.query is empty: "
+                "encode_query and search will put nothing before a query; set prompts.query to one "
+                "of the instructions and a colon (each is stored as a prompt of its source's name)"
             )
         first = recipe.stages[0]
-        if not isinstance(first, Pretext):
+        if not isinstance(first, Pretext) and recipe.base is None:
             raise UserError(
-                f"recipe {recipe.name}: {first.stage} needs an encoder; put pretext before it"
+                f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
+                "before it"
             )
         require_trackers(recipe.report_to)
         waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
@@ -120,6 +125,7 @@ def train(
         log = RunLog(out / LOG, console)
         log.check()
         source: Path | None = None
+        begun: Lineage | None = None
         for name in [stage.stage for stage in recipe.stages]:
             folder, workdir = out / STAGE_FOLDERS[name], _workdir(name, out)
             if folder.exists():
@@ -134,13 +140,17 @@ def train(
                 if source is None and not is_of_0_1(out):
                     recipe = _pinned(recipe)
                     write_recipe(recipe, out)
+                if source is None and recipe.base is not None:
+                    base = open_base(recipe)
+                    _require_same_base(base, workdir)
+                    source, begun = base.folder, base.lineage
                 stage = _stage(recipe, name)
                 console.print(
                     f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}"
                 )
                 start_log(log, name, workdir)
-                _train_stage(StageContext(recipe, stage, source, folder, workdir, log))
-            source = folder
+                _train_stage(StageContext(recipe, stage, source, folder, workdir, log, begun))
+            source, begun = folder, None
         return _copy_last(recipe, out)
 
 
@@ -245,8 +255,27 @@ def _with_stages(recipe: Recipe, stages: list[Stage]) -> Recipe:
 
 
 def _pinned(recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of its backbone, so that the run keeps its weights."""
+    """Return the recipe with the commit of what it starts from, which the run keeps."""
+    if recipe.base is not None:
+        return pinned_base(recipe)
     return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
+
+
+def _require_same_base(base: BaseEncoder, workdir: Path) -> None:
+    """Check that a base is the one with which its stage began, and record it there at first.
+
+    Raises:
+        UserError: if it has changed.
+    """
+    record, found = workdir / BASE, base.lineage.bases[-1]
+    if not record.exists():
+        with atomic_file(record) as partial:
+            partial.write_text(found.fingerprint + "\n", encoding="utf-8")
+    elif record.read_text(encoding="utf-8").strip() != found.fingerprint:
+        raise UserError(
+            f"the base {found.name} has changed since the run began, and what was trained fits "
+            f"the old one only; restore it, or start again with another --out ({base.folder})"
+        )
 
 
 def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
@@ -303,7 +332,7 @@ def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:
     settings = recipe.model_dump(exclude={"evaluation", "report_to", "stages"})
     stages = [stage.model_dump(exclude=set(ignored)) for stage in recipe.stages]
     for stage in stages:
-        if stage["lora"]["target_modules"] == TARGETS_OF_0_1:
+        if stage["lora"] and stage["lora"]["target_modules"] == TARGETS_OF_0_1:
             stage["lora"]["target_modules"] = None
     return settings | {"during": recipe.evaluation.deciding, "stages": stages}
 

@@ -37,7 +37,7 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     PretextTrainer,
     compile_blocks,
-    log_adapted,
+    log_trained,
     parameter_groups,
     run_training,
     training_arguments,
@@ -121,7 +121,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
     check_frozen(pretext.compressor, original)
     adapted = adapted_layers(pretext.compressor.adapted)
-    log_adapted(context, adapted)
+    log_trained(context, adapted)
     if rows is not None:
         _optimise(context, pretext, collator, tokenizer, rows)
     pretext.compressor.save_adapter(context.workdir / encoder.ADAPTER)
@@ -231,7 +231,8 @@ def _extended_backbone(
         revision=recipe.backbone.revision,
     )
     for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
-        target_modules(body_of(model), later.lora.target_modules)
+        if later.lora is not None:
+            target_modules(body_of(model), later.lora.target_modules)
     original = Original.of(model)
     tokenizer = add_memory_tokens(
         model, tokenizer, recipe.memory, recipe.seed, prompt_format, recipe.backbone.add_bos

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Recipe, StageBase
 from llm2comp.training.monitoring.run_log import RunLog
 
@@ -17,10 +18,11 @@ class StageContext(Generic[StageT]):
     Attributes:
         recipe: the whole recipe.
         stage: the settings of this stage.
-        source: encoder folder of the stage before; `None` for the first stage.
+        source: encoder folder of the stage before, or of the base; `None` for stage 1.
         target: encoder folder to write.
         workdir: folder of checkpoints, which is removed once the target is written.
         log: where losses and measurements are written.
+        begun: lineage before the first stage, if it starts from a base.
     """
 
     recipe: Recipe
@@ -29,3 +31,12 @@ class StageContext(Generic[StageT]):
     target: Path
     workdir: Path
     log: RunLog
+    begun: Lineage | None = None
+
+    @property
+    def lineage(self) -> Lineage:
+        """The lineage of the encoder that the stage starts from; stage 1 has none."""
+        if self.begun is not None:
+            return self.begun
+        assert self.source is not None
+        return Lineage.read(self.source)

@@ -47,9 +47,7 @@ class AdapterCheckpoints(GuardedTrainer):
     ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = trainable_parameters(cast(nn.Module, self.model))
-        tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-        save_file(tensors, folder / WEIGHTS)
+        save_trained(cast(nn.Module, self.model), folder)
         (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
@@ -63,10 +61,7 @@ class AdapterCheckpoints(GuardedTrainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Take the weights of a checkpoint."""
-        saved = load_file(checkpoint / WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in trainable_parameters(cast(nn.Module, self.model)).items():
-                parameter.copy_(saved[name])
+        load_trained(cast(nn.Module, self.model), checkpoint)
 
 
 class PretextTrainer(AdapterCheckpoints):
@@ -122,6 +117,21 @@ class PretextTrainer(AdapterCheckpoints):
         super().log(logs, *args, **options)
 
 
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write the parameters of a model that train."""
+    parameters = trainable_parameters(model)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    save_file(tensors, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Load what `save_trained` wrote into a model of the same kind."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        parameters[name].copy_(tensor)
+
+
 def run_training(
     trainer: AdapterCheckpoints, context: StageContext[StageBase], counter: TokenCounter
 ) -> None:
@@ -159,8 +169,11 @@ def run_training(
     finish_trackers(context.recipe.report_to)
 
 
-def log_adapted(context: StageContext[StageBase], adapted: Adapted) -> None:
-    """Show which layers the stage's LoRA adapts, and write it to the log."""
+def log_trained(context: StageContext[StageBase], adapted: Adapted | None) -> None:
+    """Show which layers the stage's LoRA adapts, and write it to the log; None is all weights."""
+    if adapted is None:
+        context.log.console.print("all weights train, without LoRA")
+        return
     context.log.console.print(str(adapted))
     context.log.write_once(stage=context.stage.stage, lora=adapted.record)
 

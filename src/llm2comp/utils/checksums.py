@@ -18,9 +18,20 @@ nothing that the other files do not say."""
 
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files in a folder and its subfolders."""
-    lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in _files(folder)]
+    text = _lines(folder, _files(folder))
     with atomic_file(folder / CHECKSUMS) as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of all files in a folder and its subfolders, but for its README."""
+    files = [file for file in _files(folder) if file != folder / "README.md"]
+    return hashlib.sha256(_lines(folder, files).encode()).hexdigest()
+
+
+def _lines(folder: Path, files: list[Path]) -> str:
+    """Return a line for each file of a folder, as `sha256sum` writes it."""
+    return "".join(f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
 def require_unchanged(folder: Path) -> None:

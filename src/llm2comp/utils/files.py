@@ -1,4 +1,4 @@
-"""The cache folder, and files and folders that are written whole or not at all."""
+"""The cache folder, shipped files, and files and folders that are written whole or not at all."""
 
 import atexit
 import functools
@@ -139,3 +139,30 @@ def _require_writable(path: Path, folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()  # it has no name on Linux
     except OSError as error:
         raise UserError(f"{path} cannot be written: {folder}: {error.strerror}") from error
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def find_shipped(name: str, kind: str, pattern: str) -> Path:
+    """Return a file, given its path or its name among the shipped ones.
+
+    Args:
+        name: path of a file, or name of a shipped one without `.yaml`.
+        kind: what the file is ("recipe"), for the message.
+        pattern: of the shipped files, relative to their folder.
+
+    Raises:
+        UserError: if there is no such file and no shipped one of that name.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    # A wheel has the recipes inside the package; a checkout has them in its root folder.
+    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
+        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
+        if name in shipped:
+            return shipped[name]
+        if shipped:
+            raise UserError(f"{kind} {name}: no such file; shipped are {', '.join(shipped)}")
+    raise UserError(f"{kind} {name}: no such file")

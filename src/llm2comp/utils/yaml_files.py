@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from llm2comp.errors import UserError, one_line
 
-_PACKAGE = Path(__file__).parents[1]
 UNKNOWN_KEY = "unknown_key"
 """Type of the validation error for a key that a model does not have."""
 
@@ -191,27 +190,3 @@ def explain_validation_error(error: ValidationError) -> str:
     else:
         message += f" (got {one_line(repr(first['input']), limit=60)})"
     return f"{'.'.join(location)}: {message}" if location else message
-
-
-def shipped_file(name: str, kind: str, pattern: str) -> Path:
-    """Return a file, given its path or the name of a shipped one.
-
-    Args:
-        name: the path, or the name without its extension.
-        kind: what the file is, for the message.
-        pattern: of the shipped files of this kind, below the folder of recipes.
-
-    Raises:
-        UserError: if there is no such file and no shipped one of the name.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    # A wheel has the recipes inside the package; a checkout has them in its root folder.
-    for folder in (_PACKAGE / "shipped_recipes", _PACKAGE.parents[1] / "recipes"):
-        shipped = {file.stem: file for file in sorted(folder.glob(pattern))}
-        if name in shipped:
-            return shipped[name]
-        if shipped:
-            raise UserError(f"{kind} {name}: no such file; shipped are {', '.join(shipped)}")
-    raise UserError(f"{kind} {name}: no such file")

@@ -134,7 +134,8 @@ def _subtitle(content: Content) -> str:
         return "Encoders side by side"
     recipe = content.run.recipe
     objective = next((s.objective for s in recipe.stages if isinstance(s, Pretext)), "")
-    about = f"A text encoder made of {recipe.backbone.name} by the recipe {recipe.name}"
+    start = recipe.base or recipe.backbone.name
+    about = f"A text encoder made of {start} by the recipe {recipe.name}"
     return f"{about}, stage 1 with the objective {objective}" if objective else about
 
 
@@ -146,8 +147,9 @@ def _facts(content: Content) -> list[tuple[str, str]]:
         recipe = content.run.recipe
         seconds = sum(event.get("seconds", 0) for event in content.run.events if event.get("done"))
         samples = sum(stage.steps * stage.batch_size for stage in recipe.stages)
+        tokens = recipe.memory.tokens if last.lineage is None else last.lineage.num_memory_tokens
         facts += [
-            (str(recipe.memory.tokens), "memory tokens"),
+            (str(tokens), "memory tokens"),
             (f"{samples:,}", "training samples"),
             (f"{seconds / 60:.0f} min", "training"),
             (str(recipe.seed), "seed"),
@@ -169,7 +171,7 @@ def _stages(run: Run) -> Cells:
                 str(stage.batch_size),
                 costs["samples"][label],
                 f"{stage.learning_rate:g}",
-                str(stage.lora.r),
+                str(stage.lora.r) if stage.lora else "all weights",
                 costs["time"].get(label, MISSING),
             ]
         )

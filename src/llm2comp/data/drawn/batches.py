@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from llm2comp.data.drawn.rows import RowFiles, Summary, arrow_writer
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.errors import UserError
-from llm2comp.recipe import Pretext, Split
+from llm2comp.recipe import Pretext
+from llm2comp.recipe_parts import Split
 
 IDS = List(Value("int32"))
 PASSAGE = {"input_ids": IDS}

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 _NOISE = ("drop", "jitter")
 """Parts of the names that configurations give to probabilities of dropout and to router noise."""
-_ATTENTION = ("attention_dropout", "attn_pdrop")
+_ATTENTION = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 """The names that architectures give to the dropout of attention weights."""
 
 

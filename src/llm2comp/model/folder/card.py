@@ -6,8 +6,11 @@ from llm2comp.data import catalog
 from llm2comp.data.sources import HUB_ID
 from llm2comp.model.lineage import Lineage, StageRecord
 
-HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Names on the hub of the packaged backbones."""
+HUB_NAMES = {
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+}
+"""Names on the hub of what is packaged."""
 
 TEMPLATE = """---
 {metadata}
@@ -22,7 +25,7 @@ A text encoder that llm2comp made from the causal language model `{backbone}`. I
 objective was `{objective}`. Attention is {attention}. Embeddings have
 {dimension} dimensions and unit length. Texts are truncated to {length} tokens. The method is
 *Learning to Compress* (Zhang et al., AAAI-26, arXiv 2511.17129) or one that it is compared with
-there.
+there.{bases}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -57,6 +60,30 @@ The seed was {seed}. The versions were {versions}.
 llm2comp wrote all settings into `llm2comp.json`{weights}. A copy that `save_pretrained` of
 sentence-transformers writes has {lost}, and only later versions read it.
 """
+TEMPLATE_OF_OTHERS = """---
+{metadata}
+---
+# {name}, after {last}
+
+A text encoder that llm2comp trained further from `{base}`. Its modules, its tokenizer and its
+maximum length are those of `{base}`. Embeddings have {dimension} dimensions.{needs}
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder"{options})
+embeddings = model.encode(["The river rises in the mountains."])
+```
+{prompts}
+| stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
+|---|---|---|---|---|---|---|
+{stages}
+
+The seed was {seed}. The versions were {versions}.
+{licences}
+llm2comp wrote all settings into `llm2comp.json`{weights}.
+"""
+"""For an encoder that began as one of others."""
 SERVERS = (
     "The module `WordWeights` selects these tokens. Servers that have `Pooling` alone, such as "
     "vLLM,\n> text-embeddings-inference and llama.cpp, cannot compute it. txtai needs "
@@ -74,30 +101,65 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
     """
     last = lineage.stages[-1]
     to = lineage.compiled.to if lineage.compiled else None
+    parts = {
+        "metadata": _metadata(lineage),
+        "name": lineage.name,
+        "last": last.stage,
+        "dimension": dimension,
+        "weights": _weights(last, to),
+        "stages": "\n".join(map(_row, lineage.stages)),
+        "seed": lineage.seed,
+        "versions": ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
+        "licences": _licences(lineage),
+    }
+    options = f', backend="{to}"' if to else ""
+    needs = " and ".join(f"{name} {bound}" for name, bound in needed.items())
+    if lineage.backbone is None:
+        return TEMPLATE_OF_OTHERS.format(
+            **parts,
+            base=lineage.bases[0].name,
+            options=options,
+            needs=f" Load this folder with {needs}." if needs else "",
+            prompts=_prompts(lineage),
+        )
     trust = ", trust_remote_code=True" if lineage.backbone.trust_remote_code else ""
     return TEMPLATE.format(
-        metadata=_metadata(lineage),
-        options=(f', backend="{to}"' if to else "") + trust,
-        weights=f", and the compiled\nweights into `{to}/`"
-        if to
-        else ", and the adapter of the\nlast stage, in PEFT's format, into `adapter/`",
+        **parts,
+        options=options + trust,
         lost="no `llm2comp.json`" if to else "neither",
-        needs=" and ".join(f"{name} {bound}" for name, bound in needed.items()),
+        needs=needs,
         pooling=SERVERS,
         cosine=1 - lineage.allowed_difference,
-        name=lineage.name,
         count=len(lineage.stages),
-        last=last.stage,
         backbone=HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name),
+        bases="".join(
+            f"\nThe run of stage {base.stages + 1} started from the encoder `{base.name}`."
+            for base in lineage.bases
+        ),
         objective=lineage.stages[0].objective,
         embedding=_embedding(lineage),
         attention=_attention(last),
-        dimension=dimension,
         length=lineage.max_length,
-        stages="\n".join(map(_row, lineage.stages)),
-        seed=lineage.seed,
-        versions=", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
-        licences=_licences(lineage),
+    )
+
+
+def _weights(last: StageRecord, to: str | None) -> str:
+    """Return what the folder holds beside its settings."""
+    if to:
+        return f", and the compiled\nweights into `{to}/`"
+    if last.lora is None:
+        return ". The last stage trained all\nweights, so there is no adapter"
+    return ", and the adapter of the\nlast stage, in PEFT's format, into `adapter/`"
+
+
+def _prompts(lineage: Lineage) -> str:
+    """Return the encoder's prompts; empty if it has none."""
+    lines = [f"- `{name}`: `{prompt!r}`" for name, prompt in lineage.prompts.items() if prompt]
+    if not lines:
+        return ""
+    return (
+        "\nIt has these prompts. `encode_query` puts `query` before a text, and\n"
+        "`encode_document` puts `document` before it:\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -105,10 +167,12 @@ def _metadata(lineage: Lineage) -> str:
     """Return the metadata of the card, in YAML; what is not known is left out."""
     packaged = set(catalog.names())
     sources = _sources(lineage)
-    backbone = HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name)
+    bases = [] if lineage.backbone is None else [lineage.backbone.name]
+    bases += [base.name for base in lineage.bases if base.revision or base.name in HUB_NAMES]
+    named = [HUB_NAMES.get(name, name) for name in bases]
     hub = [name.partition(":")[0] for name in sources if HUB_ID.fullmatch(name)]
     return ModelCardData(
-        base_model=backbone if HUB_ID.fullmatch(backbone) else None,
+        base_model=next((name for name in reversed(named) if HUB_ID.fullmatch(name)), None),
         datasets=hub or None,
         # All packaged texts are English.
         language="en" if sources and packaged.issuperset(sources) else None,
@@ -145,9 +209,9 @@ def _attention(stage: StageRecord) -> str:
 
 
 def _embedding(lineage: Lineage) -> str:
-    if lineage.format.pooling == "text":
+    if not lineage.num_memory_tokens:
         return "the mean over the text's own tokens"
-    k = lineage.memory.tokens
+    k = lineage.num_memory_tokens
     return f"the mean over the outputs of the {k} memory tokens that follow every text"
 
 
@@ -157,8 +221,9 @@ def _row(stage: StageRecord) -> str:
     size = f"{kept}{stage.steps:,} x {stage.batch_size:,}"
     objective = stage.objective or "contrastive"
     adapted, left_out = (
-        ", ".join(f"`{name}`" for name in stage.lora.get(key) or [])
+        ", ".join(f"`{name}`" for name in (stage.lora or {}).get(key) or [])
         for key in ("target_modules", "left_out")
     )
+    adapted = "none: all weights were trained" if stage.lora is None else adapted
     cells = [stage.stage, objective, data, size, f"{stage.learning_rate:g}", adapted, left_out]
     return f"| {' | '.join(cells)} |"

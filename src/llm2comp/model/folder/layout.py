@@ -9,6 +9,7 @@ refuse, and `requirements`, which sentence-transformers 6 checks before it loads
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ OLD_CLIENTS = {"sentence-transformers": ">=3.4"}
 """Versions that read a folder with the old names."""
 COMPILED_CLIENTS = {"sentence-transformers": ">=5.7"}
 """Versions in which optimum has loaded a compiled folder."""
+WRITTEN = {
+    "config_sentence_transformers.json",
+    "llm2comp.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+}
+"""Files of an encoder of others that are not kept; nor is `config.json` of its transformer."""
 OLD_ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3"}
 POOLING_MODES = (
     "cls_token",
@@ -68,6 +76,36 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
     _write(folder / "config.json", config)
     _write(folder / "tokenizer_config.json", tokenizer)
     return needed
+
+
+def keep_layout(source: Path, folder: Path) -> dict[str, str]:
+    """Give a folder the small files of the encoder of others that it was made from.
+
+    Clients that read the encoder then read the folder too. Only weights, the prompts and the
+    configuration of the transformer are as they were saved. An encoder whose modules are in other
+    folders keeps none of its files.
+
+    Args:
+        source: folder of the encoder of others.
+        folder: that sentence-transformers has saved.
+
+    Returns:
+        The versions that a client needs, by package; none if they are those of the encoder.
+    """
+    if not (source / "modules.json").is_file():  # a bare transformer
+        return NEW_CLIENTS
+    before, now = (
+        [module["path"] for module in json.loads((where / "modules.json").read_bytes())]
+        for where in (source, folder)
+    )
+    if before != now:
+        return NEW_CLIENTS
+    written = {folder / now[0] / "config.json", *(folder / name for name in WRITTEN)}
+    for file in (file for path in {"", *now} for file in (source / path).glob("*")):
+        target = folder / file.relative_to(source)
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and target not in written:
+            shutil.copyfile(file, target)
+    return {}
 
 
 def _as_transformers_4(config: Json) -> Json | None:

@@ -26,7 +26,7 @@ class Reference(BaseModel):
     Attributes:
         texts: that were embedded.
         prompt: that was put before each text.
-        embeddings: one row per text, of unit length.
+        embeddings: one row per text; of unit length, unless an encoder of others has it otherwise.
     """
 
     texts: list[str]
@@ -46,11 +46,12 @@ class Reference(BaseModel):
     def difference(self, encoder: SentenceTransformer) -> float:
         """Return the largest distance between the reference and an encoder's embeddings.
 
-        It is half of the squared Euclidean distance, which is the cosine distance of embeddings
-        of unit length. Embeddings of another length are far away too.
+        It is half of the squared Euclidean distance over the squared length, which is the cosine
+        distance of embeddings of one length. Embeddings of another length are far away too.
         """
-        embeddings = embed_alone(encoder, self.texts, self.prompt)
-        return float((torch.tensor(self.embeddings) - embeddings).square().sum(1).max() / 2)
+        own = torch.tensor(self.embeddings)
+        distances = (own - embed_alone(encoder, self.texts, self.prompt)).square().sum(1)
+        return float((distances / own.square().sum(1)).max() / 2)
 
 
 def embed_alone(

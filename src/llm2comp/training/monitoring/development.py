@@ -19,12 +19,14 @@ from llm2comp.errors import BrokenModelError, UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import read_all
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
-from llm2comp.recipe import During, Evaluation, Pretext, Recipe, Stage
+from llm2comp.recipe import Evaluation, Pretext, Recipe, Stage, StageBase
+from llm2comp.recipe_parts import During
 from llm2comp.training.checkpoints import checkpoint_after
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import warn
 from llm2comp.training.monitoring.progress import SCORE
 from llm2comp.training.monitoring.run_log import RunLog, read_lines
+from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import AdapterCheckpoints
 
 logger = logging.getLogger("llm2comp")
@@ -158,6 +160,7 @@ class DevelopmentWatch(TrainerCallback):
         development: what it is scored on.
         stage: name of the stage.
         max_seq_length: tokens that the saved encoder will read; training may read fewer.
+        prompts: of the saved encoder.
         dtype: precision of autocast.
         log: where scores are written.
 
@@ -173,6 +176,7 @@ class DevelopmentWatch(TrainerCallback):
         *,
         stage: str,
         max_seq_length: int | None,
+        prompts: dict[str, str],
         dtype: torch.dtype,
         log: RunLog,
     ) -> None:
@@ -182,11 +186,39 @@ class DevelopmentWatch(TrainerCallback):
         self.during = development.during
         self.stage = stage
         self.max_seq_length = max_seq_length
+        self.prompts = prompts
         self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
         self.run_log = log
         self.kept_step = 0
         if self.during.keep_best or self.during.patience:
             self._require_same_data()
+
+    @classmethod
+    def of(
+        cls,
+        context: StageContext[StageBase],
+        trainer: AdapterCheckpoints,
+        model: SentenceTransformer,
+        max_seq_length: int | None,
+        prompts: dict[str, str],
+        dtype: torch.dtype,
+    ) -> "DevelopmentWatch | None":
+        """Return a new callback of the trainer; None if the recipe has no `evaluation.during`."""
+        evaluation = context.recipe.evaluation
+        if evaluation.during is None:
+            return None
+        watch = cls(
+            trainer,
+            model,
+            Development(evaluation, evaluation.during),
+            stage=context.stage.stage,
+            max_seq_length=max_seq_length,
+            prompts=prompts,
+            dtype=dtype,
+            log=context.log,
+        )
+        trainer.add_callback(watch)
+        return watch
 
     def _require_same_data(self) -> None:
         own = {data.name for data in self.development.own}
@@ -273,13 +305,14 @@ class DevelopmentWatch(TrainerCallback):
     @contextmanager
     def _as_saved(self) -> Iterator[None]:
         """Let the encoder read texts in a block as it will when it is loaded."""
-        trained = self.model.max_seq_length
+        trained = self.model.max_seq_length, self.model.prompts
         self.model.max_seq_length = self.max_seq_length
+        self.model.prompts = {**self.model.prompts, **self.prompts}
         try:
             with torch.no_grad(), self.autocast:
                 yield
         finally:
-            self.model.max_seq_length = trained
+            self.model.max_seq_length, self.model.prompts = trained
 
 
 @contextmanager

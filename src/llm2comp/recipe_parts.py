@@ -1,0 +1,76 @@
+"""Parts of a recipe: the passages of stage 1, where they are cut, and scores while training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llm2comp.utils.texts import NotBlank
+from llm2comp.utils.yaml_files import Strict
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Passages(Strict):
+    """Which passages pretraining takes (paper: at least 1,000 characters, under 512 tokens)."""
+
+    min_chars: int = 1000
+    """Shorter passages are left out."""
+    max_tokens: PositiveInt = 512
+    """Longer passages are left out, or cut to this length if `crop` is set."""
+    crop: bool = False
+    """Cut passages that are too long."""
+
+
+class Split(Strict):
+    """Where a passage of L tokens is cut into text and continuation.
+
+    The split point is uniform in `[low, L - margin]` (the paper has 10 and 10), or in
+    `[low, high]` if `high` is given. If `low` equals `high`, the split is fixed. `reconstruction`
+    and `mntp` read the whole passage and do not cut it.
+    """
+
+    low: PositiveInt = 10
+    """The smallest split point, in tokens."""
+    high: PositiveInt | None = None
+    """The largest split point; `L - margin` if it is not given."""
+    margin: PositiveInt = 10
+    """Without `high`: at least this many tokens of the passage come after the split point."""
+    continuation: PositiveInt | None = None
+    """At most this many tokens are predicted; all that follow if it is not given."""
+    per: Literal["sample", "batch"] = "sample"
+    """`sample` draws a split point for each passage. `batch` draws one for all passages of a batch,
+    so that no text is padded."""
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    """Begin with the fixed split `start`, and widen it linearly to the range in this many steps."""
+    start: PositiveInt | None = None
+    """The split point to begin with if `ramp_steps` is set."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "Split":
+        if self.high is not None and self.high < self.low:
+            raise ValueError(f"high ({self.high}) is below low ({self.low})")
+        if self.ramp_steps and self.start is None:
+            raise ValueError("ramp_steps needs start, the split point to begin with")
+        return self
+
+
+class During(Strict):
+    """How an encoder is scored while stages 2 and 3 train."""
+
+    tasks: list[NotBlank] = Field(default=[])
+    """Names of tasks, for example `STSBenchmarkDev`. There is a warning if one is a test set."""
+    data: NotBlank | None = None
+    """Your own file or folder, as `llm2comp evaluate --data` takes it."""
+    every: PositiveInt
+    """Steps between two scores. There is one before the first step too, and one after the last."""
+    keep_best: bool = True
+    """The step with the best score is the result of the stage, and not the last one. The mean
+    counts if there are several tasks."""
+    patience: PositiveInt | None = None
+    """End the stage after so many scores in a row that are not better than the best."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "During":
+        if not (self.tasks or self.data):
+            raise ValueError("name tasks or data to score on")
+        return self

@@ -1,0 +1,86 @@
+"""Prompts that hold: what stood before queries in training is what an encoder stores."""
+
+import pytest
+
+from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.prompt_format import trained_prompts
+from llm2comp.recipe import DataSource, Supervised
+
+EMPTY = {"query": "", "document": ""}
+
+
+def source(name: str, instruction: str = "") -> DataSource:
+    return DataSource(source=name, query_instruction=instruction)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "given", "sources", "stored"),
+    [
+        (EMPTY, {}, [source("a.jsonl")], EMPTY),
+        (EMPTY, EMPTY, [source("a.jsonl", "Find"), source("b")], EMPTY | {"query": "Find:"}),
+        ({"query": "q: "}, {}, [source("a", "Find")], {"query": "Find:"}),
+        (
+            {"query": "Ask:"},
+            {"query": "Ask:"},
+            [source("/x/a.jsonl", "Find")],
+            {"query": "Ask:", "a": "Find:"},
+        ),
+        (
+            EMPTY | {"query": "Ask:"},
+            {"query": "Ask:"},
+            [source("a", "Ask"), source("b", "Find")],
+            EMPTY | {"query": "Ask:", "b": "Find:"},
+        ),
+    ],
+    ids=["none", "one", "one over the base's", "another is chosen", "several"],
+)
+def test_each_instruction_is_a_prompt(
+    prompts: dict[str, str],
+    given: dict[str, str],
+    sources: list[DataSource],
+    stored: dict[str, str],
+) -> None:
+    assert trained_prompts(prompts, given, sources) == stored
+
+
+@pytest.mark.parametrize(
+    ("instructions", "trained", "stored", "told"),
+    [
+        ([""], {}, {}, None),
+        (["Find"], {}, {"query": "Find:"}, None),
+        (["Find", "Ask"], {}, {"query": "Ask:"}, None),
+        (["Find"], {}, {"query": ""}, "in training 'Find:' stood before each query"),
+        ([""], {}, {"query": "Find:"}, "in training nothing stood before each query"),
+        ([""], {"query": "q: "}, {"query": "q: "}, None),
+        (
+            [""],
+            {"query": "q: ", "document": "d: "},
+            {"query": "q: "},
+            "in training 'd: ' stood before each document, and encode_document puts ''",
+        ),
+    ],
+)
+def test_a_mismatch_is_told(
+    instructions: list[str], trained: dict[str, str], stored: dict[str, str], told: str | None
+) -> None:
+    stage = Supervised(
+        data=[source(f"{n}.jsonl", text) for n, text in enumerate(instructions)],
+        steps=1,
+        batch_size=2,
+        learning_rate=1,
+    )
+    record = StageRecord.of(stage, causal=True, lora={}, prompts=trained)
+    lineage = Lineage.model_validate(
+        {
+            "name": "x",
+            "backbone": {"name": "y"},
+            "memory": {},
+            "prompt_format": "memory",
+            "prompts": {},
+            "max_length": 8,
+            "seed": 0,
+            "stages": [record.model_dump()],
+        }
+    )
+    found = lineage.prompt_mismatch(stored)
+    assert (found is None) if told is None else (found is not None and told in found)
