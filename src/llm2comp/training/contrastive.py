@@ -37,6 +37,7 @@ from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import trained_prompts
 from llm2comp.recipe import Contrastive, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
+from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
@@ -205,7 +206,9 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=_losses(model, stage, data, gather=arguments.world_size > 1),
+        loss=matryoshka(
+            model, _losses(model, stage, data, gather=arguments.world_size > 1), stage.matryoshka
+        ),
     )
     trainer.add_callback(
         CollapseWatch(

@@ -1,0 +1,1 @@
+"""The losses of UCL and SCL, all of sentence-transformers."""
