@@ -332,7 +332,9 @@ def evaluate(
     return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
 
 
-def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = False) -> Check:
+def export(
+    model: str | Path, to: Backend, out: str | Path, *, int8: bool = False, dim: int | None = None
+) -> Check:
     """Compile an encoder for ONNX Runtime or OpenVINO, and return how much the export differs.
 
     The export is compared with the encoder in PyTorch and float32, by its embeddings and by its
@@ -343,6 +345,7 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
         to: `"onnx"` or `"openvino"`.
         out: encoder folder to write.
         int8: store the weights in 8 bits.
+        dim: as in `encode`. The folder has a module more, which all clients read.
 
     Raises:
         UserError: if the encoder cannot be loaded, the backend is not installed, `out` holds
@@ -356,7 +359,7 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
     """
     from llm2comp.evaluation.checked_export import export as compile_encoder
 
-    return compile_encoder(str(model), to, Path(out), int8=int8)
+    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:

@@ -31,8 +31,8 @@ def formats(
         name: under which the sample is kept, see `llm2comp.inference.calibration.vector_format`.
     """
     whole = require_dim(model, None)
-    dims = lineage.matryoshka if lineage else None
-    dims = dims or [max(1, whole // 2**halving) for halving in range(HALVINGS)]
+    trained = [dim for dim in lineage.matryoshka if dim < whole] if lineage else []
+    dims = trained or [max(1, whole // 2**halving) for halving in range(HALVINGS)]
     chosen = [
         vector_format(model, dim, precision, name)
         for dim in sorted({whole, *dims}, reverse=True)

@@ -27,7 +27,7 @@ from llm2comp.utils.checksums import CALIBRATION
 from llm2comp.utils.choices import EmbeddingPrecision
 from llm2comp.utils.files import atomic_file, cache_dir
 
-SOURCE = "boolq-train-passages"
+SOURCE = "boolq-passages"
 TEXTS = 256
 CHARACTERS = 20
 """The texts are cut to 1, 2, ... 20 times this length, because people search short texts too."""

@@ -111,7 +111,7 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
         "seed": lineage.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
         "licences": _licences(lineage),
-        "matryoshka": _matryoshka(lineage),
+        "matryoshka": _matryoshka(lineage, dimension),
     }
     options = f', backend="{to}"' if to else ""
     needs = " and ".join(f"{name} {bound}" for name, bound in needed.items())
@@ -153,9 +153,9 @@ def _weights(last: StageRecord, to: str | None) -> str:
     return ", and the adapter of the\nlast stage, in PEFT's format, into `adapter/`"
 
 
-def _matryoshka(lineage: Lineage) -> str:
+def _matryoshka(lineage: Lineage, dimension: int) -> str:
     """Return which truncated embeddings were trained; empty if none was."""
-    *shorter, _ = sorted(lineage.matryoshka) or [0]
+    shorter = [dim for dim in sorted(lineage.matryoshka) if dim < dimension]
     if not shorter:
         return ""
     listed = ", ".join(map(str, shorter))
