@@ -12,8 +12,14 @@ from sentence_transformers.util import quantize_embeddings
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
-from llm2comp.inference.embed import Embeddings, embed
-from llm2comp.inference.vector_format import VectorFormat, require_dim, require_precision, truncate
+from llm2comp.inference.embed import embed
+from llm2comp.inference.vector_format import (
+    Embeddings,
+    VectorFormat,
+    require_dim,
+    require_precision,
+    truncate,
+)
 
 
 def unit(rows: int, dim: int, seed: int = 0) -> Embeddings:

@@ -8,8 +8,7 @@ import numpy as np
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 
-from llm2comp.inference.embed import Embeddings
-from llm2comp.inference.vector_format import VectorFormat, truncate
+from llm2comp.inference.vector_format import Embeddings, VectorFormat, truncate
 
 TOP_K = 10
 """Number of texts that a search is for, because retrieval is scored on the first ten."""

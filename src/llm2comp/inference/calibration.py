@@ -12,10 +12,11 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data import sample
-from llm2comp.inference.embed import Embeddings, embed
+from llm2comp.inference.embed import embed
 from llm2comp.inference.precision import identity
 from llm2comp.inference.vector_format import (
     CALIBRATED,
+    Embeddings,
     VectorFormat,
     require_dim,
     require_precision,

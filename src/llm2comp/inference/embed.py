@@ -8,10 +8,8 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.text_files import replace_surrogates
 from llm2comp.errors import UserError
+from llm2comp.inference.vector_format import Embeddings
 from llm2comp.inference.worker_pool import Workers
-
-Embeddings = npt.NDArray[np.float32]
-"""Shape `(texts, dimension)`."""
 
 
 def embed(

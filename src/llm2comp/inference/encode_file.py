@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.data.text_files import read_texts, require_texts
 from llm2comp.errors import UserError
 from llm2comp.inference.compiled import CompiledEncoder
-from llm2comp.inference.embed import Embeddings, embed
+from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import (
     WRITERS,
     Content,
@@ -19,7 +19,7 @@ from llm2comp.inference.embedding_files import (
     require_writable,
 )
 from llm2comp.inference.token_batching import TokenBatched
-from llm2comp.inference.vector_format import VectorFormat
+from llm2comp.inference.vector_format import Embeddings, VectorFormat
 from llm2comp.inference.worker_pool import Workers, start
 from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts

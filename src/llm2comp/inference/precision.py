@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from llm2comp.data.hub import cached_model
 from llm2comp.errors import UserError
-from llm2comp.inference.embed import Embeddings, embed
+from llm2comp.inference.embed import embed
+from llm2comp.inference.vector_format import Embeddings
 from llm2comp.utils.checksums import CALIBRATION
 from llm2comp.utils.files import atomic_file, cache_dir
 from llm2comp.utils.hardware import compute_dtype, native_bfloat16

@@ -165,8 +165,9 @@ def _require_same(model: SentenceTransformer, file: Path, content: Content) -> N
         wanted = SAME_SIGNS if vectors.precision == "binary" else SAME
         same = smallest_cosine(vectors.restore(stored[rows]), fresh) >= wanted
     if not same:
+        prompt = f"the prompt {content.prompt!r}" if content.prompt else "no prompt"
+        or_so = "" if content.prompt == "document" else f", or encoded with {prompt}"
         raise UserError(
-            f"{file} holds vectors of another encoder, or encoded with "
-            f"{f'the prompt {content.prompt!r}' if content.prompt else 'no prompt'}; encode its "
-            "texts again with this encoder and --prompt document"
+            f"{file} holds vectors of another encoder{or_so}; encode its texts again with this "
+            "encoder and --prompt document"
         )

@@ -1,16 +1,21 @@
-"""How an embedding is stored: how many of its dimensions, in which precision."""
+"""How an embedding is stored: how many of its dimensions, in which precision.
+
+The command line imports this before it knows that a model is needed, so torch is not imported.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import quantize_embeddings
 
 from llm2comp.errors import UserError
-from llm2comp.inference.embed import Embeddings
 from llm2comp.utils.choices import EmbeddingPrecision
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 BITS: dict[EmbeddingPrecision, int] = {
     "float32": 32,
@@ -25,6 +30,8 @@ CALIBRATED = ("int8", "uint8")
 CANDIDATES = 4
 """A search in binary vectors compares this many times the wanted texts with the query's floats."""
 
+Embeddings = npt.NDArray[np.float32]
+"""Shape `(texts, dimension)`."""
 Stored = npt.NDArray[Any]
 """Shape `(texts, columns)`, in the precision of a format."""
 
@@ -68,6 +75,8 @@ class VectorFormat:
         kept = truncate(embeddings, self.dim)
         if self.precision == "float16":
             return kept.astype(self.dtype)
+        from sentence_transformers.util import quantize_embeddings
+
         return np.asarray(quantize_embeddings(kept, self.precision, ranges=self.ranges))
 
     def restore(self, stored: Stored) -> Embeddings:
