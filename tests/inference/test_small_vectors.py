@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -129,7 +130,7 @@ def test_search_reads_a_file_of_vectors_and_finds_what_it_finds_in_the_texts(
         assert [hit.score for hit in found] == pytest.approx(
             [hit.score for hit in expected], abs=1e-5
         )
-    assert encoded == 2 * [sentences[3], *sentences[:2]]
+    assert encoded == 2 * [sentences[3], sentences[0], sentences[-1]]
 
 
 def test_a_search_in_whole_float32_vectors_has_the_scores_of_the_texts(
@@ -158,6 +159,38 @@ def test_mixing_sizes_encoders_and_prompts_is_refused(
     for precision in PRECISIONS:
         api.encode_file(model, texts, out, precision=precision)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="encoded with no prompt; encode its texts again"):
+            api.search(model, out, "whales")
+
+
+def test_one_file_of_two_encoders_is_refused(
+    model: SentenceTransformer, texts: Path, tiny_backbone: Path
+) -> None:
+    """Such as Arrow makes of two tables; it keeps what the first says of itself."""
+    other = baselines.build("last-token", tiny_backbone)
+    other.prompts = model.prompts
+    tables = []
+    for one in (model, other):
+        api.encode_file(one, texts, texts.with_suffix(".parquet"), prompt="document")
+        tables.append(pq.read_table(texts.with_suffix(".parquet")))
+    mixed = texts.with_name("mixed.parquet")
+    pq.write_table(pa.concat_tables(tables), mixed)
+    for one in (model, other):
+        with pytest.raises(UserError, match="holds vectors of another encoder; encode its texts"):
+            api.search(one, mixed, "whales")
+
+
+def test_vectors_that_are_not_what_the_file_says_are_refused(
+    model: SentenceTransformer, texts: Path
+) -> None:
+    out = texts.with_suffix(".parquet")
+    api.encode_file(model, texts, out, prompt="document")
+    table = pq.read_table(out)
+    without = table.select(["text"])
+    short = table.set_column(1, "embedding", pa.array([[1.0] * 8] * 8, pa.list_(pa.float32(), 8)))
+    unknown = table.replace_schema_metadata({"llm2comp": '{"dim": 32}'})
+    for wrong in (without, short, unknown):
+        pq.write_table(wrong, out)
+        with pytest.raises(UserError, match="its vectors are not those that llm2comp wrote"):
             api.search(model, out, "whales")
 
 

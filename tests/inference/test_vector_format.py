@@ -83,7 +83,8 @@ def test_restored_values_are_within_half_a_step(dim: int, seed: int) -> None:
         assert restored.shape == embeddings.shape
         assert restored.dtype == np.float32
         if name == "binary":
-            assert np.array_equal(restored, np.where(embeddings > 0, 1, -1))
+            assert np.array_equal(np.sign(restored), np.where(embeddings > 0, 1, -1))
+            assert np.linalg.norm(restored, axis=1) == pytest.approx(1)
         elif form.ranges is not None:
             step = (form.ranges[1] - form.ranges[0]) / 255
             # The largest value of all would begin a step of its own; it is in the last one.

@@ -93,14 +93,29 @@ def _columns(table: Path) -> tuple[str, ...]:
 
 
 def content_of(file: Path) -> Content | None:
-    """Return what the vectors of a file are; None if it is no .parquet file that says so."""
+    """Return what the vectors of a file are; None if it is no .parquet file that says so.
+
+    Raises:
+        UserError: if it says so, but its vectors are not there or are others.
+    """
     if file.suffix != ".parquet" or not file.is_file():
         return None
     try:
-        said = (pq.read_schema(file).metadata or {}).get(METADATA)
+        schema = pq.read_schema(file)
     except pa.ArrowException:
         return None
-    return None if said is None else Content.from_json(said)
+    said = (schema.metadata or {}).get(METADATA)
+    if said is None:
+        return None
+    try:
+        content = Content.from_json(said)
+        if schema.field("embedding").type.list_size == content.vectors.columns:
+            return content
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(
+        f"{file}: its vectors are not those that llm2comp wrote; encode its texts again"
+    )
 
 
 def has_vectors(file: Path, dim: int | None, precision: EmbeddingPrecision | None) -> bool:
@@ -130,9 +145,26 @@ def read_vectors(file: Path, content: Content) -> Iterator[tuple[list[str], Stor
     """Yield the texts and the stored vectors `(texts, columns)` of a .parquet file, in chunks."""
     with pq.ParquetFile(file) as table:
         for batch in table.iter_batches():
-            flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-            vectors = flat.reshape(-1, content.vectors.columns)
-            yield batch["text"].to_pylist(), vectors
+            yield batch["text"].to_pylist(), _vectors(batch["embedding"], content)
+
+
+def sample_vectors(file: Path, content: Content, count: int) -> tuple[list[str], Stored]:
+    """Return about `count` texts and stored vectors, from all parts of a .parquet file."""
+    with pq.ParquetFile(file) as table:
+        groups = sorted(set(np.linspace(0, table.num_row_groups - 1, count, dtype=int).tolist()))
+        parts = []
+        for group in groups:
+            rows = table.read_row_group(group)
+            parts.append(
+                rows.take(np.linspace(0, len(rows) - 1, -(-count // len(groups)), dtype=int))
+            )
+    batch = pa.concat_tables(parts).combine_chunks()
+    return batch["text"].to_pylist(), _vectors(batch["embedding"].combine_chunks(), content)
+
+
+def _vectors(column: pa.FixedSizeListArray, content: Content) -> Stored:
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat).reshape(-1, content.vectors.columns)
 
 
 class EmbeddingWriter(Protocol):

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.data.text_files import read_texts, replace_surrogates, require_texts
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Content, content_of, read_vectors
+from llm2comp.inference.embedding_files import Content, content_of, read_vectors, sample_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import Stored, VectorFormat, require_dim, truncate
@@ -154,8 +154,8 @@ def _require_same(model: SentenceTransformer, file: Path, content: Content) -> N
         UserError: if they are those of another model, or of another prompt.
     """
     vectors = content.vectors
-    known, stored = next(read_vectors(file, content))
-    rows = [row for row, text in enumerate(known) if text.strip()][:CHECKED]
+    known, stored = sample_vectors(file, content, CHECKED)
+    rows = [row for row, text in enumerate(known) if text.strip()]
     if not rows:
         return
     same = vectors.dim <= require_dim(model, None)

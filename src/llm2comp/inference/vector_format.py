@@ -82,11 +82,12 @@ class VectorFormat:
     def restore(self, stored: Stored) -> Embeddings:
         """Return the embeddings `(texts, dim)` that stored ones stand for.
 
-        A step of int8 becomes the value in its middle, and a bit becomes 1 or -1.
+        A step of int8 becomes the value in its middle. A bit becomes a number of the same size for
+        all, so that the embedding has unit length.
         """
         if self.precision == "binary":
             bits = np.unpackbits(_unsigned(stored), axis=1, count=self.dim)
-            return 2 * bits.astype(np.float32) - 1
+            return np.asarray((2 * bits.astype(np.float32) - 1) / self.dim**0.5, dtype=np.float32)
         values = stored.astype(np.float32)
         if self.ranges is None:
             return values
