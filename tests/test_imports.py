@@ -13,6 +13,7 @@ LAYERS = [
     "cli",
     "api",
     "api_mining",
+    "api_analysis",
     "analysis",
     "training",
     "evaluation",
