@@ -23,6 +23,7 @@ from llm2comp.recipe import DataSource, Recipe
 from llm2comp.training import pipeline
 from llm2comp.training.distillation.labels import rotation, with_labels
 from llm2comp.training.losses.distillation import distillation
+from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.trainer import AdapterCheckpoints
 
 
@@ -139,6 +140,24 @@ def test_the_loss_of_scores_is_the_stock_loss_without_its_factor(
         for loss in (distillation(model, rows, 0.05), stock)
     )
     assert found == pytest.approx(expected / 0.05**2, rel=1e-4)
+
+
+def test_matryoshka_learns_the_first_dimensions_of_the_vectors(
+    bert: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    student = write_bert(tmp_path / "student", sentences[:4])
+    rows = labels(student, bert, tmp_path, ROWS)
+    model = SentenceTransformer(str(student), device="cpu")
+    loss = matryoshka(model, distillation(model, rows, 0.05), [16, 4])
+    assert isinstance(loss, torch.nn.Module)
+    vectors = torch.tensor(list(rows["label"]))
+    texts = [list(rows[name]) for name in rows.column_names if name != "label"]
+    found = loss([model.preprocess(column) for column in texts], vectors).item()
+    own = torch.stack([torch.tensor(model.encode(column)) for column in texts], dim=1)
+    expected = sum(
+        1 - torch.cosine_similarity(own[..., :n], vectors[..., :n], dim=-1).mean() for n in (16, 4)
+    )
+    assert found == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_an_encoder_learns_the_vectors_of_its_teacher(

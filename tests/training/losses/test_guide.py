@@ -9,6 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     GISTEmbedLoss,
+    MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 
@@ -17,6 +18,7 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Memory, Supervised
 from llm2comp.training.losses.choose import guided, losses_of
+from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.losses.token_limited import TokenLimitedGIST
 
 
@@ -103,6 +105,18 @@ def test_rows_may_have_different_numbers_of_negatives(
         logits.masked_fill(masked, -torch.inf), torch.arange(4)
     )
     assert found == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_matryoshka_adds_the_losses_of_truncated_embeddings_and_the_guide_stays_whole(
+    model: SentenceTransformer, bert: Path, columns: list[list[str]]
+) -> None:
+    guide = SentenceTransformer(str(bert), device="cpu")
+    options = {"temperature": 0.05, "contrast_anchors": False, "contrast_positives": False}
+    stock = MatryoshkaLoss(model, GISTEmbedLoss(model, guide, **options), [32, 8])
+    ours = matryoshka(model, guided(model, stage(), guide, gather=False), [32, 8])
+    assert isinstance(ours, MatryoshkaLoss)
+    found, expected = (one(batch(model, columns), None).item() for one in (ours, stock))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_guide_does_not_train(model: SentenceTransformer, bert: Path) -> None:
