@@ -2,7 +2,9 @@
 
 import random
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,10 +68,15 @@ def literal(
     most = max(map(len, positives.values()))
     low, high = settings.ranks or (0, 10 * settings.negatives + most)
 
-    def cosine(query: str, text: str) -> float:
-        first, second = encoder.encode(f"find: {query}"), encoder.encode(f"note: {text}")
-        return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+    @cache
+    def vector(text: str) -> Any:
+        embedding = encoder.encode(text)
+        return embedding / np.linalg.norm(embedding)
 
+    def cosine(query: str, text: str) -> float:
+        return float(vector(f"find: {query}") @ vector(f"note: {text}"))
+
+    @cache
     def score(query: str, text: str) -> float:
         return cosine(query, text) if judge is None else float(judge.predict([(query, text)])[0])
 

@@ -186,7 +186,7 @@ def test_an_encoder_learns_the_scores_of_a_cross_encoder(
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("kind", ["vectors", "scores"])
+@pytest.mark.parametrize("kind", ["scores", pytest.param("vectors", marks=pytest.mark.exhaustive)])
 def test_a_run_that_was_stopped_gives_the_same_weights(
     bert: Path, triples: Path, reranker: Path, encoder: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -57,7 +57,9 @@ def train_until(step: int, settings: Recipe, out: Path) -> None:
             train(settings, out)
 
 
-@pytest.mark.parametrize("stopped", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stopped", [3, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2, 4, 5))]
+)
 def test_a_run_that_was_stopped_gives_the_same_weights(
     bert: Path, pairs: Path, uninterrupted: bytes, tmp_path: Path, stopped: int
 ) -> None:
