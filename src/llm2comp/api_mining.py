@@ -54,7 +54,7 @@ def mine(
     """
     from pydantic import ValidationError
 
-    from llm2comp.inference.mining.mining_file import mine_file, require_new
+    from llm2comp.inference.mining.mining_file import mine_file
     from llm2comp.recipe_parts import HardNegatives
     from llm2comp.utils.yaml_files import explain_validation_error
 
@@ -67,7 +67,6 @@ def mine(
         )
     except ValidationError as error:
         raise UserError(explain_validation_error(error)) from error
-    require_new(Path(out))
     return mine_file(
         str(model),
         str(pairs),
