@@ -112,6 +112,27 @@ def test_texts_are_encoded_once_and_whole_vectors_have_the_usual_scores(
         assert texts == [score.texts, 0]
 
 
+def test_instructions_are_before_the_queries_of_all_sizes(
+    model: SentenceTransformer, sets: Sets, tmp_path: Path
+) -> None:
+    assert sets
+    instructions = {"SQuADRetrieval": "Find the passage of"}
+    usual = runner.evaluate(
+        model, "tiny", suites.tasks(["SQuADRetrieval"]), instructions=instructions
+    )
+    found = sizes.evaluate_sizes(
+        model,
+        "tiny",
+        lambda: suites.tasks(["SQuADRetrieval"]),
+        FORMATS[:1],
+        ResultStore(tmp_path),
+        instructions=instructions,
+    )
+    assert points(found["tiny, 32 x float32"]) == points(usual)
+    (result,) = ResultStore(tmp_path).all()
+    assert result.instruction == "Find the passage of"
+
+
 def test_sizes_are_stored_apart_and_not_scored_again(
     model: SentenceTransformer, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,20 @@ def test_a_file_says_how_its_vectors_are_read(
         assert np.abs(values - expected).max() < 1e-3
 
 
+def test_arrays_of_something_else_are_not_replaced(model: SentenceTransformer, texts: Path) -> None:
+    out = texts.with_suffix(".npz")
+    for content in (None, b"broken"):
+        np.savez(out, weights=np.ones(3)) if content is None else out.write_bytes(content)
+        before = out.read_bytes()
+        with pytest.raises(UserError, match="arrays of something else; name another file"):
+            api.encode_file(model, texts, out)
+        assert out.read_bytes() == before
+    out.unlink()
+    for dim in (8, 16):  # embeddings are replaced
+        api.encode_file(model, texts, out, dim=dim)
+        assert np.load(out)["embeddings"].shape == (8, dim)
+
+
 def test_npy_is_refused_where_it_could_not_say_how_it_is_read(
     model: SentenceTransformer, texts: Path
 ) -> None:

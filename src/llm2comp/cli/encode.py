@@ -47,8 +47,8 @@ def encode(
 ) -> None:
     """Write the embeddings of a file's texts, in the order of the file.
 
-    An .npy or .npz file that exists is replaced, and so is a .parquet file of embeddings. The input
-    and a table with other columns are not.
+    An .npy file that exists is replaced, and so is a .npz or .parquet file of embeddings. The input
+    and files of something else are not.
 
     \b
     Examples:

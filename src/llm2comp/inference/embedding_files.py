@@ -25,6 +25,8 @@ METADATA = b"llm2comp"
 """Key of a .parquet file's metadata under which it says how its vectors are stored."""
 COLUMNS = ("text", "embedding")
 """The columns of a .parquet file of embeddings."""
+ARRAYS = ("format.npy", "embeddings.npy")
+"""The files in an .npz file of embeddings."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def require_writable(file: Path, texts: Path, precision: EmbeddingPrecision = "f
     Raises:
         UserError: if the file has another ending than those of `WRITERS` or one that cannot say
             how such embeddings are read, cannot be written, is that of the texts, links to another
-            kind of file, or is a table of something else.
+            kind of file, or holds something else than embeddings.
     """
     require_file(file, [texts])
     if file.suffix not in WRITERS:
@@ -82,6 +84,8 @@ def require_writable(file: Path, texts: Path, precision: EmbeddingPrecision = "f
         raise UserError(f"--out {file}: it is a link to {target.name}; name another file")
     if file.suffix == ".parquet" and file.exists() and _columns(file) != COLUMNS:
         raise UserError(f"--out {file}: it is a table of something else; name another file")
+    if file.suffix == ".npz" and file.exists() and _members(file) != ARRAYS:
+        raise UserError(f"--out {file}: it has arrays of something else; name another file")
 
 
 def _columns(table: Path) -> tuple[str, ...]:
@@ -167,6 +171,15 @@ def _vectors(column: pa.FixedSizeListArray, content: Content) -> Stored:
     return np.asarray(flat).reshape(-1, content.vectors.columns)
 
 
+def _members(archive: Path) -> tuple[str, ...]:
+    """Return the names of the files in an .npz file; none if it is broken."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return tuple(opened.namelist())
+    except zipfile.BadZipFile:
+        return ()
+
+
 class EmbeddingWriter(Protocol):
     """Writes a file of embeddings whose number of rows is known before.
 
@@ -214,9 +227,9 @@ class _NpzWriter(_NpyWriter):
 
     def __init__(self, file: Path, rows: int, content: Content) -> None:
         self.archive = zipfile.ZipFile(file, "w")
-        with self.archive.open("format.npy", "w") as about:
+        with self.archive.open(ARRAYS[0], "w") as about:
             np.lib.format.write_array(about, np.array(content.to_json()), allow_pickle=False)
-        self.stream = self.archive.open("embeddings.npy", "w", force_zip64=True)
+        self.stream = self.archive.open(ARRAYS[1], "w", force_zip64=True)
         self.dtype = _write_header(self.stream, rows, content)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
 from llm2comp.model.lora import add_adapter, trainable_parameters
@@ -65,8 +65,8 @@ def rehearse(context: StageContext[Stage]) -> None:
         _rehearse_others(context, lineage, remaining)
         return
     config, tokenizer = _read(context)
-    _require_matryoshka(remaining, config.hidden_size)
     whole = _random_body(config, backbone, context.source, device="meta")
+    _require_matryoshka(remaining, token_table(whole).weight.shape[1])
     trained = _count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
     small = _with_few_layers(config, whole)
