@@ -277,7 +277,9 @@ def _checked(
 def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:
     name = source.source
     packaged = name in catalog.names()
-    local = None if packaged else parts.local_files(name, source.split)
+    local = None
+    if not packaged:
+        local = parts.local_files(name, source.split, announced=columns.announced)
     if source.revision and (packaged or local):
         raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
     if packaged:
