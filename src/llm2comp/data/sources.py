@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,12 @@ class _Columns:
 
     def check(self, row: Mapping[str, object], values: Mapping[str, object]) -> str | None:
         """Return what is wrong with a row and its values under our names, or None if it is good."""
+        assert self.layout is not None
+        if self.source.query_instruction and self.layout.prompt_of(row):
+            return (
+                f"has a {self.layout.prompt!r} before the query, and the source a "
+                "query_instruction; remove one of them, or map the columns to leave prompts out"
+            )
         given = [ours for ours in self.optional if is_given(values.get(ours))]
         uneven = [ours for ours in given if ours != NEGATIVE]
         if uneven and self.settled:
@@ -179,7 +185,7 @@ class _Columns:
         for ours in wanted:
             theirs = self._theirs(ours)
             if ours not in values:
-                mappable = theirs == ours and not (self.layout and self.layout.tool)
+                mappable = theirs == ours and self.layout is not None and not self.layout.tool
                 return f"no column {theirs!r}; there are {', '.join(map(str, row))}" + (
                     f" (map it: columns: {{{ours}: ...}})" if mappable else ""
                 )
@@ -200,23 +206,16 @@ class _Columns:
         return self.layout.columns[ours]
 
     def _layout(self, names: Sequence[str]) -> Layout:
-        """Return the layout, which the first columns that are seen decide."""
-        if self.layout is None:
+        """Return the layout, which the columns of the first good row decide."""
+        if self.layout is None or not (self.settled or self.layout.tool):
             found = None
             if "anchor" in self.wanted and not self.source.columns:
                 found = recognise(names)
-            chosen = [*self.wanted, *self.optional]
-            self.layout = Layout({ours: self.source.columns.get(ours, ours) for ours in chosen})
-            if found is not None:
-                columns = {one: found.columns.get(one, one) for one in chosen}
-                self.layout = Layout(columns, found.tool, found.prompt)
-                if found.prompt and self.source.query_instruction:
-                    raise UserError(
-                        f"{self.source.source}: its rows have a {found.prompt!r} before the query; "
-                        "remove query_instruction, or map the columns to leave the prompts out"
-                    )
-                if self.announced:
-                    logger.info("%s: %s", self.source.source, found)
+            mapped = self.source.columns if found is None else found.columns
+            columns = {one: mapped.get(one, one) for one in (*self.wanted, *self.optional)}
+            self.layout = Layout(columns) if found is None else replace(found, columns=columns)
+            if found is not None and self.announced:
+                logger.info("%s: %s", self.source.source, found)
         return self.layout
 
 
@@ -277,7 +276,9 @@ def _checked(
 def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:
     name = source.source
     packaged = name in catalog.names()
-    local = None if packaged else parts.local_files(name, source.split)
+    local = None
+    if not packaged:
+        local = parts.local_files(name, source.split, announced=columns.announced)
     if source.revision and (packaged or local):
         raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
     if packaged:

@@ -95,9 +95,7 @@ def test_flag_embedding(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFi
 
 def test_two_prompts_before_a_query_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", FLAG_EMBEDDING, query_instruction="Find it")
-    with pytest.raises(
-        UserError, match=r"a\.jsonl: .*'prompt' before the query; remove query_inst"
-    ):
+    with pytest.raises(UserError, match=r"a\.jsonl:1: has a 'prompt' before the query, and"):
         rows_of(source)
 
 
@@ -167,6 +165,19 @@ def test_a_tevatron_passage_without_a_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"a\.jsonl:1: column 'positive_passages' item 1: holds dict, not a string"
     ):
+        rows_of(source)
+
+
+def test_a_bad_first_row_decides_nothing(tmp_path: Path) -> None:
+    """Neither which tool's rows these are, nor whether rows have a prompt."""
+    rows = [{"id": 1}, {"query": "a", "pos": ["p"]}, {"query": "b", "pos": ["q"], "prompt": "P "}]
+    source = write(tmp_path / "a.jsonl", rows)
+    assert rows_of(source, "skip") == [("P b", "q", None), ("a", "p", None)]
+
+
+def test_a_blank_query_is_bad_also_with_a_prompt(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [{"query": " ", "pos": ["p"], "prompt": "find: "}])
+    with pytest.raises(UserError, match=r"a\.jsonl:1: column 'query' is empty"):
         rows_of(source)
 
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import logging
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -142,8 +144,11 @@ def test_the_files_of_a_source_are_drawn_in_the_order_of_the_seed(tmp_path: Path
     assert set(drawn) == names
 
 
-def test_parquet_parts_are_those_of_the_split(tmp_path: Path) -> None:
+def test_parquet_parts_are_those_of_the_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As a clone of a dataset of the hub has them."""
+    caplog.set_level(logging.INFO, "llm2comp")
     (tmp_path / "data").mkdir()
     for split, count in {"train": 2, "test": 1}.items():
         for i in range(count):
@@ -152,11 +157,27 @@ def test_parquet_parts_are_those_of_the_split(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about them")
     assert read(tmp_path) == ["train 0", "train 1"]
     assert read(tmp_path, split="test") == ["test 0"]
+    assert caplog.messages == [
+        f"{tmp_path}: reads the 2 files of split train of 3",
+        f"{tmp_path}: reads the 1 files of split test of 3",
+    ]
     with pytest.raises(UserError, match="has no files of split 'dev', only of train, test"):
         read(tmp_path, split="dev")
     (tmp_path / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(UserError, match="has 1 of the 2 parts of train; download the others too"):
         read(tmp_path)
+
+
+def test_files_of_one_split_among_others_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "llm2comp")
+    folder = tmp_path / "of [mine]"
+    folder.mkdir()
+    for name in ("mined", "train"):
+        (folder / f"{name}.jsonl").write_bytes(lines([name]))
+    assert read(folder) == ["train"]
+    assert caplog.messages == [f"{folder}: reads the 1 files of split train of 2"]
 
 
 def test_a_folder_that_cannot_be_meant_is_one_line(tmp_path: Path) -> None:
@@ -209,3 +230,32 @@ def test_a_change_of_one_part_is_told(tmp_path: Path) -> None:
     assert origins.changed(before, origins.record(source, before)) == []
     (tmp_path / "part-3.jsonl").write_bytes(b"")
     assert origins.changed(before, origins.record(source, before)) == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.jsonl"])
+def test_parts_that_are_gone_are_told_and_not_asked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """A run that has drawn its rows goes on without them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mined").mkdir(parents=True)
+    (tmp_path / "data" / "mined" / "a.jsonl").write_bytes(lines(["a"]))
+    source = [DataSource(source=f"data/mined{pattern}")]  # the folder is named like a hub id
+    before = origins.record(source, {})
+    shutil.rmtree(tmp_path / "data")
+    assert origins.changed(before, origins.record(source, before)) == [f"data/mined{pattern}"]
+
+
+@pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
+def test_another_encoding_is_refused_behind_compression_and_in_an_array(
+    tmp_path: Path, on_bad_row: str
+) -> None:
+    array = json.dumps([{"text": "one"}, {"text": "two"}])
+    (tmp_path / "a.json").write_text(array, encoding="utf-16")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(["one"]).decode().encode("utf-16")))
+    for name in ("a.json", "a.jsonl.gz"):
+        with pytest.raises(UserError, match=rf"{name}: is in UTF-16; save it as UTF-8"):
+            read(tmp_path / name, on_bad_row)
+    (tmp_path / "b.json").write_bytes(array.encode().replace(b"two", b"t\0o"))
+    with pytest.raises(UserError, match=r"b\.json:1: holds a NUL byte"):
+        read(tmp_path / "b.json", on_bad_row)

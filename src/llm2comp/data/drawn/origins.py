@@ -63,10 +63,17 @@ def _origin(source: DataSource, known: Mapping[str, Any]) -> dict[str, Any]:
     if name in catalog.names():
         entry = catalog.entry(name)
         return {"package": f"{entry.package} {entry.version}", "sha256": entry.archive_sha256}
-    local = parts.local_files(name, source.split)
+    if "commit" in known:
+        return dict(known)
+    try:
+        local = parts.local_files(name, source.split)
+    except UserError:  # it is gone, and the rows that were drawn from it do not need it
+        return {}
     if local is None:
+        if known:
+            return {}
         repository = name.partition(":")[0]
-        return dict(known) or {"commit": hub.locate_dataset(repository, source.revision).commit}
+        return {"commit": hub.locate_dataset(repository, source.revision).commit}
     found = sorted(one for path in local for one in _all_files(path))
     if not found:
         return {}

@@ -45,10 +45,15 @@ class Layout:
                 values[ours] = _joined(given)
             elif given:
                 values[ours] = _passages(given[0]) if ours in LISTS else given[0]
-        prompt = row.get(self.prompt) if self.prompt else None
-        if isinstance(prompt, str) and isinstance(values.get("anchor"), str):
-            values["anchor"] = f"{prompt}{values['anchor']}"
+        anchor = values.get("anchor")
+        if isinstance(anchor, str) and anchor.strip():
+            values["anchor"] = f"{self.prompt_of(row)}{anchor}"
         return values
+
+    def prompt_of(self, row: Mapping[str, object]) -> str:
+        """Return what a row puts before its anchor."""
+        prompt = row.get(self.prompt) if self.prompt else None
+        return prompt if isinstance(prompt, str) else ""
 
     def among(self, names: Iterable[str]) -> list[str]:
         """Return those of a source's columns that are read."""
@@ -60,7 +65,7 @@ class Layout:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{theirs} as {ours}" for ours, theirs in self.columns.items())
-        before = f", with {self.prompt} before the query" if self.prompt else ""
+        before = f", with {self.prompt} before the query if there is one" if self.prompt else ""
         return f"rows of {self.tool}: {shown}{before}"
 
 
@@ -70,7 +75,7 @@ def recognise(names: Sequence[str]) -> Layout | None:
         return None  # our own
     if {"query", "pos"} <= set(names):
         columns = {"anchor": "query", "positive": "pos", "negative": "neg"}
-        return Layout(columns, "FlagEmbedding", PROMPT if PROMPT in names else None)
+        return Layout(columns, "FlagEmbedding", PROMPT)
     if {"query", "positive_passages"} <= set(names):
         columns = {"anchor": "query"} | {ours: f"{ours}_passages" for ours in LISTS}
         return Layout(columns, "Tevatron")

@@ -1,23 +1,26 @@
 """The files of a local source: one file, a folder, or a pattern such as `data/*.jsonl.gz`."""
 
 import glob
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
+from datasets.data_files import DataFilesList, EmptyDatasetError, get_data_patterns
 
 from llm2comp.data import files
 from llm2comp.data.formats import saved
 from llm2comp.errors import UserError
 from llm2comp.utils.standard_input import STANDARD_INPUT
 
+logger = logging.getLogger("llm2comp")
+
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
 """The name of a part in the way of `datasets`, such as `train-00000-of-00008.parquet`."""
 
 
-def local_files(name: str, split: str) -> list[Path] | None:
+def local_files(name: str, split: str, *, announced: bool = False) -> list[Path] | None:
     """Return the files of a source in the order of their names, or None if it is not local.
 
     Args:
@@ -25,6 +28,7 @@ def local_files(name: str, split: str) -> list[Path] | None:
             `save_to_disk`, or a pattern with `*`, `?` or `**`.
         split: of a folder whose files are named after splits, such as `data/train-*.parquet`, the
             files of this split are taken. If they are named after none, all are `train`.
+        announced: whether the log says so if they are not all files of the folder.
 
     Raises:
         UserError: if there is no file to read, the files are of several kinds, or parts of a
@@ -33,6 +37,10 @@ def local_files(name: str, split: str) -> list[Path] | None:
     path = Path(name).expanduser()
     if path.is_dir() and not saved.is_saved(path):
         found = _in_folder(path, split)
+        every = DataFilesList.from_patterns(["**"], base_path=glob.escape(str(path)))
+        count = sum(files.kind_of(Path(one)) in files.READERS for one in every)
+        if announced and len(found) < count:
+            logger.info("%s: reads the %d files of split %s of %d", name, len(found), split, count)
     elif path == STANDARD_INPUT or path.exists():
         return [path]
     elif glob.has_magic(name):
@@ -46,17 +54,17 @@ def local_files(name: str, split: str) -> list[Path] | None:
 
 
 def _in_folder(folder: Path, split: str) -> list[Path]:
+    """Return the files of a split, which `datasets` tells by their names."""
+    base = glob.escape(str(folder))
     try:
-        patterns = {str(key): value for key, value in get_data_patterns(str(folder)).items()}
+        patterns = {str(key): value for key, value in get_data_patterns(base).items()}
     except EmptyDatasetError:
         patterns = {"train": []}
     if split not in patterns:
         splits = ", ".join(patterns)
         raise UserError(f"{folder}: has no files of split {split!r}, only of {splits}; set split")
-    resolved = {
-        path for one in patterns[split] for path in resolve_pattern(one, base_path=str(folder))
-    }
-    return _readable(map(Path, sorted(resolved)), str(folder))
+    found = DataFilesList.from_patterns(patterns[split], base_path=base)
+    return _readable(map(Path, sorted(set(found))), str(folder))
 
 
 def _readable(paths: Iterable[Path], name: str) -> list[Path]:
