@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "llm2comp"
 LAYERS = [
     "cli",
     "api",
+    "api_analysis",
     "analysis",
     "training",
     "evaluation",

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm2comp.api_analysis import analyze as analyze
+from llm2comp.api_analysis import report as report
 from llm2comp.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from sentence_transformers import SentenceTransformer
 
-    from llm2comp.analysis.measure import Analysis
     from llm2comp.evaluation.checked_export import Check
     from llm2comp.evaluation.store import Score
     from llm2comp.inference.search import Hit
+    from llm2comp.inference.vector_format import VectorFormat
     from llm2comp.recipe import Recipe
     from llm2comp.training.study.results import Results
-    from llm2comp.utils.choices import Backend, Precision, Prompt, Suite
+    from llm2comp.utils.choices import Backend, EmbeddingPrecision, Precision, Prompt, Suite
 
     Model = str | Path | SentenceTransformer
     """An encoder folder, released name or hub id, or a loaded model."""
@@ -84,7 +86,7 @@ def load(
 
 def encode(
     model: Model, texts: Sequence[str], *, prompt: Prompt | None = None, batch_size: int = 32,
-    dtype: Precision = "auto", merge_threshold: float | None = None,
+    dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
 ) -> npt.NDArray[np.float32]:  # fmt: skip
     """Return the embeddings of texts, of shape `(len(texts), dimension)`.
 
@@ -97,9 +99,11 @@ def encode(
         batch_size: number of texts of 64 tokens per batch. It changes speed, not embeddings.
         dtype: as in `load`; only if the model is given by name.
         merge_threshold: as in `load`; only if the model is given by name.
+        dim: keep this many leading dimensions, scaled to unit length; `None` keeps all.
 
     Raises:
-        UserError: if the model cannot be loaded, or an option is not for a loaded model.
+        UserError: if the model cannot be loaded, an option is not for a loaded model, or the
+            embeddings have fewer dimensions.
 
     Examples:
         >>> embeddings = llm2comp.encode("smollm2-135m-llm2comp", ["Whales are mammals.", ""])
@@ -107,14 +111,18 @@ def encode(
         (2, 2)
     """
     from llm2comp.inference.embed import as_texts, embed
+    from llm2comp.inference.vector_format import require_dim, truncate
 
-    return embed(_loaded(model, dtype, merge_threshold), as_texts(texts), batch_size, prompt)
+    encoder, listed = _loaded(model, dtype, merge_threshold), as_texts(texts)
+    kept = require_dim(encoder, dim)
+    return truncate(embed(encoder, listed, batch_size, prompt), kept)
 
 
 def encode_file(
     model: Model, file: str | Path, out: str | Path, *, prompt: Prompt | None = None,
     batch_size: int = 32, workers: int = 1, dtype: Precision = "auto",
-    merge_threshold: float | None = None,
+    merge_threshold: float | None = None, dim: int | None = None,
+    precision: EmbeddingPrecision = "float32",
 ) -> int:  # fmt: skip
     """Write the embeddings of a file's texts, in order, and return the number of rows.
 
@@ -122,18 +130,23 @@ def encode_file(
         model: as in `encode`.
         file: file of any size: `.txt` (one text per line), `.jsonl`, `.csv` or `.parquet` (column
             `text`); or `-`, which is standard input.
-        out: `.npy` for a float32 array of shape `(rows, dimension)`, or `.parquet` for columns
-            `text` and `embedding`. The file appears only when it is complete.
+        out: `.npy` for an array of shape `(rows, dimension)`, `.npz` for the arrays `embeddings`
+            and `format`, or `.parquet` for columns `text` and `embedding`. The last two say how the
+            vectors are stored. The file appears only when it is complete.
         prompt: as in `encode`.
         batch_size: as in `encode`.
         workers: processes that share the threads. A script with several needs
             `if __name__ == "__main__":` around the call.
         dtype: as in `encode`.
         merge_threshold: as in `encode`.
+        dim: as in `encode`.
+        precision: of the stored numbers: `"float32"`, `"float16"`, `"int8"`, `"uint8"` or
+            `"binary"` (one bit for each dimension). All but the first two need `.npz` or
+            `.parquet`.
 
     Raises:
         UserError: if a file is missing or of another kind, a row is bad (the message names its
-            line), or the model cannot be loaded.
+            line), the model cannot be loaded, or the embeddings have fewer dimensions.
 
     Examples:
         >>> import numpy as np
@@ -146,17 +159,21 @@ def encode_file(
     from llm2comp.inference import embedding_files
     from llm2comp.inference.encode_file import encode_file as encode_texts
 
-    embedding_files.require_writable(Path(out), Path(file))
+    embedding_files.require_writable(Path(out), Path(file), precision)
     text_files.require_texts(Path(file))  # before a model is loaded
     encoder = _loaded(model, dtype, merge_threshold)
-    return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, workers)
+    vectors = _vector_format(model, encoder, merge_threshold, dim, precision)
+    return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, workers, vectors)
 
 
 def search(
     model: Model, file: str | Path, query: str, *, top_k: int = 5, batch_size: int = 32,
-    dtype: Precision = "auto", merge_threshold: float | None = None,
+    dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
+    precision: EmbeddingPrecision | None = None,
 ) -> list[Hit]:  # fmt: skip
     """Return the texts of a file that are nearest to a query, best first.
+
+    A `.parquet` file that `encode_file` wrote with `prompt="document"` is not encoded again.
 
     Args:
         model: as in `encode`. The query gets its query prompt, the texts get its document prompt.
@@ -166,12 +183,16 @@ def search(
         batch_size: as in `encode`.
         dtype: as in `encode`.
         merge_threshold: as in `encode`.
+        dim: as in `encode`; `None` is as in a file of embeddings.
+        precision: store the texts as `encode_file` does, and compare them with the floats of the
+            query; `None` is as in a file of embeddings, or else float32.
 
     Returns:
         Hits with `row` (from 0), `score` (cosine) and `text`.
 
     Raises:
-        UserError: if the file or the model cannot be read, or `top_k` is below 1.
+        UserError: if the file or the model cannot be read, `top_k` is below 1, or a file of
+            embeddings is of another model or has another `dim` or `precision`.
 
     Examples:
         >>> hits = llm2comp.search("smollm2-135m-llm2comp", "texts.txt", "animals of the sea")
@@ -179,12 +200,16 @@ def search(
         True
     """
     from llm2comp.data import text_files
+    from llm2comp.inference import embedding_files
     from llm2comp.inference import search as searching
 
     searching.require_query(query)
     text_files.require_texts(Path(file))  # before a model is loaded
-    encoder = _loaded(model, dtype, merge_threshold)
-    return searching.search(encoder, Path(file), query, top_k, batch_size)
+    known = embedding_files.has_vectors(Path(file), dim, precision)
+    encoder, vectors = _loaded(model, dtype, merge_threshold), None
+    if not known:
+        vectors = _vector_format(model, encoder, merge_threshold, dim, precision or "float32")
+    return searching.search(encoder, Path(file), query, top_k, batch_size, vectors)
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -261,6 +286,7 @@ def evaluate(
     data: str | Path | Sequence[str | Path] = (), quick: bool = False, instructions: bool = False,
     out: str | Path | None = None, again: bool = False,
     batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
+    dim: int | None = None, precision: EmbeddingPrecision = "float32", sizes: bool = False,
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -281,6 +307,10 @@ def evaluate(
         batch_size: as in `encode`.
         dtype: as in `load`.
         merge_threshold: as in `load`; it does not apply to baselines.
+        dim: as in `encode`.
+        precision: as in `encode_file`. The queries of a search stay floats.
+        sizes: score vectors of several numbers of dimensions in all precisions, each as a row of
+            its own. The texts are encoded once.
 
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
@@ -290,7 +320,7 @@ def evaluate(
         >>> {score.task: round(score.main_score, 1) for score in scores["minilm"]}
         {'STS17': ...}
     """
-    from llm2comp.evaluation.evaluate import Encoders, Tasks
+    from llm2comp.evaluation.evaluate import Encoders, Tasks, Vectors
     from llm2comp.evaluation.evaluate import evaluate as evaluate_all
     from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
@@ -298,74 +328,13 @@ def evaluate(
     encoders = Encoders(models, baselines, backbone, dtype, merge_threshold)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
-    return evaluate_all(encoders, chosen, results, batch_size, again=again)
+    vectors = Vectors(dim, precision, sizes)
+    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
 
 
-def analyze(
-    models: Sequence[str | Path], out: str | Path, *,
-    data: str = "boolq-pairs", texts: int = 1000, seed: int = 0, batch_size: int = 32,
-    dtype: Precision = "auto", merge_threshold: float | None = None,
-) -> list[Analysis]:  # fmt: skip
-    """Measure how many directions the embeddings use, and how alike the memory tokens are.
-
-    An analysis has the spectrum, effective dimensions, alignment, uniformity, hubness and, if there
-    are memory tokens, their redundancy.
-
-    Args:
-        models: names or folders that `load` takes, or `.npy` files of embeddings.
-        out: folder for one JSON file per encoder and two figures, `spectrum` and `memory`.
-        data: packaged source, local file or hub dataset, with a column `text`, or with `anchor`
-            and `positive`.
-        texts: number of texts or pairs to draw from it.
-        seed: seed of the random draw.
-        batch_size: as in `encode`.
-        dtype: as in `load`.
-        merge_threshold: as in `load`.
-
-    Raises:
-        UserError: if a model or the data is not available, or matplotlib is not installed.
-
-    Examples:
-        >>> (analysis,) = llm2comp.analyze(["smollm2-135m-llm2comp"], "out", data="texts.txt")
-        >>> analysis.spectrum.rankme > 1
-        True
-    """
-    from llm2comp.analysis.analyze import analyze as analyze_all
-
-    return analyze_all(models, Path(out), data, texts, seed, batch_size, dtype, merge_threshold)
-
-
-def report(
-    models: Sequence[str | Path], out: str | Path, *,
-    data: str = "boolq-passages", texts: int = 300, queries: Sequence[str] = (), seed: int = 0,
-    batch_size: int = 32, dtype: Precision = "auto",
-) -> Path:  # fmt: skip
-    """Write one HTML file about a run, or about several encoders side by side, and return `out`.
-
-    Args:
-        models: one run folder, or encoders that `load` takes.
-        out: the HTML file. It needs no network.
-        data: source of the texts for the map and the searches, as in `analyze`.
-        texts: number of texts to draw from it.
-        queries: queries to search for; three examples if none is given.
-        seed: seed of the random draw.
-        batch_size: as in `encode`.
-        dtype: as in `load`.
-
-    Raises:
-        UserError: if a model or the data is not available, or plotly is not installed.
-
-    Examples:
-        >>> page = llm2comp.report(["smollm2-135m-llm2comp"], "report.html", data="texts.txt")
-        >>> page.name
-        'report.html'
-    """
-    from llm2comp.analysis.report.write import report as write_report
-
-    return write_report(models, Path(out), data, texts, queries, seed, batch_size, dtype)
-
-
-def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = False) -> Check:
+def export(
+    model: str | Path, to: Backend, out: str | Path, *, int8: bool = False, dim: int | None = None
+) -> Check:
     """Compile an encoder for ONNX Runtime or OpenVINO, and return how much the export differs.
 
     The export is compared with the encoder in PyTorch and float32, by its embeddings and by its
@@ -376,6 +345,7 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
         to: `"onnx"` or `"openvino"`.
         out: encoder folder to write.
         int8: store the weights in 8 bits.
+        dim: as in `encode`. The folder has a module more, which all clients read.
 
     Raises:
         UserError: if the encoder cannot be loaded, the backend is not installed, `out` holds
@@ -389,7 +359,7 @@ def export(model: str | Path, to: Backend, out: str | Path, *, int8: bool = Fals
     """
     from llm2comp.evaluation.checked_export import export as compile_encoder
 
-    return compile_encoder(str(model), to, Path(out), int8=int8)
+    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:
@@ -398,3 +368,14 @@ def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> Se
     if dtype != "auto" or merge_threshold is not None:
         raise UserError("dtype and merge_threshold are for a model given by name; use load()")
     return model
+
+
+def _vector_format(
+    model: Model, encoder: SentenceTransformer, merge_threshold: float | None, dim: int | None,
+    precision: EmbeddingPrecision,
+) -> VectorFormat:  # fmt: skip
+    """Return how embeddings are stored; the sample for it is kept with a model given by name."""
+    from llm2comp.inference.calibration import vector_format
+
+    named = isinstance(model, str | Path) and merge_threshold is None
+    return vector_format(encoder, dim, precision, str(model) if named else None)

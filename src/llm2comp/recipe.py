@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from llm2comp.errors import UserError
-from llm2comp.recipe_parts import During, Passages, PositiveInt, Split
+from llm2comp.recipe_parts import Dimensions, During, Passages, PositiveInt, Split
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
@@ -191,6 +191,9 @@ class Contrastive(StageBase):
     not split."""
     mini_batch_tokens: PositiveInt | None = None
     """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
+    matryoshka: Dimensions | None = None
+    """If given, the losses of embeddings that are truncated to so many dimensions are added, the
+    whole embedding's included: `[576, 256, 128, 64]` (docs/guides/small-vectors.md)."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20

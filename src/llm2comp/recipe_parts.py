@@ -2,12 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llm2comp.utils.texts import NotBlank
 from llm2comp.utils.yaml_files import Strict
 
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def _distinct(numbers: list[int]) -> list[int]:
+    repeated = [number for number in numbers if numbers.count(number) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is there twice; leave one out")
+    return numbers
+
+
+Dimensions = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
+"""Numbers of leading dimensions of an embedding."""
 
 
 class Passages(Strict):

@@ -28,10 +28,12 @@ from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Lora, Pretext, Recipe, Unsupervised
 from llm2comp.training import contrastive
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.pipeline import train
 from llm2comp.training.pretext import _compressor, _extended_backbone
+from llm2comp.training.stage_context import StageContext
 
 K = 3
 IDS = torch.randint(3, 300, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -270,9 +272,10 @@ def load_for(trained: Trained, attention_dropout: float, **settings: Any) -> Any
     stage = trained.recipe.stages[1].model_copy(update=settings)
     assert isinstance(stage, Unsupervised)
     source = trained.run / "1-pretext"
-    return contrastive._load(
-        source, stage, torch.float32, attention_dropout, trust_remote_code=False
-    )
+    unwritten = trained.run / "unwritten"
+    log = RunLog(unwritten / "run.jsonl", Console())
+    context = StageContext(trained.recipe, stage, source, unwritten, unwritten, log)
+    return contrastive._load(context, source, torch.float32, attention_dropout)
 
 
 def test_every_linear_layer_that_is_named_is_adapted(trained: Trained) -> None:

@@ -73,7 +73,10 @@ def test_help_shows_an_example(command: str) -> None:
     [
         (["train", "--help"], "Examples:"),
         (["encode", "encoder", "missing.txt", "--out", "embeddings.npy"], "cannot be read"),
-        (["encode", "encoder", __file__, "--out", "embeddings.doc"], "are written to .npy or"),
+        (
+            ["encode", "encoder", __file__, "--out", "embeddings.doc"],
+            "are written to .npy, .npz or",
+        ),
         (["search", "encoder", "missing.txt", "a query"], "cannot be read"),
     ],
     ids=["help", "missing file", "unknown kind", "search"],

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from llm2comp import recipe
+from llm2comp import api, recipe
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import checked_export, store
@@ -22,6 +22,7 @@ from llm2comp.inference.encode_file import encode_file
 from llm2comp.inference.load import load
 from llm2comp.model import encoder
 from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.training import pipeline
 
 RUNNER = CliRunner()
 RUNS = bool(find_spec("transformers.exporters") and find_spec("transformers.exporters.runners"))
@@ -119,6 +120,25 @@ def test_int8_is_smaller_and_another_model_in_the_results(
     assert size(int8) < size(float32)
     one, other = compiled.load(float32), compiled.load(int8)
     assert store.fingerprint(one) != store.fingerprint(other)
+
+
+@pytest.mark.parametrize("to", BACKENDS[:1])
+def test_an_export_of_few_dimensions_gives_them_in_every_client(
+    to: Backend, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    settings = recipe.load_recipe(tiny_recipe, ["pretext.steps=0"])
+    settings = settings.model_copy(update={"stages": settings.stages[:1]})
+    whole, out = pipeline.train(settings, tmp_path / "run"), tmp_path / "out"
+    assert checked_export.export(str(whole), to, out, dim=12).passed
+    expected = load(str(whole), "float32").encode(TEXTS, truncate_dim=12, normalize_embeddings=True)
+    loaded = load(str(out))  # its reference embeddings have 12 dimensions too
+    np.testing.assert_allclose(loaded.encode(TEXTS), expected, atol=2e-3)
+    assert [type(module).__name__ for module in loaded][-2:] == ["Dense", "Normalize"]
+    assert "Embeddings have\n12 dimensions" in (out / "README.md").read_text()
+    assert api.encode(loaded, TEXTS, dim=5).shape == (3, 5)
+    with pytest.raises(UserError, match="dim is 33; the embeddings have 32 dimensions"):
+        checked_export.export(str(whole), to, tmp_path / "other", dim=33)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("to", BACKENDS[:1])

@@ -106,7 +106,7 @@ def test_an_embedding_that_is_not_finite_is_refused_by_row(
 
 def test_mistakes_are_one_clear_line(model: SentenceTransformer, tmp_path: Path) -> None:
     file = write(tmp_path / "texts.jsonl", ["a"])
-    with pytest.raises(UserError, match=r"\.npy or \.parquet"):
+    with pytest.raises(UserError, match=r"\.npy, \.npz or \.parquet"):
         encode_file(model, file, tmp_path / "v.csv")
     with pytest.raises(UserError, match="neither 'query' nor 'document'"):
         encode_file(model, file, tmp_path / "v.npy", prompt_name="passage")

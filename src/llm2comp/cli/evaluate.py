@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from llm2comp import api
-from llm2comp.cli.shared import DEFAULT_BACKBONE, BatchSize, Dtype, Merge, preload
+from llm2comp.cli.shared import (
+    DEFAULT_BACKBONE,
+    BatchSize,
+    Dim,
+    Dtype,
+    Merge,
+    StoredPrecision,
+    preload,
+)
 from llm2comp.errors import UserError
 from llm2comp.utils.choices import Suite, TableFormat
 
@@ -58,6 +66,15 @@ def evaluate(
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
     merge: Merge = None,
+    dim: Dim = None,
+    precision: StoredPrecision = "float32",
+    sizes: Annotated[
+        bool,
+        typer.Option(
+            "--sizes",
+            help="Score small vectors too: fewer dimensions in all precisions, one row for each.",
+        ),
+    ] = False,
 ) -> None:
     """Score models on mteb tasks.
 
@@ -71,11 +88,13 @@ def evaluate(
       llm2comp evaluate runs/demo/model --merge 0.8 --tasks STSBenchmark
       llm2comp evaluate runs/first/model --suite paper --instructions
       llm2comp evaluate runs/first/model minilm --data my-dev.jsonl
+      llm2comp evaluate runs/first/model --sizes --quick --tasks STSBenchmark,SQuADRetrieval
+      llm2comp evaluate runs/first/model --dim 128 --precision binary --tasks SQuADRetrieval
     """
     if not models and not baseline:
         raise UserError("name a model, or a --baseline, to evaluate")
     preload("llm2comp.evaluation.evaluate", "llm2comp.evaluation.results")
-    from llm2comp.evaluation.results import show
+    from llm2comp.evaluation.results import show, size_columns
 
     rows = api.evaluate(
         models or [],
@@ -91,8 +110,11 @@ def evaluate(
         batch_size=batch_size,
         dtype=dtype,
         merge_threshold=merge,
+        dim=dim,
+        precision=precision,
+        sizes=sizes,
     )
-    show(rows)
+    show(rows, size_columns(rows) if sizes else None)
 
 
 def results(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llm2comp import api
-from llm2comp.cli.shared import ModelName, preload
+from llm2comp.cli.shared import Dim, ModelName, preload
 from llm2comp.utils.choices import Backend
 
 
@@ -15,6 +15,7 @@ def export(
     to: Annotated[Backend, typer.Option(help="Runtime to compile for.")],
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
+    dim: Dim = None,
 ) -> None:
     """Compile an encoder for ONNX Runtime or OpenVINO.
 
@@ -25,9 +26,10 @@ def export(
     Examples:
       llm2comp export smollm2-135m-llm2comp --to openvino --out runs/openvino
       llm2comp export runs/first/model --to onnx --int8 --out runs/first/onnx-int8
+      llm2comp export runs/first/model --to onnx --dim 128 --out runs/first/onnx-128
     """
     preload("llm2comp.evaluation.checked_export")
-    typer.echo(api.export(model, to, out, int8=int8))
+    typer.echo(api.export(model, to, out, int8=int8, dim=dim))
     typer.echo(
         f"Load it with llm2comp.load({str(out)!r}), or with SentenceTransformer({str(out)!r}, "
         f"backend={to!r}) in an environment with optimum."

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.utils.choices import Precision
+from llm2comp.utils.choices import EmbeddingPrecision, Precision
 
 DEFAULT_BACKBONE = "smollm2-135m"
 ModelName = Annotated[
@@ -38,6 +38,21 @@ Merge = Annotated[
     float | None,
     typer.Option(
         help="Merge memory tokens whose average cosine is at least this (above 0, up to 1)."
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option(min=1, help="Keep this many leading dimensions, scaled to unit length."),
+]
+StoredPrecision = Annotated[
+    EmbeddingPrecision,
+    typer.Option(help="Store embeddings in this; binary is one bit for each dimension."),
+]
+SearchPrecision = Annotated[
+    EmbeddingPrecision | None,
+    typer.Option(
+        help="Store embeddings in this, and compare them with the query's floats; default: as in a "
+        "file of embeddings, or else float32."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the random draw of texts.")]

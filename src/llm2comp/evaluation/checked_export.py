@@ -20,6 +20,7 @@ from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.precision import smallest_cosine
+from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import copy_tokenizer, encoder_body
@@ -27,6 +28,7 @@ from llm2comp.model.folder import reference
 from llm2comp.model.folder.card import model_card
 from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.lineage import Compiled
+from llm2comp.model.modules import keep_dimensions
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_folder, require_folder
 
@@ -69,7 +71,9 @@ class Check:
         return self.difference <= self.allowed and self.before - self.after <= LOSS
 
 
-def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
+def export(
+    name: str, to: Backend, out: Path, *, int8: bool = False, dim: int | None = None
+) -> Check:
     """Write an encoder folder with a compiled body and without PyTorch weights.
 
     Args:
@@ -77,13 +81,14 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
         to: runtime to compile for. `SentenceTransformer(out, backend=to)` loads the folder.
         out: folder to write. It appears only if the export passes the check.
         int8: store the weights in 8 bits.
+        dim: number of leading dimensions to keep, scaled to unit length; None keeps all.
 
     Returns:
         The differences that the check found.
 
     Raises:
-        UserError: if the encoder cannot be loaded, the runtime is not installed, `out` holds
-            something else, or the export differs too much.
+        UserError: if the encoder cannot be loaded, its embeddings have fewer dimensions, the
+            runtime is not installed, `out` holds something else, or the export differs too much.
     """
     compiled.require(to)
     if compiled.backend_of(Path(name)):
@@ -94,8 +99,16 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
     encoder = load(name, "float32").to("cpu")
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")
+    lineage = released.lineage_of(name)
+    if dim is not None:
+        keep_dimensions(encoder, require_dim(encoder, dim))
+        if lineage is not None:
+            truncated = reference.Reference.of(reference.embed_alone(encoder))
+            lineage = lineage.model_copy(update={"reference": truncated})
     texts = _texts()
-    expected, before = embed(encoder, texts, BATCH), _score(encoder, name, ResultStore())
+    # Under the encoder's name are the scores of whole embeddings.
+    scores = ResultStore() if dim is None else None
+    expected, before = embed(encoder, texts, BATCH), _score(encoder, name, scores)
     use_sdpa(encoder_body(encoder))
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
@@ -114,7 +127,6 @@ def export(name: str, to: Backend, out: Path, *, int8: bool = False) -> Check:
                 f"{out} is not written, because it does not encode like {name}: {check}; "
                 f"try {'without --int8, or ' if int8 else ''}the other runtime"
             )
-        lineage = released.lineage_of(name)
         if lineage is not None:
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
             lineage = lineage.model_copy(update={"compiled": compiled_as})

@@ -4,20 +4,71 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
-from llm2comp.evaluation import runner, suites
+from llm2comp.evaluation import runner, sizes, suites
 from llm2comp.evaluation.own_data.tasks import OwnData
 from llm2comp.evaluation.store import ResultStore, Score
+from llm2comp.inference.calibration import vector_format
 from llm2comp.inference.load import load, model_names, trusted
+from llm2comp.inference.vector_format import VectorFormat, require_precision
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
-from llm2comp.utils.choices import Precision, Suite
+from llm2comp.utils.choices import EmbeddingPrecision, Precision, Suite
 from llm2comp.utils.files import require_folder
+
+
+@dataclass(frozen=True)
+class Row:
+    """An encoder to score.
+
+    Attributes:
+        name: in tables and results.
+        load: loads it.
+        lineage: how it was made; None for an encoder of others.
+        source: name under which the sample for int8 is kept; None if it is not kept.
+    """
+
+    name: str
+    load: Callable[[], SentenceTransformer]
+    lineage: Lineage | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How embeddings are stored before they are scored.
+
+    Attributes:
+        dim: number of leading dimensions to keep; None keeps all.
+        precision: of the stored numbers.
+        sizes: score the whole table of sizes.
+
+    Raises:
+        UserError: if one size is named, and the table too.
+    """
+
+    dim: int | None = None
+    precision: EmbeddingPrecision = "float32"
+    sizes: bool = False
+
+    def __post_init__(self) -> None:
+        require_precision(self.precision)
+        if self.sizes and (self.dim, self.precision) != (None, "float32"):
+            raise UserError("sizes has all dimensions and precisions; leave out dim and precision")
+
+    def formats(self, model: SentenceTransformer, row: Row) -> list[VectorFormat]:
+        """Return the formats to score; none for whole embeddings in float32."""
+        if self.sizes:
+            return sizes.formats(model, row.lineage, row.source)
+        if (self.dim, self.precision) == (None, "float32"):
+            return []
+        return [vector_format(model, self.dim, self.precision, row.source)]
 
 
 @dataclass(frozen=True)
@@ -47,10 +98,8 @@ class Encoders:
         if self.merge_threshold is not None and not self.models:
             raise UserError("only encoders with memory tokens can merge them; name such a model")
 
-    def rows(
-        self, *, instructed: bool
-    ) -> Iterator[tuple[str, Callable[[], SentenceTransformer], Lineage | None]]:
-        """Yield the name of each row, a function that loads its encoder, and its lineage."""
+    def rows(self, *, instructed: bool) -> Iterator[Row]:
+        """Yield the encoders in the order of the table: baselines first, then models."""
         for name in self.baselines:
             build = partial(
                 training_free.load_baseline,
@@ -59,13 +108,13 @@ class Encoders:
                 self.dtype,
                 trust_remote_code=trusted(),
             )
-            yield training_free.row_name(name, self.backbone), build, None
+            yield Row(training_free.row_name(name, self.backbone), build)
         for name in model_names(self.models):
-            row = row_name(name, self.merge_threshold, instructed=instructed)
-            yield (
-                row,
+            yield Row(
+                row_name(name, self.merge_threshold, instructed=instructed),
                 partial(load, name, self.dtype, self.merge_threshold),
                 released.lineage_of(name),
+                name if self.merge_threshold is None else None,
             )
 
 
@@ -106,6 +155,7 @@ def evaluate(
     batch_size: int = 32,
     *,
     again: bool = False,
+    vectors: Vectors | None = None,
 ) -> dict[str, list[Score]]:
     """Score encoders on tasks and store the results.
 
@@ -115,9 +165,11 @@ def evaluate(
         results: where results are stored, and taken from if they are there.
         batch_size: number of texts of 64 tokens per batch; it changes speed, not scores.
         again: compute scores again even if they are stored.
+        vectors: how embeddings are stored; None scores whole embeddings in float32.
 
     Returns:
-        One score per task, by the name of the row: baselines first, then models.
+        One score per task, by the name of the row: baselines first, then models. With `vectors`,
+        an encoder has one row per size.
 
     Raises:
         UserError: if a name is unknown, or data or models are not available, or
@@ -128,17 +180,22 @@ def evaluate(
     paper = {name: task.instruction for name, task in suites.paper_tasks().items()}
     instructions = paper if tasks.instructions else None
     scores: dict[str, list[Score]] = {}
-    for name, load_encoder, lineage in encoders.rows(instructed=tasks.instructions):
-        scores[name] = runner.evaluate(
-            load_encoder(),
-            name,
-            tasks.make(),
-            results,
-            batch_size,
-            again=again,
-            instructions=instructions,
-            lineage=lineage,
-        )
+    for row in encoders.rows(instructed=tasks.instructions):
+        model = row.load()
+        formats = vectors.formats(model, row) if vectors else []
+        options: dict[str, Any] = {
+            "again": again,
+            "instructions": instructions,
+            "lineage": row.lineage,
+        }
+        if formats:
+            scores |= sizes.evaluate_sizes(
+                model, row.name, tasks.make, formats, results, batch_size, **options
+            )
+        else:
+            scores[row.name] = runner.evaluate(
+                model, row.name, tasks.make(), results, batch_size, **options
+            )
     return scores
 
 

@@ -14,6 +14,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import intervals, suites
 from llm2comp.evaluation.store import Score, TaskResult
 from llm2comp.evaluation.tasks.registry import TASKS
+from llm2comp.inference.vector_format import VectorFormat
 from llm2comp.utils.tables import MISSING, Cells, show_cells
 
 Rows = Mapping[str, Sequence[Score]]
@@ -167,6 +168,23 @@ def _require(name: str, known: Sequence[str] | dict[str, dict[str, float]], what
 def show(rows: Rows, extra: Extra | None = None, console: Console | None = None) -> None:
     """Print the table of `score_cells`."""
     show_cells(score_cells(rows, extra), console)
+
+
+def size_columns(rows: Rows) -> Extra:
+    """Return the columns with the bytes of a vector and the share of the largest one's mean score.
+
+    Args:
+        rows: the scores of `llm2comp.evaluation.sizes.evaluate_sizes`, of one encoder or several.
+    """
+    largest: dict[str, float] = {}
+    bytes_of, share_of = {}, {}
+    for name, scores in rows.items():
+        size = VectorFormat(scores[0].dim, scores[0].precision).bytes
+        mean = statistics.mean(score.main_score for score in scores)
+        whole = largest.setdefault(name.rpartition(", ")[0], mean)  # the largest comes first
+        bytes_of[name] = f"{size:,}"
+        share_of[name] = f"{100 * mean / whole:.1f} %" if whole > 0 else MISSING
+    return {"bytes": bytes_of, "of whole": share_of}
 
 
 def score_cells(rows: Rows, extra: Extra | None = None) -> Cells:

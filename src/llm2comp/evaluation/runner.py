@@ -11,6 +11,7 @@ from typing import Any
 
 import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
+from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
@@ -19,6 +20,8 @@ from llm2comp.errors import BrokenModelError
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.evaluation.stored import StoredAs, StoredEncoder
+from llm2comp.inference.vector_format import VectorFormat, require_dim
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -27,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Plan:
-    """One task of a call: its instruction, its key, and its score once there is one."""
+    """One task of a call: its instruction, how embeddings are stored, its key and its score."""
 
     task: AbsTask
     instruction: str
+    stored_as: StoredAs | None
     key: str = ""
     score: Score | None = None
 
@@ -49,6 +53,7 @@ def evaluate(
     again: bool = False,
     instructions: Mapping[str, str] | None = None,
     lineage: Lineage | None = None,
+    stored_as: StoredAs | None = None,
 ) -> list[Score]:
     """Score a model on tasks, with a progress bar over their texts.
 
@@ -66,6 +71,7 @@ def evaluate(
         again: compute scores again even if they are stored.
         instructions: by task, the instruction before queries. It replaces the model's prompts.
         lineage: lineage of the encoder, which is stored with its results.
+        stored_as: how the embeddings are stored; None scores whole embeddings.
 
     Returns:
         One score per task, in the order of the tasks.
@@ -73,7 +79,9 @@ def evaluate(
     Raises:
         UserError: if the data of a task cannot be loaded, or an embedding is not finite.
     """
-    plans = [_Plan(task, (instructions or {}).get(task.metadata.name, "")) for task in tasks]
+    plans = [
+        _Plan(task, (instructions or {}).get(task.metadata.name, ""), stored_as) for task in tasks
+    ]
     _warn_of_missing_instructions(model, name, plans, lineage)
     if results is not None:
         _use_stored(model, name, plans, results, again=again)
@@ -118,7 +126,12 @@ def _run_all(
 ) -> Iterator[tuple[_Plan, TaskResult]]:
     """Run tasks one after the other, with one progress bar for all of them."""
     sizes = [getattr(plan.task, "texts", 0) for plan in plans]
-    bar = progress.add_task(name, total=sum(sizes) if all(sizes) else None, visible=bool(plans))
+    encoded_before = any(plan.stored_as and plan.stored_as.whole for plan in plans)
+    bar = progress.add_task(
+        name,
+        total=sum(sizes) if all(sizes) else None,
+        visible=bool(plans) and not encoded_before,
+    )
     expected = 0
     with track_texts(model, progress, bar), _finite_embeddings(model, name):
         for place, (plan, size) in enumerate(zip(plans, sizes, strict=True), 1):
@@ -164,7 +177,10 @@ def _use_stored(
     again: bool,
 ) -> None:
     """Set the key of each task, and the score of those that are stored with the same key."""
-    fingerprint = store.fingerprint(model)
+    stored_as = plans[0].stored_as if plans else None
+    fingerprint = (stored_as and stored_as.fingerprint) or store.fingerprint(model)
+    if stored_as is not None:
+        fingerprint += f", {stored_as.vectors}"
     for plan in plans:
         plan.key = store.key(fingerprint, plan.task, plan.instruction, quick=plan.quick)
         known = results.get(name, plan.task.metadata.name, plan.quick, plan.key)
@@ -199,7 +215,12 @@ def _run(
     model: SentenceTransformer, plan: _Plan, batch_size: int
 ) -> tuple[MtebResult, dict[str, Any], float]:
     """Return mteb's result, the items for intervals, and the seconds that the task took."""
-    encoder = InstructedEncoder(model, plan.instruction) if plan.instruction else model
+    encoder = SentenceTransformerEncoderWrapper(model)
+    if plan.instruction:
+        encoder = InstructedEncoder(model, plan.instruction)
+    if plan.stored_as is not None:
+        is_search = isinstance(plan.task, AbsTaskRetrieval)
+        encoder = StoredEncoder(encoder, plan.stored_as, search=is_search)
     with tempfile.TemporaryDirectory() as predictions:
         start = perf_counter()
         kept = predictions if intervals.supports(plan.task) else None
@@ -209,7 +230,7 @@ def _run(
 
 
 def _mteb_result(
-    encoder: SentenceTransformer | InstructedEncoder,
+    encoder: SentenceTransformer | SentenceTransformerEncoderWrapper,
     task: AbsTask,
     batch_size: int,
     prediction_folder: str | None = None,
@@ -237,6 +258,7 @@ def _task_result(
     lineage: Lineage | None,
 ) -> TaskResult:
     about = plan.task.metadata
+    vectors = plan.stored_as.vectors if plan.stored_as else VectorFormat(require_dim(model, None))
     paper = suites.paper_tasks().get(about.name)
     return TaskResult(
         model=name,
@@ -249,6 +271,8 @@ def _task_result(
             texts_per_second=texts / seconds,
             samples=getattr(plan.task, "samples", 0),
             quick=plan.quick,
+            dim=vectors.dim,
+            precision=vectors.precision,
         ),
         type=paper.type if paper else about.type.lower(),
         instruction=plan.instruction,
@@ -263,6 +287,8 @@ def _task_result(
 
 def _print(progress: Progress, name: str, score: Score, note: str = "") -> None:
     cost = f"in {score.seconds:.0f} s ({score.texts:,} texts, {score.texts_per_second:,.0f}/s)"
+    if not score.texts:
+        cost = "from the same embeddings"
     progress.console.print(
         f"{name}: {score.task} {score.main_score:.1f} {note or cost}", highlight=False, markup=False
     )

@@ -17,6 +17,7 @@ from sentence_transformers.base.modules.module import Module
 
 from llm2comp.errors import UserError
 from llm2comp.model.lineage import Lineage
+from llm2comp.utils.choices import EmbeddingPrecision
 from llm2comp.utils.files import atomic_file, cache_dir
 
 PACKAGES = ("llm2comp", "mteb", "sentence-transformers", "transformers", "torch")
@@ -35,6 +36,8 @@ class Score:
         texts_per_second: `texts` per `seconds`.
         samples: number of pairs, questions or documents that are scored; 0 if unknown.
         quick: whether it is the quick version of the task.
+        dim: number of dimensions of the embeddings; 0 in results of older versions.
+        precision: in which the embeddings were stored.
     """
 
     task: str
@@ -45,6 +48,8 @@ class Score:
     texts_per_second: float
     samples: int
     quick: bool
+    dim: int = 0
+    precision: EmbeddingPrecision = "float32"
 
 
 @dataclass(frozen=True)

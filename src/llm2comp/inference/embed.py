@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.text_files import replace_surrogates
 from llm2comp.errors import UserError
-from llm2comp.inference.embedding_files import Embeddings
+from llm2comp.inference.vector_format import Embeddings
 from llm2comp.inference.worker_pool import Workers
 
 

@@ -14,11 +14,12 @@ from llm2comp.inference.compiled import CompiledEncoder
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import (
     WRITERS,
-    Embeddings,
+    Content,
     EmbeddingWriter,
     require_writable,
 )
 from llm2comp.inference.token_batching import TokenBatched
+from llm2comp.inference.vector_format import Embeddings, VectorFormat
 from llm2comp.inference.worker_pool import Workers, start
 from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts
@@ -37,19 +38,22 @@ def encode_file(
     batch_size: int = 32,
     prompt_name: str | None = None,
     workers: int = 1,
+    vectors: VectorFormat | None = None,
 ) -> int:
     """Encode every text of a file, in order, with a progress bar on standard error.
 
     Args:
         model: any sentence-transformers model.
         file: `.txt` with one text per line, or `.jsonl`, `.csv` or `.parquet` with a column `text`.
-        out: `.npy` for a float32 array `(rows, dimension)`, or `.parquet` for columns `text` and
-            `embedding`. The file appears only when it is complete.
+        out: `.npy` for an array `(rows, dimension)`, `.npz` for the arrays `embeddings` and
+            `format`, or `.parquet` for columns `text` and `embedding`; see
+            `llm2comp.inference.embedding_files`. The file appears only when it is complete.
         batch_size: texts of 64 tokens per batch; texts of any length for a model that is not a
             `llm2comp.inference.token_batching.TokenBatched`. It changes speed, not embeddings.
         prompt_name: `query` or `document` for the model's prompt of that name; None for no prompt.
         workers: processes that share the work and the threads, see
             `llm2comp.inference.worker_pool.start`.
+        vectors: how embeddings are stored; None stores them whole, in float32.
 
     Returns:
         The number of rows.
@@ -59,7 +63,7 @@ def encode_file(
             text, `prompt_name` is another name, an embedding is not finite, or several workers
             cannot share the model.
     """
-    require_writable(out, file)
+    require_writable(out, file, vectors.precision if vectors else "float32")
     require_texts(file)
     if prompt_name not in (None, "query", "document"):
         raise UserError(f"prompt {prompt_name!r} is neither 'query' nor 'document'")
@@ -75,9 +79,11 @@ def encode_file(
                     embeddings = embed(model, texts, batch_size, prompt_name, pool)
                     require_finite_rows(embeddings, file, done)
                     done += len(texts)
+                    vectors = vectors or VectorFormat(embeddings.shape[1])
                     if writer is None:
-                        writer = WRITERS[out.suffix](partial, total, embeddings.shape[1])
-                    writer.write(texts, embeddings)
+                        content = Content(vectors, prompt_name)
+                        writer = WRITERS[out.suffix](partial, total, content)
+                    writer.write(texts, vectors.store(embeddings))
             finally:
                 if writer is not None:
                     writer.close()

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from llm2comp.data.hub import cached_model
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
-from llm2comp.inference.embedding_files import Embeddings
+from llm2comp.inference.vector_format import Embeddings
+from llm2comp.utils.checksums import CALIBRATION
 from llm2comp.utils.files import atomic_file, cache_dir
 from llm2comp.utils.hardware import compute_dtype, native_bfloat16
 
@@ -148,19 +149,28 @@ def _embed_samples(model: SentenceTransformer) -> Embeddings:
     return embed(model, sample_texts(), batch_size=32)
 
 
-def _check_file(name: str, source: str) -> Path | None:
-    """Return the file that caches a model's check; None if the model is not on this machine."""
+def identity(about: list[object], source: str) -> str | None:
+    """Return a hash of a model's files; None if the model is not on this machine.
+
+    Args:
+        about: what else the hash depends on.
+        source: the model's folder or hub id.
+    """
     folder = Path(source) if Path(source).is_dir() else cached_model(source)
     if folder is None:
         return None
     files = [
         (str(file), file.stat().st_size, file.stat().st_mtime_ns)
         for file in sorted(folder.resolve().rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != CALIBRATION
     ]
-    identity = [name, files, torch.__version__, sample_texts()]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return cache_dir() / "precision" / f"{key}.json"
+    return hashlib.sha256(json.dumps([*about, files]).encode()).hexdigest()[:16]
+
+
+def _check_file(name: str, source: str) -> Path | None:
+    """Return the file that caches a model's check; None if the model is not on this machine."""
+    key = identity([name, torch.__version__, sample_texts()], source)
+    return None if key is None else cache_dir() / "precision" / f"{key}.json"
 
 
 def _read_check(name: str, source: str) -> float | None:

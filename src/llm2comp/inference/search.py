@@ -1,19 +1,27 @@
 """Find the texts of a file that are nearest to a query."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import semantic_search
 
 from llm2comp.data.text_files import read_texts, replace_surrogates, require_texts
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
+from llm2comp.inference.embedding_files import Content, content_of, read_vectors, sample_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
+from llm2comp.inference.precision import smallest_cosine
+from llm2comp.inference.vector_format import Stored, VectorFormat, require_dim, truncate
 from llm2comp.utils.progress import text_progress, track_texts
+
+CHECKED = 8
+"""Texts of a file of vectors that are encoded again, to see whose vectors they are."""
+SAME, SAME_SIGNS = 0.99, 0.9
+"""Smallest cosine of equal vectors, and of equal binary ones; rounding turns a few signs."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Hit:
 
     Attributes:
         row: of the text in the file, from 0.
-        score: cosine similarity with the query.
+        score: cosine similarity of the stored embedding with the query.
         text: the text itself.
     """
 
@@ -42,10 +50,15 @@ def require_query(query: str) -> None:
 
 
 def search(
-    model: SentenceTransformer, file: Path, query: str, top_k: int = 5, batch_size: int = 32
+    model: SentenceTransformer,
+    file: Path,
+    query: str,
+    top_k: int = 5,
+    batch_size: int = 32,
+    vectors: VectorFormat | None = None,
 ) -> list[Hit]:
     """Return the texts of a file that are nearest to one query, best first; see `search_all`."""
-    return search_all(model, file, [query], top_k, batch_size)[0]
+    return search_all(model, file, [query], top_k, batch_size, vectors)[0]
 
 
 def search_all(
@@ -54,11 +67,12 @@ def search_all(
     queries: Sequence[str],
     top_k: int = 5,
     batch_size: int = 32,
+    vectors: VectorFormat | None = None,
 ) -> list[list[Hit]]:
     """Encode a file once, and return the texts that are nearest to each query.
 
     The texts get the model's document prompt, the queries its query prompt. Memory grows with
-    `top_k`, not with the file.
+    `top_k`, not with the file. A `.parquet` file that `encode_file` wrote is not encoded again.
 
     Args:
         model: any sentence-transformers model.
@@ -66,13 +80,16 @@ def search_all(
         queries: what to look for.
         top_k: texts per query; fewer if the file has fewer.
         batch_size: as in `llm2comp.inference.encode_file.encode_file`.
+        vectors: how the embeddings of the texts are stored; None is as the file has them, or else
+            whole, in float32.
 
     Returns:
         One list per query, best first; texts with equal scores are in the order of the file.
 
     Raises:
         UserError: if `top_k` is not positive, there is no query or a blank one, the file has no
-            texts or a row without a text, or an embedding is not finite.
+            texts or a row without a text, an embedding is not finite, or the file has vectors of
+            another model, prompt or format.
     """
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
@@ -82,27 +99,75 @@ def search_all(
         require_query(query)
     require_texts(file)
     cleaned = [replace_surrogates(query) for query in queries]
-    query_embeddings = torch.from_numpy(embed(model, cleaned, batch_size, "query"))
-    if not query_embeddings.isfinite().all():
+    query_embeddings = embed(model, cleaned, batch_size, "query")
+    if not np.isfinite(query_embeddings).all():
         raise UserError("the embedding of a query is not finite; use --dtype float32")
+    content = content_of(file)
+    if content is not None:
+        _require_same(model, file, content)
+        vectors = content.vectors
+    vectors = vectors or VectorFormat(query_embeddings.shape[1])
+    query_embeddings = truncate(query_embeddings, vectors.dim)
     best: list[list[Hit]] = [[] for _ in queries]
     total = sum(1 for _ in read_texts(file))
     top_k = min(top_k, total)  # Python's own functions refuse more than a machine word holds
+    if content is None:
+        encoded = _encoded(model, file, total, batch_size, vectors)
+    else:
+        encoded = read_vectors(file, content)
     rows_before = 0
+    for texts, stored in encoded:
+        similarities = torch.from_numpy(vectors.similarities(query_embeddings, stored, top_k))
+        nearest = similarities.topk(min(top_k, len(texts)))
+        for index in range(len(queries)):
+            scores, places = (part[index].tolist() for part in nearest)
+            hits = [
+                Hit(rows_before + i, score, texts[i])
+                for i, score in zip(places, scores, strict=True)
+            ]
+            best[index] = heapq.nsmallest(
+                top_k, [*best[index], *hits], key=lambda hit: (-hit.score, hit.row)
+            )
+        rows_before += len(texts)
+    return best
+
+
+def _encoded(
+    model: SentenceTransformer, file: Path, total: int, batch_size: int, vectors: VectorFormat
+) -> Iterator[tuple[list[str], Stored]]:
+    """Yield the texts of a file and their embeddings as they are stored, with a progress bar."""
+    done = 0
     with text_progress() as progress:
         task = progress.add_task(file.name, total=total)
         with track_texts(model, progress, task):
             for texts in chunks(read_texts(file), batch_size):
                 embeddings = embed(model, texts, batch_size, "document")
-                require_finite_rows(embeddings, file, rows_before)
-                nearest = semantic_search(
-                    query_embeddings, torch.from_numpy(embeddings), top_k=top_k
-                )
-                for index, neighbours in enumerate(nearest):
-                    places = [(int(hit["corpus_id"]), hit["score"]) for hit in neighbours]
-                    hits = [Hit(rows_before + i, score, texts[i]) for i, score in places]
-                    best[index] = heapq.nsmallest(
-                        top_k, [*best[index], *hits], key=lambda hit: (-hit.score, hit.row)
-                    )
-                rows_before += len(texts)
-    return best
+                require_finite_rows(embeddings, file, done)
+                done += len(texts)
+                yield texts, vectors.store(embeddings)
+
+
+def _require_same(model: SentenceTransformer, file: Path, content: Content) -> None:
+    """Check on a few texts that the vectors of a file are those of a model.
+
+    Raises:
+        UserError: if they are those of another model, or of another prompt.
+    """
+    vectors = content.vectors
+    known, stored = sample_vectors(file, content, CHECKED)
+    rows = [row for row, text in enumerate(known) if text.strip()]
+    if not rows:
+        return
+    same = vectors.dim <= require_dim(model, None)
+    if same:
+        embeddings = embed(model, [known[row] for row in rows], CHECKED, "document")
+        fresh = vectors.restore(vectors.store(embeddings))
+        wanted = SAME_SIGNS if vectors.precision == "binary" else SAME
+        same = smallest_cosine(vectors.restore(stored[rows]), fresh) >= wanted
+    if not same:
+        prompt = f"the prompt {content.prompt!r}" if content.prompt else "no prompt"
+        or_so = "" if content.prompt == "document" else f", or encoded with {prompt}"
+        raise UserError(
+            f"{file} holds vectors of another encoder{or_so}; encode its texts again with this "
+            "encoder and --prompt document"
+        )

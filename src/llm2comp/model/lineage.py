@@ -43,6 +43,7 @@ class StageRecord(BaseModel):
         steps: of the optimizer; 0 if the stage trained nothing.
         batch_size: texts or pairs per step.
         kept_step: the step whose weights the encoder has; None if it is the last one.
+        matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal; None if the encoder began as one of
             others, whose attention is left as it is.
@@ -63,6 +64,7 @@ class StageRecord(BaseModel):
     steps: int
     kept_step: int | None = None
     batch_size: int
+    matryoshka: list[int] | None = None
     learning_rate: float
     causal: bool | None
     layers: int | None = None
@@ -342,6 +344,14 @@ class Lineage(BaseModel):
             return 0
         _, memory, prompt_format = self.method
         return prompt_format.num_memory_tokens(memory.tokens)
+
+    @property
+    def matryoshka(self) -> list[int]:
+        """Numbers of dimensions that the last stage trained beside each other; empty if it did not.
+
+        An earlier stage's numbers do not count, because the last one may have moved what they say.
+        """
+        return list(self.stages[-1].matryoshka or []) if self.stages else []
 
     @property
     def trained_with_instructions(self) -> bool:

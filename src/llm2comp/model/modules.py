@@ -14,7 +14,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.module import Module
-from sentence_transformers.sentence_transformer.modules import WordWeights
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, WordWeights
+from torch import nn
 
 from llm2comp.errors import UserError
 from llm2comp.model.memory_tokens import memory_token_names
@@ -133,6 +134,23 @@ def merge_memory(model: SentenceTransformer, threshold: float) -> SentenceTransf
             setattr(model, name, MergeMemory(weights, threshold))
             return model
     raise UserError("this model does not pool over memory tokens, so there are none to merge")
+
+
+def keep_dimensions(model: SentenceTransformer, dim: int) -> None:
+    """Let an encoder give the first dimensions of its embeddings, scaled to unit length.
+
+    A stock module does it, so that all clients read a folder that is saved afterwards.
+
+    Args:
+        model: an encoder; changed in place.
+        dim: number of dimensions to keep.
+    """
+    whole = model.get_embedding_dimension()
+    assert whole is not None
+    if not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    first = Dense(whole, dim, False, nn.Identity(), init_weight=torch.eye(dim, whole))
+    model.insert(len(model) - 1, first)
 
 
 def memory_weights(model: SentenceTransformer) -> WordWeights | None:

@@ -34,6 +34,7 @@ from llm2comp.model.prompt_format import trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
+from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
@@ -195,7 +196,9 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=losses_of(model, stage, data, gather=arguments.world_size > 1),
+        loss=matryoshka(
+            model, losses_of(model, stage, data, gather=arguments.world_size > 1), stage.matryoshka
+        ),
     )
     trainer.add_callback(
         CollapseWatch(

@@ -23,16 +23,18 @@ from transformers import (
 )
 
 from llm2comp.errors import UserError, one_line
+from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
-from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Backbone, Pretext, Stage, StageBase
+from llm2comp.recipe import Backbone, Contrastive, Pretext, Stage, StageBase
+from llm2comp.training.losses.matryoshka import require_dims
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
 
@@ -64,6 +66,7 @@ def rehearse(context: StageContext[Stage]) -> None:
         return
     config, tokenizer = _read(context)
     whole = _random_body(config, backbone, context.source, device="meta")
+    _require_matryoshka(remaining, token_table(whole).weight.shape[1])
     trained = _count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
     small = _with_few_layers(config, whole)
@@ -115,10 +118,18 @@ def _rehearse_others(
         trust_remote_code=context.recipe.backbone.trust_remote_code,
         model_kwargs={"dtype": torch.float32},
     )
+    _require_matryoshka(remaining, require_dim(model, None))
     body = encoder.encoder_body(model)
     trained = _count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
     _train_nothing_and_save(context, model, body, lineage, causal=None)
+
+
+def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
+    """Check the Matryoshka dimensions of all stages, so that none is wrong after hours."""
+    for stage in stages:
+        if isinstance(stage, Contrastive):
+            require_dims(stage.stage, stage.matryoshka, dimension)
 
 
 def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:

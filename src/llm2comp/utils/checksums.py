@@ -10,7 +10,10 @@ from llm2comp.errors import UserError
 from llm2comp.utils.files import atomic_file
 
 CHECKSUMS = "checksums.sha256"
-"""File of a folder with the checksums of all its other files."""
+"""File of a folder with the checksums of all its other files, but for `CALIBRATION`."""
+CALIBRATION = "calibration.npy"
+"""File that is added to an encoder folder when its embeddings are first stored in 8 bits. It says
+nothing that the other files do not say."""
 
 
 def write_checksums(folder: Path) -> None:
@@ -60,7 +63,9 @@ def require_unchanged(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != CHECKSUMS)
+    return sorted(
+        f for f in folder.rglob("*") if f.is_file() and f.name not in (CHECKSUMS, CALIBRATION)
+    )
 
 
 def _digest(file: Path) -> str:

@@ -6,6 +6,8 @@ Attention = Literal["causal", "bidirectional"]
 """Attention of the encoder."""
 Backend = Literal["onnx", "openvino"]
 """The runtime of a compiled encoder."""
+EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
+"""In what the numbers of an embedding are stored. `binary` is one bit for each number."""
 OnBadRow = Literal["fail", "skip"]
 """What a bad row of data does: stop the run, or be left out."""
 Precision = Literal["auto", "bfloat16", "float32"]

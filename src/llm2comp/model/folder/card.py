@@ -33,7 +33,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder"{options})
 embeddings = model.encode(["The river rises in the mountains."])
 ```
-
+{matryoshka}
 This checks that a client computes the embeddings that were saved. Each number must be at least
 {cosine}:
 
@@ -74,7 +74,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder"{options})
 embeddings = model.encode(["The river rises in the mountains."])
 ```
-{prompts}
+{matryoshka}{prompts}
 | stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
 |---|---|---|---|---|---|---|
 {stages}
@@ -111,6 +111,7 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
         "seed": lineage.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
         "licences": _licences(lineage),
+        "matryoshka": _matryoshka(lineage, dimension),
     }
     options = f', backend="{to}"' if to else ""
     needs = " and ".join(f"{name} {bound}" for name, bound in needed.items())
@@ -150,6 +151,20 @@ def _weights(last: StageRecord, to: str | None) -> str:
     if last.lora is None:
         return ". The last stage trained all\nweights, so there is no adapter"
     return ", and the adapter of the\nlast stage, in PEFT's format, into `adapter/`"
+
+
+def _matryoshka(lineage: Lineage, dimension: int) -> str:
+    """Return which truncated embeddings were trained; empty if none was."""
+    shorter = [dim for dim in sorted(lineage.matryoshka) if dim < dimension]
+    if not shorter:
+        return ""
+    listed = ", ".join(map(str, shorter))
+    return (
+        f"\nThe first dimensions of an embedding are an embedding too; the last stage trained the\n"
+        f"first {listed} beside the whole (Matryoshka):\n\n```python\n"
+        f'texts = ["The river rises in the mountains."]\n'
+        f"model.encode(texts, truncate_dim={shorter[-1]}, normalize_embeddings=True)\n```\n"
+    )
 
 
 def _prompts(lineage: Lineage) -> str:
@@ -219,7 +234,8 @@ def _row(stage: StageRecord) -> str:
     data = ", ".join(source.source for source in stage.data) or "-"
     kept = "" if stage.kept_step is None else f"{stage.kept_step:,} of "
     size = f"{kept}{stage.steps:,} x {stage.batch_size:,}"
-    objective = stage.objective or "contrastive"
+    nested = f", Matryoshka {', '.join(map(str, stage.matryoshka))}" if stage.matryoshka else ""
+    objective = stage.objective or f"contrastive{nested}"
     adapted, left_out = (
         ", ".join(f"`{name}`" for name in (stage.lora or {}).get(key) or [])
         for key in ("target_modules", "left_out")

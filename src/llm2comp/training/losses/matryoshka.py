@@ -1,0 +1,56 @@
+"""Matryoshka training: the first dimensions of an embedding are an embedding too."""
+
+from collections.abc import Sequence
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from torch import nn
+
+from llm2comp.errors import UserError
+
+Losses = nn.Module | dict[str, nn.Module]
+"""The loss of a stage or, with several datasets, the loss of each."""
+
+
+def matryoshka(model: SentenceTransformer, losses: Losses, dims: Sequence[int] | None) -> Losses:
+    """Return losses that are the sum of a loss over truncated embeddings.
+
+    Kusupati et al., 2022, arXiv 2205.13147. All dimensions have the weight 1, as there.
+
+    Args:
+        model: the encoder.
+        losses: its losses. Cached ones are changed themselves.
+        dims: numbers of leading dimensions; None returns the losses as they are.
+    """
+    if dims is None:
+        return losses
+    if not isinstance(losses, dict):
+        return MatryoshkaLoss(model, losses, dims)
+    # A loss of several datasets is wrapped once, because wrapping changes a cached loss in place.
+    distinct = {id(loss): loss for loss in losses.values()}
+    wrapped = {key: MatryoshkaLoss(model, loss, dims) for key, loss in distinct.items()}
+    return {name: wrapped[id(loss)] for name, loss in losses.items()}
+
+
+def require_dims(stage: str, dims: Sequence[int] | None, dimension: int) -> None:
+    """Check the dimensions of a stage against those of an embedding.
+
+    Args:
+        stage: name of the stage.
+        dims: numbers of leading dimensions, if the stage has any.
+        dimension: of a whole embedding.
+
+    Raises:
+        UserError: if one is too large, or the whole embedding would not be trained.
+    """
+    if dims is None:
+        return
+    if max(dims) > dimension:
+        raise UserError(
+            f"{stage}.matryoshka: {max(dims)} is more than the {dimension} dimensions of an "
+            "embedding; leave it out"
+        )
+    if dimension not in dims:
+        raise UserError(
+            f"{stage}.matryoshka: the whole embedding would not be trained; add {dimension}"
+        )
