@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -54,6 +55,22 @@ def _cheap_garbage_collection() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """Undo what a command or a test does to the log: others would see more messages, or none."""
+    ours = [logging.getLogger("llm2comp")]
+    ours += [
+        logging.getLogger(name)
+        for name in logging.root.manager.loggerDict
+        if name.startswith("llm2comp.")
+    ]
+    before = [(logger, logger.level, logger.handlers[:], logger.propagate) for logger in ours]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")
