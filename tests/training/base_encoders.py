@@ -19,17 +19,24 @@ from transformers import (
 from llm2comp.recipe import Recipe, parse_recipe
 
 
-def write_bert(folder: Path, sentences: list[str]) -> Path:
-    """Write a sentence-transformers folder with a random BERT, prompts and a dense layer."""
+def write_tokenizer(folder: Path, sentences: list[str], max_length: int) -> int:
+    """Write a BERT tokenizer that knows the words of some sentences, and return how many it has."""
     words = sorted({word.strip(".,:") for word in " ".join(sentences).lower().split()})
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *".,:"]
     folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=48).save_pretrained(folder)
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(vocabulary) + "\n")
+    BertTokenizerFast(vocab=str(path), model_max_length=max_length).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def write_bert(folder: Path, sentences: list[str]) -> Path:
+    """Write a sentence-transformers folder with a random BERT, prompts and a dense layer."""
+    vocab_size = write_tokenizer(folder, sentences, max_length=48)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=vocab_size,
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -51,15 +58,11 @@ def write_bert(folder: Path, sentences: list[str]) -> Path:
 
 def write_reranker(folder: Path, sentences: list[str], labels: int = 1) -> Path:
     """Write a random cross-encoder."""
-    words = sorted({word.strip(".,:") for word in " ".join(sentences).lower().split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    vocab_size = write_tokenizer(folder, sentences, max_length=64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=vocab_size,
             hidden_size=16,
             num_hidden_layers=1,
             num_attention_heads=2,
