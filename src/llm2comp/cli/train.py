@@ -87,7 +87,7 @@ def study(
     Examples:
       llm2comp study pretext --quick --out runs/study/pretext-quick
       llm2comp study my-study.yaml --out runs/study/mine
-      llm2comp study contrastive --reuse runs/study/pretext --out runs/study/contrastive
+      llm2comp study memory_tokens --reuse runs/study/pretext --out runs/study/memory
     """
     from llm2comp.recipe import study_path
     from llm2comp.training.study.plan import load_study
