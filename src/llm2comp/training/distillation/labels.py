@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
+from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.drawn.pair_file import WRITTEN_TOGETHER, negatives_of, texts_of
 from llm2comp.data.drawn.rows import arrow_writer
@@ -144,22 +145,22 @@ def _vectors(part: Dataset, teacher: str, student: Path) -> Iterator[list[list[f
     Raises:
         UserError: if a number is not finite.
     """
-    vectors = _embedded(part, teacher)
+    vectors = _embedded(part, load_in(teacher), teacher)
     dimension = vectors.shape[-1]
-    if dimension != load_in(str(student)).get_embedding_dimension():
-        own = _embedded(part, str(student))
+    learner = load_in(str(student))
+    if dimension != learner.get_embedding_dimension():
+        own = _embedded(part, learner, str(student))
         turned = rotation(vectors.reshape(-1, dimension), own.reshape(-1, own.shape[-1]))
         vectors = np.matmul(vectors, turned)
     for row in vectors:
         yield row.tolist()
 
 
-def _embedded(part: Dataset, name: str) -> Vectors:
+def _embedded(part: Dataset, encoder: SentenceTransformer, name: str) -> Vectors:
     """Return the vectors `(rows, columns, dimension)` of the texts, of unit length.
 
     Anchors get the encoder's prompt for queries, other texts its prompt for documents.
     """
-    encoder = load_in(name)
     columns = []
     for column in part.column_names:
         prompt = "query" if column == "anchor" else "document"
