@@ -1,4 +1,5 @@
 import dataclasses
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, store, suites
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.version import __version__
 
 
 @pytest.fixture
@@ -85,3 +87,18 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:50])
     with pytest.raises(UserError, match=r"STS17\.json is not a score that llm2comp stored"):
         ResultStore(tmp_path).all()
+
+
+def test_a_score_can_be_stored_where_the_package_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a checkout on PYTHONPATH there is no metadata of the package."""
+    version = metadata.version
+
+    def of_others(name: str) -> str:
+        if name == "llm2comp":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", of_others)
+    assert store.versions()["llm2comp"] == __version__

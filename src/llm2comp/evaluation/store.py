@@ -19,8 +19,9 @@ from llm2comp.errors import UserError
 from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import EmbeddingPrecision
 from llm2comp.utils.files import atomic_file, cache_dir
+from llm2comp.version import __version__
 
-PACKAGES = ("llm2comp", "mteb", "sentence-transformers", "transformers", "torch")
+PACKAGES = ("mteb", "sentence-transformers", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,8 @@ def fingerprint(model: SentenceTransformer) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a score depends on."""
-    return {"python": platform.python_version()} | {
-        package: metadata.version(package) for package in PACKAGES
-    }
+    own = {"python": platform.python_version(), "llm2comp": __version__}
+    return own | {package: metadata.version(package) for package in PACKAGES}
 
 
 def _read(file: Path) -> TaskResult:
