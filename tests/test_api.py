@@ -29,8 +29,8 @@ RELEASE = "smollm2-135m-llm2comp"
 FUNCTIONS = [name for name in llm2comp.__all__ if name != "__version__"]
 API_OF_COMMAND = {"encode": "encode_file"}
 """The function of a command, if it does not have the name of the command."""
-WITHOUT_FUNCTION = {"results", "doctor", "demo", "data"}
-"""Commands that only print or download."""
+WITHOUT_FUNCTION = {"results", "doctor", "demo", "data", "serve"}
+"""Commands that only print or download, or run until they are stopped."""
 RENAMED_OPTIONS = {"merge": "merge_threshold", "baseline": "baselines", "query": "queries"}
 """Options that the command line repeats or shortens."""
 NOT_IN_API = {("train", "on_bad_row")}

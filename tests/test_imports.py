@@ -14,6 +14,7 @@ LAYERS = [
     "api",
     "api_mining",
     "api_analysis",
+    "serving",
     "analysis",
     "training",
     "evaluation",

@@ -9,7 +9,7 @@ import pytest
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.cli import demo
+from llm2comp.cli.demo import run as demo
 from llm2comp.data import catalog
 from llm2comp.evaluation import baselines
 from llm2comp.evaluation.store import Score

@@ -5,7 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
-from llm2comp.cli.demo_sizes import (
+from llm2comp.cli.demo.sizes import (
     BUDGET,
     CHECK_COST,
     LEAST_SHARE,

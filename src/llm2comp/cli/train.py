@@ -128,7 +128,7 @@ def demo(
     Example:
       llm2comp demo --out runs/demo
     """
-    preload("llm2comp.cli.demo")
-    from llm2comp.cli.demo import run
+    preload("llm2comp.cli.demo.run")
+    from llm2comp.cli.demo.run import run
 
     run(out)

@@ -104,7 +104,7 @@ class TokenBatched(SentenceTransformer):
         )
         workers = pool if isinstance(pool, Workers) else None
         by_tokens = (
-            self._pads_texts
+            self.pads_texts
             and (output_value, precision) == ("sentence_embedding", "float32")
             and not isinstance(device, list)
             and (pool is None or workers is not None)
@@ -144,7 +144,7 @@ class TokenBatched(SentenceTransformer):
             UserError: if `max_seq_length` leaves no room for text. The tokenizer would then cut
                 nothing.
         """
-        if self._pads_texts and self.max_seq_length is not None:
+        if self.pads_texts and self.max_seq_length is not None:
             specials = self.tokenizer.num_special_tokens_to_add()
             if self.max_seq_length <= specials:
                 raise UserError(
@@ -152,7 +152,7 @@ class TokenBatched(SentenceTransformer):
                     f"a text takes {specials} tokens"
                 )
         features: dict[str, Any] = super().preprocess(inputs, *args, **options)
-        if not self._pads_texts or "input_ids" not in features:
+        if not self.pads_texts or "input_ids" not in features:
             return features
         tokens = {
             name: features[name] for name in self.tokenizer.model_input_names if name in features
@@ -164,7 +164,7 @@ class TokenBatched(SentenceTransformer):
         return {**features, **padded}
 
     @property
-    def _pads_texts(self) -> bool:
+    def pads_texts(self) -> bool:
         """Whether the model pads texts to a batch; static and word embeddings do not."""
         first = self[0]
         return (
@@ -194,7 +194,7 @@ class TokenBatched(SentenceTransformer):
         """Return `(texts, dimension)`, computed in batches of at most `budget` tokens."""
         run: Callable[..., Iterator[Any]] = workers.map if workers else self._map
         windows = [texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW)]
-        counts = np.concatenate(list(run(_count_tokens, windows)))
+        counts = np.concatenate(list(run(count_tokens, windows)))
         widths = np.array([self._width(count) for count in counts.tolist()])
         batches = list(batch_by_tokens(widths, budget))
         # Shuffle the batches. Otherwise the longest would come first, and the progress bar would
@@ -232,7 +232,7 @@ def _are_texts(inputs: Any) -> TypeGuard[list[str]]:
     )
 
 
-def _count_tokens(model: SentenceTransformer, texts: list[str]) -> NDArray[np.int64]:
+def count_tokens(model: SentenceTransformer, texts: list[str]) -> NDArray[np.int64]:
     """Return `(texts,)`, the tokens that the model reads of each text, without a call's prompt.
 
     The texts are tokenized again when they are embedded. With SmolLM2-135M the counting takes

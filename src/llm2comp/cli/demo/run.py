@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.analysis.report import gather, plots, write
 from llm2comp.analysis.report.write import QUERIES
-from llm2comp.cli.demo_sizes import BUDGET, Sizes
+from llm2comp.cli.demo.sizes import BUDGET, Sizes
 from llm2comp.data import catalog
 from llm2comp.data.sample import Sample
 from llm2comp.data.text_files import read_texts

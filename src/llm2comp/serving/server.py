@@ -1,0 +1,170 @@
+"""The process of a server: it loads models, listens, and on SIGTERM answers what it accepted."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llm2comp.errors import UserError
+from llm2comp.inference.load import load
+from llm2comp.serving.app import create_app
+from llm2comp.serving.observation import log_json_lines
+from llm2comp.serving.service import Service
+from llm2comp.serving.settings import Limits
+from llm2comp.utils.choices import Precision
+
+logger = logging.getLogger(__name__)
+LOOPBACK = ("127.", "localhost", "::1")
+
+
+def serve(
+    models: Sequence[str],
+    host: str,
+    port: int,
+    tokens: tuple[bytes, ...],
+    limits: Limits,
+    *,
+    dtype: Precision,
+    merge_threshold: float | None,
+    batch_size: int,
+) -> None:
+    """Serve models until a signal asks to stop, and everything that was accepted is answered.
+
+    Args:
+        models: names or folders that `llm2comp.load` takes, or `NAME=FOLDER`.
+        host: address to listen at.
+        port: to listen at; 0 takes a free one, which the log names.
+        tokens: bearer tokens that clients must show one of; none lets everyone in.
+        limits: of what clients may ask for.
+        dtype: as in `llm2comp.load`.
+        merge_threshold: as in `llm2comp.load`.
+        batch_size: texts of 64 tokens per batch.
+
+    Raises:
+        UserError: if the address cannot be used, or a model cannot be loaded.
+    """
+    named = named_models(models)
+    listening = bind(host, port)  # before models are loaded, which takes seconds
+    encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
+    log_json_lines()
+    service = Service(encoders, limits, batch_size)
+    address = "http://{}:{}".format(*listening.getsockname()[:2])
+    logger.info("serving", extra={"fields": {"address": address, "models": list(named)}})
+    if not tokens and not host.startswith(LOOPBACK):
+        logger.warning("everyone who can reach this address may use it; give --tokens FILE")
+    Server(service, tokens).run(sockets=[listening])
+    service.close()
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Return what to load by the name under which it is served: `NAME=FOLDER` gives the name.
+
+    Raises:
+        UserError: if two have the same name.
+    """
+    named: dict[str, str] = {}
+    for model in models:
+        name, given, folder = model.partition("=")
+        if Path(model).exists() or not given:
+            name, folder = model, model
+        if name in named:
+            raise UserError(f"two models are named {name}; give one another name: NAME={folder}")
+        named[name] = folder
+    return named
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that has an address, and does not listen yet.
+
+    Raises:
+        UserError: if the address cannot be used.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UserError(
+            f"{host}:{port} cannot be used ({error}); choose another --port or --host"
+        ) from error
+    return bound
+
+
+class Server(uvicorn.Server):
+    """A server that goes on listening while it drains, so that `/ready` can say so.
+
+    Args:
+        service: with the models.
+        tokens: as in `serve`.
+    """
+
+    def __init__(self, service: Service, tokens: tuple[bytes, ...] = ()) -> None:
+        limits = service.limits
+        config = uvicorn.Config(
+            create_app(service, tokens),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # any number works
+            timeout_graceful_shutdown=round(limits.seconds) + 1,
+        )
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # noqa: ARG002
+        """Drain at the first signal, and stop at once at the second."""
+        self.should_exit = self.force_exit = self.service.draining
+        self.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stop listening when everything that was accepted is computed."""
+        self.should_exit |= self.service.draining and self.service.idle
+        return await super().on_tick(counter)
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if the head of a request does not come in time.
+
+    uvicorn itself bounds only the time after a response.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """Wait for the rest of the head."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Let the request take its time, which the application bounds."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._stop_waiting()
+        self._head = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None

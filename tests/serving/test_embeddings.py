@@ -1,0 +1,148 @@
+"""What clients ask for, and the vectors that they get: those of Python and the command line."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import requests
+from running_server import Running, assert_problem
+from sentence_transformers import SentenceTransformer
+from typer.testing import CliRunner
+
+import llm2comp
+from llm2comp.cli.app import app
+
+
+def vectors(response: requests.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.array([row["embedding"] for row in response.json()["data"]], dtype=np.float32)
+
+
+def test_server_command_line_python_and_stock_give_equal_vectors(
+    server: Running, folder: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    texts = [*sentences, " ".join(sentences), "a"]
+    stock = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    arguments = ["encode", folder, tmp_path / "texts.txt", "--out", tmp_path / "e.npy"]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--dtype", "float32"])
+    assert done.exit_code == 0, done.output
+    served = vectors(server.embed(input=texts))
+    for other in (
+        stock,
+        np.load(tmp_path / "e.npy"),
+        llm2comp.encode(folder, texts, dtype="float32"),
+    ):
+        np.testing.assert_allclose(served, other, atol=1e-5)
+
+
+def test_vectors_do_not_depend_on_what_others_send_at_the_same_time(
+    server: Running, loaded: SentenceTransformer, sentences: list[str]
+) -> None:
+    requests = [
+        [" ".join(sentences[: 1 + (i + j) % 8]) for j in range(1 + i % 5)] for i in range(60)
+    ]
+    prompts = [None, "query", "document"]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(
+                lambda i: server.embed(input=requests[i], input_type=prompts[i % 3]), range(60)
+            )
+        )
+    for i, (texts, answer) in enumerate(zip(requests, answers, strict=True)):
+        expected = llm2comp.encode(loaded, texts, prompt=prompts[i % 3])  # type: ignore[arg-type]
+        np.testing.assert_allclose(vectors(answer), expected, atol=1e-5)
+
+
+def test_a_prompt_changes_the_vectors_as_in_python(
+    server: Running, loaded: SentenceTransformer
+) -> None:
+    served = [
+        vectors(server.embed(input="whales", input_type=kind)) for kind in ("query", "document")
+    ]
+    np.testing.assert_allclose(served[0][0], loaded.encode_query("whales"), atol=1e-5)
+    np.testing.assert_allclose(served[1][0], loaded.encode_document("whales"), atol=1e-5)
+    assert np.abs(served[0] - served[1]).max() > 1e-3
+
+
+def test_ids_of_tokens_give_the_vectors_of_their_text(
+    server: Running, loaded: SentenceTransformer, sentences: list[str]
+) -> None:
+    ids = [loaded.tokenizer.encode(text, add_special_tokens=False) for text in sentences]
+    expected = loaded.encode(sentences)
+    np.testing.assert_allclose(vectors(server.embed(input=ids)), expected, atol=1e-5)
+    np.testing.assert_allclose(vectors(server.embed(input=ids[0])), expected[:1], atol=1e-5)
+
+
+def test_ids_that_are_not_those_of_a_text_are_refused(
+    server: Running, loaded: SentenceTransformer, sentences: list[str]
+) -> None:
+    with_special = loaded.tokenizer.encode(sentences[0])
+    letters = [loaded.tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "the"]
+    for ids in (with_special, letters, [10**9], [0]):  # "the" is one token
+        assert_problem(server.embed(input=[ids]), 400, "the tokenizer of this model")
+
+
+def test_base64_and_dimensions(server: Running, loaded: SentenceTransformer) -> None:
+    whole = loaded.encode(["whales", "coins"])
+    answer = server.embed(input=["whales", "coins"], dimensions=8, encoding_format="base64")
+    rows = [base64.b64decode(row["embedding"]) for row in answer.json()["data"]]
+    served = np.array([np.frombuffer(row, "<f4") for row in rows])
+    expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(served, expected, atol=1e-5)
+
+
+def test_usage_is_the_tokens_that_the_model_reads(
+    server: Running, loaded: SentenceTransformer, sentences: list[str]
+) -> None:
+    texts = [*sentences, " ".join(sentences * 2)]  # the last one is truncated
+    count = int(loaded.preprocess(texts)["attention_mask"].sum())
+    usage = server.embed(input=texts).json()["usage"]
+    assert usage == {"prompt_tokens": count, "total_tokens": count}
+
+
+def test_models_are_listed(server: Running) -> None:
+    listed = server.get("/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["tiny", "second"]
+    assert listed[0]["dimensions"] == 32
+    assert server.get("/v1/models/second").json() == listed[1]
+    assert_problem(server.get("/v1/models/third"), 404, "give one of tiny, second")
+
+
+def test_the_shapes_of_others(server: Running, loaded: SentenceTransformer) -> None:
+    query = loaded.encode_query("whales")
+    found = server.post("/embed", json={"inputs": "whales", "prompt_name": "query"})
+    np.testing.assert_allclose(found.json(), [query], atol=1e-5)
+    body = {"model": "tiny", "texts": ["whales"], "input_type": "search_query"}
+    found = server.post("/v2/embed", json=body)
+    np.testing.assert_allclose(found.json()["embeddings"]["float"], [query], atol=1e-5)
+
+
+def test_the_client_of_openai(server: Running, loaded: SentenceTransformer) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+    expected = loaded.encode(["whales", "coins"])
+    for options in ({}, {"encoding_format": "float"}):  # by itself it asks for base64
+        found = client.embeddings.create(model="tiny", input=["whales", "coins"], **options)
+        np.testing.assert_allclose([row.embedding for row in found.data], expected, atol=1e-5)
+    query = client.embeddings.create(
+        model="tiny", input="whales", extra_body={"input_type": "query"}
+    )
+    np.testing.assert_allclose(query.data[0].embedding, loaded.encode_query("whales"), atol=1e-5)
+    assert [model.id for model in client.models.list()] == ["tiny", "second"]
+    with pytest.raises(openai.NotFoundError, match="give one of tiny, second"):
+        client.embeddings.create(model="other", input="whales")
+
+
+def test_the_client_of_cohere(server: Running, loaded: SentenceTransformer) -> None:
+    cohere = pytest.importorskip("cohere")
+    client = cohere.ClientV2(base_url=server.url, api_key="any")
+    found: Any = client.embed(
+        model="tiny", texts=["whales"], input_type="search_document", embedding_types=["float"]
+    )
+    np.testing.assert_allclose(
+        found.embeddings.float_, [loaded.encode_document("whales")], atol=1e-5
+    )

@@ -1,0 +1,191 @@
+"""What a client does wrong gets its 4xx with a remedy, and the server lives."""
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_server import Running, assert_problem
+
+from llm2comp.errors import UserError
+from llm2comp.serving.settings import Limits, read_tokens
+
+Start = Callable[..., Running]
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "the field 'input' is missing"),
+        ({"input": ""}, "input: string should have at least 1 character"),
+        ({"input": []}, "input: "),
+        ({"input": ["a", ""]}, "input: "),
+        ({"input": 5}, "input: "),
+        ({"input": None}, "input: "),
+        ({"input": {"text": "a"}}, "input: "),
+        ({"input": ["a", 5]}, "input: "),
+        ({"input": [[1], ["a"]]}, "input: "),
+        ({"input": [-1]}, "input: "),
+        ({"input": [True]}, "input: "),
+        ({"input": "a", "dimensions": 0}, "dimensions: "),
+        ({"input": "a", "dimensions": 33}, "have 32 dimensions"),
+        ({"input": "a", "dimensions": "8"}, "dimensions: "),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format: "),
+        ({"input": "a", "input_type": "passage"}, "input_type: "),
+        ({"input": "a", "dimension": 8}, 'the field "dimension" is not known'),
+        ({"input": "a", "model": 5}, "model: "),
+        ({"input": ["a"] * 65}, "the most is 64: send them in several requests"),
+        ({"input": "a" * 5001}, "text 0 of input has 5001 characters"),
+        ({"input": [5] * 5001}, "has 5001 tokens"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_field_is_named(server: Running, fields: dict[str, Any], says: str) -> None:
+    assert_problem(server.embed(**fields), 400, says.replace(": send", "; send"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"model": "tiny", "input": "\xff\xfe"}',
+        b"[" * 50_000,
+        b"\x00" * 100,
+        b'{"model": "tiny", "input": NaN}',
+        b'{"model": "\\ud800", "input": "a", "\\ud800": 1}',
+        b'{"model": "tiny", "input": "a lone surrogate \\ud800"}',
+    ],
+    ids=lambda body: str(body[:20]),
+)
+def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
+    assert_problem(server.post("/v1/embeddings", data=body, headers=JSON), 400, "")
+
+
+def test_a_body_of_another_type_a_wrong_path_and_a_wrong_method(server: Running) -> None:
+    body = '{"model": "tiny", "input": "a"}'
+    typed = server.post("/v1/embeddings", data=body, headers={"Content-Type": "text/plain"})
+    assert_problem(typed, 400, "Content-Type: application/json")
+    assert_problem(server.get("/v2/embeddings"), 404, "/openapi.json")
+    answer = server.get("/v1/embeddings")
+    assert_problem(answer, 405, "Allow")
+    assert answer.headers["Allow"] == "POST"
+    assert_problem(server.embed(input="a", model="\ud800other"), 404, "give one of tiny, second")
+
+
+def test_a_large_body_is_not_read(server: Running, start: Start) -> None:
+    assert_problem(server.embed(input="a" * 1_000_000), 413, "more than 100000 bytes")
+
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n")
+        connection.sendall(b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(OSError, match="reset|Broken pipe"):  # noqa: PT012
+            for _ in range(10_000):
+                connection.sendall(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+                time.sleep(0.001)
+    assert_problem(start().embed(input="a" * 1_000_000), 400, "has 1000000 characters")
+
+
+def test_a_token_is_needed_except_by_what_runs_the_server(start: Start) -> None:
+    running = start(tokens=(b"one-token", b"another"))
+    for header in (None, "", "Bearer", "Bearer one", "Bearer one-token2", "Basic one-token", "ä"):
+        headers = {} if header is None else {"Authorization": header.encode()}
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            assert_problem(running.get(path, headers=headers), 401, "Authorization: Bearer TOKEN")
+    for token in ("one-token", "another"):
+        headers = {"Authorization": f"Bearer {token}"}
+        assert running.get("/v1/models", headers=headers).status_code == 200
+    assert running.get("/health").status_code == running.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"# none\n\n", "it has no token"),
+        (b"good\nnot good\n", "line 2: a token has only"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_a_wrong_file_of_tokens_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "tokens.txt").write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_tokens(tmp_path / "tokens.txt")
+    assert "not good" not in str(error.value)
+    (tmp_path / "tokens.txt").write_text("# ours\none\n\n two \n")
+    assert read_tokens(tmp_path / "tokens.txt") == (b"one", b"two")
+
+
+def test_a_queue_that_no_request_fits_is_refused() -> None:
+    with pytest.raises(UserError, match="--max-waiting 10 is below --max-texts 11"):
+        Limits(waiting=10, texts=11)
+
+
+def test_a_full_queue_says_when_to_come_again(start: Start, hold: Callable[..., Any]) -> None:
+    running = start(texts=4, waiting=6)
+    with ThreadPoolExecutor(1) as pool, hold(running):
+        first = pool.submit(running.embed, input=["a"] * 4)
+        wait_for(lambda: running.service.models["tiny"].batcher.waiting == 5)
+        answer = running.embed(input=["b"] * 3)
+    assert_problem(answer, 429, "Retry-After")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert first.result().status_code == 200
+    assert running.embed(input=["b"] * 3).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_ended(start: Start, hold: Callable[..., Any]) -> None:
+    running = start(seconds=0.3)
+    with hold(running) as computed:
+        answer = running.embed(input="late")
+        assert_problem(answer, 503, "no answer within 0.3 seconds")
+        assert answer.headers["Retry-After"]
+        wait_for(lambda: running.service.models["tiny"].batcher.waiting == 1)
+    assert running.embed(input="in time").status_code == 200
+    assert computed == ["held", "in time"]
+
+
+def test_what_a_client_no_longer_waits_for_is_not_computed(
+    start: Start, hold: Callable[..., Any]
+) -> None:
+    running = start()
+    body = b'{"model": "tiny", "input": "left"}'
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with hold(running) as computed:
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            wait_for(lambda: running.service.models["tiny"].batcher.waiting == 2)
+        wait_for(lambda: running.service.models["tiny"].batcher.waiting == 1)
+    assert running.embed(input="stayed").status_code == 200
+    assert computed == ["held", "stayed"]
+
+
+def test_slow_and_silent_clients_stop_nobody(start: Start) -> None:
+    running = start(seconds=1, idle_seconds=0.5)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    beginnings = [b"", b"POST /v1", head, head + b"Content-Length: 50\r\n\r\n", b"\x16\x03\x01"]
+    connections = []
+    for number in range(100):
+        connections.append(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+        connections[-1].sendall(beginnings[number % len(beginnings)])
+    assert running.embed(input="a").status_code == 200
+    ends = [b"".join(iter(lambda one=one: one.recv(1000), b"")) for one in connections]
+    for number, end in enumerate(ends):  # every connection was closed by the server
+        expected = (b"", b"", b"", b"HTTP/1.1 408", b"HTTP/1.1 400")[number % len(beginnings)]
+        assert end.startswith(expected)
+        assert bool(end) == bool(expected)
+    for connection in connections:
+        connection.close()
+    assert running.embed(input="a").status_code == 200
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
