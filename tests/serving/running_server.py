@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -66,3 +67,11 @@ def assert_problem(response: requests.Response, status: int, says: str) -> None:
     assert error["remedy"]
     assert error["message"].endswith(f"; {error['remedy']}")
     assert says in error["message"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Return when a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

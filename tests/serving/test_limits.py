@@ -1,5 +1,6 @@
 """What a client does wrong gets its 4xx with a remedy, and the server lives."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_server import Running, assert_problem
+from running_server import Running, assert_problem, wait_for
 
 from llm2comp.errors import UserError
 from llm2comp.serving.settings import Limits, read_tokens
@@ -179,13 +180,7 @@ def test_slow_and_silent_clients_stop_nobody(start: Start) -> None:
         expected = (b"", b"", b"", b"HTTP/1.1 408", b"HTTP/1.1 400")[number % len(beginnings)]
         assert end.startswith(expected)
         assert bool(end) == bool(expected)
+        assert not end or json.loads(end.partition(b"\r\n\r\n")[2])["error"]["remedy"]
     for connection in connections:
         connection.close()
     assert running.embed(input="a").status_code == 200
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -179,8 +179,7 @@ class Batcher:
             return []
         try:
             job.texts = [
-                one if isinstance(one, str) else text_of(self._encoder, one)
-                for one in job.inputs
+                one if isinstance(one, str) else text_of(self._encoder, one) for one in job.inputs
             ]
             job.tokens = self._count(job.texts)
         except Exception as error:

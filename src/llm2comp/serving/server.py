@@ -4,16 +4,18 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.serving.app import create_app
 from llm2comp.serving.observation import log_json_lines
+from llm2comp.serving.problems import Problem
 from llm2comp.serving.service import Service
 from llm2comp.serving.settings import Limits
 from llm2comp.utils.choices import Precision
@@ -53,8 +55,6 @@ def serve(
     encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
     log_json_lines()
     service = Service(encoders, limits, batch_size)
-    address = "http://{}:{}".format(*listening.getsockname()[:2])
-    logger.info("serving", extra={"fields": {"address": address, "models": list(named)}})
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
     Server(service, tokens).run(sockets=[listening])
@@ -121,6 +121,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where."""
+        await super().startup(sockets)
+        addresses = ["{}:{}".format(*one.getsockname()[:2]) for one in sockets or ()]
+        fields = {"addresses": addresses, "models": list(self.service.models)}
+        logger.info("serving", extra={"fields": fields})
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # noqa: ARG002
         """Drain at the first signal, and stop at once at the second."""
         self.should_exit = self.force_exit = self.service.draining
@@ -159,6 +166,16 @@ class Connection(HttpToolsProtocol):
         """Forget the connection."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as every other mistake is answered."""
+        response = Problem(
+            HTTPStatus.BAD_REQUEST, msg.rstrip(".").lower(), "send HTTP/1.1, and not HTTPS"
+        ).response()
+        lines = [name + b": " + value for name, value in response.raw_headers]
+        head = b"\r\n".join([STATUS_LINE[400].rstrip(), *lines, b"connection: close", b"", b""])
+        self.transport.write(head + bytes(response.body))
+        self.transport.close()
 
     def _expect_head(self) -> None:
         self._stop_waiting()
