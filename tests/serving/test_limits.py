@@ -81,16 +81,30 @@ def test_a_body_of_another_type_a_wrong_path_and_a_wrong_method(server: Running)
     assert_problem(server.embed(input="a", model="\ud800other"), 404, "give one of tiny, second")
 
 
-def test_a_large_body_is_not_read(server: Running, start: Start) -> None:
+def test_a_large_body_is_refused_before_it_is_sent(server: Running) -> None:
     assert_problem(server.embed(input="a" * 1_000_000), 413, "more than 100000 bytes")
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"  # as curl does
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
 
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\n")
-        connection.sendall(b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+def test_an_endless_body_is_refused_and_then_cut(start: Start) -> None:
+    running = start(body=10_000, idle_seconds=0.5)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        begin = time.monotonic()
         with pytest.raises(OSError, match="reset|Broken pipe"):  # noqa: PT012
-            for _ in range(10_000):
+            while time.monotonic() < begin + 10:
                 connection.sendall(b"3e8\r\n" + b" " * 1000 + b"\r\n")
                 time.sleep(0.001)
+    assert time.monotonic() - begin > 0.4  # so that the answer is read before
+    assert running.embed(input="a").status_code == 200
+
+
+def test_a_text_of_a_megabyte_is_refused_by_default(start: Start) -> None:
     assert_problem(start().embed(input="a" * 1_000_000), 400, "has 1000000 characters")
 
 

@@ -70,7 +70,8 @@ class Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        exchange = _Exchange(receive, send, self.limits.body)
+        announced = int(Headers(scope=scope).get("content-length", 0))
+        exchange = _Exchange(receive, send, announced, self.limits.body)
         answer = asyncio.create_task(self._answer(scope, exchange))
         gone = asyncio.create_task(exchange.client_gone())
         try:
@@ -107,9 +108,10 @@ class Bounded:
 class _Exchange:
     """The messages of a request and its response."""
 
-    def __init__(self, receive: Receive, send: Send, most_bytes: int) -> None:
+    def __init__(self, receive: Receive, send: Send, announced: int, most_bytes: int) -> None:
         self._receive = receive
         self._send = send
+        self._announced = announced
         self._most_bytes = most_bytes
         self._bytes = 0
         self.body_read = asyncio.Event()
@@ -122,18 +124,21 @@ class _Exchange:
         Raises:
             Problem: if the body is too large.
         """
+        self._require_small(self._announced)
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
-        if self._bytes > self._most_bytes:
+        self._require_small(self._bytes)
+        if not message.get("more_body", False):
+            self.body_read.set()
+        return message
+
+    def _require_small(self, size: int) -> None:
+        if size > self._most_bytes:
             raise Problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the body has more than {self._most_bytes} bytes",
                 "send fewer or shorter texts per request",
-                headers={"Connection": "close"},  # the rest of the body is not read
             )
-        if not message.get("more_body", False):
-            self.body_read.set()
-        return message
 
     async def send(self, message: Message) -> None:
         """Send a part of the response."""
@@ -164,7 +169,7 @@ class Authenticated:
             HTTPStatus.UNAUTHORIZED,
             "there is no token in the request, or a wrong one",
             "send the header Authorization: Bearer TOKEN",
-            headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
+            headers={"WWW-Authenticate": "Bearer"},
         )
         await problem.response()(scope, receive, send)
 

@@ -52,8 +52,8 @@ def serve(
     """
     named = named_models(models)
     listening = bind(host, port)  # before models are loaded, which takes seconds
-    encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
     log_json_lines()
+    encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
     service = Service(encoders, limits, batch_size)
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
@@ -142,7 +142,9 @@ class Server(uvicorn.Server):
 class Connection(HttpToolsProtocol):
     """A connection that is closed if the head of a request does not come in time.
 
-    uvicorn itself bounds only the time after a response.
+    The rest of a body that was refused must come within that time too: it is read, because a
+    client that is still sending would not see the answer otherwise. uvicorn itself bounds only the
+    silence after a response.
     """
 
     _head: asyncio.TimerHandle | None = None
@@ -161,6 +163,12 @@ class Connection(HttpToolsProtocol):
         """Let the request take its time, which the application bounds."""
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body, or drop it if the request is answered already."""
+        super().on_body(body)
+        if self.cycle.response_complete and self._head is None:
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
