@@ -11,10 +11,15 @@ import pytest
 import requests
 from running_server import Running, assert_problem
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from typer.testing import CliRunner
 
 import llm2comp
 from llm2comp.cli.app import app
+from llm2comp.serving.settings import Limits
 
 
 def vectors(response: requests.Response) -> np.ndarray:
@@ -111,6 +116,22 @@ def test_models_are_listed(server: Running) -> None:
     assert listed[0]["dimensions"] == 32
     assert server.get("/v1/models/second").json() == listed[1]
     assert_problem(server.get("/v1/models/third"), 404, "give one of tiny, second")
+
+
+def test_a_model_that_is_no_transformer_is_served(sentences: list[str]) -> None:
+    words = sorted(set(" ".join(sentences).split()))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["?", *words])}, "?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)])
+    running = Running({"tiny": static}, Limits())
+    try:
+        answer = running.embed(input=sentences)
+        np.testing.assert_allclose(vectors(answer), static.encode(sentences), atol=1e-5)
+        assert answer.json()["usage"]["prompt_tokens"] == sum(len(one.split()) for one in sentences)
+        assert running.get("/v1/models").json()["data"][0]["max_tokens"] is None
+        assert_problem(running.embed(input=[1, 2]), 400, "send the text itself")
+    finally:
+        running.stop()
 
 
 def test_the_shapes_of_others(server: Running, loaded: SentenceTransformer) -> None:

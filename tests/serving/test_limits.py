@@ -198,3 +198,17 @@ def test_slow_and_silent_clients_stop_nobody(start: Start) -> None:
     for connection in connections:
         connection.close()
     assert running.embed(input="a").status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_a_client_that_does_not_read_its_answer_is_cut_off(start: Start) -> None:
+    running = start(seconds=2)
+    running.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted ones too
+    body = json.dumps({"model": "tiny", "input": ["a"] * 400}).encode()
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", running.port))
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_for(lambda: len(running.server.server_state.connections) == 1)
+        wait_for(lambda: not running.server.server_state.connections, seconds=20)

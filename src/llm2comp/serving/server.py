@@ -58,7 +58,8 @@ def serve(
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
     Server(service, tokens).run(sockets=[listening])
-    service.close()
+    if service.idle:  # not after a second signal
+        service.close()
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
@@ -153,6 +154,10 @@ class Connection(HttpToolsProtocol):
         """Wait for the first request."""
         super().connection_made(transport)
         self._expect_head()
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux: a client that does not read is cut off
+            milliseconds = 1000 * (self.config.timeout_graceful_shutdown or 0)
+            own = transport.get_extra_info("socket")
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def on_message_begin(self) -> None:
         """Wait for the rest of the head."""

@@ -1,6 +1,7 @@
 """The models of a server, and how a request gets its embeddings from one of them."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ class Service:
         on_batch = partial(self.metrics.on_batch, name)
         batcher = Batcher(encoder, batch_size, self.limits.waiting, on_batch)
         self.metrics.waiting.labels(name).set_function(lambda: batcher.waiting)
-        return ServedModel(name, dimensions, encoder.max_seq_length, batcher)
+        longest = encoder.max_seq_length  # infinite for a static model
+        limited = longest is not None and math.isfinite(longest)
+        return ServedModel(name, dimensions, longest if limited else None, batcher)
 
     @property
     def idle(self) -> bool:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerBase
 
 
 class UnknownTokensError(Exception):
@@ -16,14 +17,14 @@ def text_of(encoder: SentenceTransformer, ids: list[int]) -> str:
     embeddings would then be those of another text. So the text must have these tokens again.
 
     Args:
-        encoder: a model with a tokenizer.
+        encoder: any model.
         ids: without special tokens.
 
     Raises:
         UnknownTokensError: if the text would not have these tokens.
     """
     tokenizer: Any = getattr(encoder, "tokenizer", None)
-    if not hasattr(tokenizer, "decode"):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UnknownTokensError("this model has no tokens")
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     if special.isdisjoint(ids) and max(ids) < len(tokenizer):
