@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,20 @@ def test_sigterm_answers_everything_that_was_accepted(
     assert not any(sentence[:20] in written for sentence in sentences)
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{url}/ready", timeout=1)
+
+
+def test_a_second_signal_ends_it_at_once(
+    start: Start, hold: Callable[..., AbstractContextManager[list[str]]]
+) -> None:
+    running = start()
+    with ThreadPoolExecutor(1) as pool, hold(running):
+        answer = pool.submit(running.embed, input="a")
+        wait_for(lambda: running.service.models["tiny"].batcher.waiting == 2)
+        running.server.handle_exit(signal.SIGINT, None)
+        wait_for(lambda: running.get("/ready").status_code == 503)
+        assert not answer.done()
+        running.server.handle_exit(signal.SIGINT, None)
+        assert_problem(answer.result(10), 503, "the server was stopped")
 
 
 def test_a_failure_is_500_and_its_log_has_no_text(

@@ -82,12 +82,23 @@ class Bounded:
                 await answer
             elif not gone.done() and not exchange.started:
                 await self._late(exchange).response()(scope, receive, send)
+        except asyncio.CancelledError:  # by a second signal
+            if not exchange.started:
+                await self._stopped().response()(scope, receive, send)
         finally:
             answer.cancel()  # what waits for a model is then not computed
             gone.cancel()
 
     async def _answer(self, scope: Scope, exchange: "_Exchange") -> None:
         await self.app(scope, exchange.receive, exchange.send)
+
+    def _stopped(self) -> Problem:
+        return Problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the server was stopped before there was an answer",
+            "try again on another server",
+            headers={"Connection": "close"},
+        )
 
     def _late(self, exchange: "_Exchange") -> Problem:
         if not exchange.body_read.is_set():

@@ -49,6 +49,7 @@ def serve(
 
     Raises:
         UserError: if the address cannot be used, or a model cannot be loaded.
+        SystemExit: with status 1, if a second signal stopped it at once.
     """
     named = named_models(models)
     listening = bind(host, port)  # before models are loaded, which takes seconds
@@ -57,9 +58,11 @@ def serve(
     service = Service(encoders, limits, batch_size)
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
-    Server(service, tokens).run(sockets=[listening])
-    if service.idle:  # not after a second signal
-        service.close()
+    server = Server(service, tokens)
+    server.run(sockets=[listening])
+    if server.force_exit:
+        raise SystemExit(1)
+    service.close()
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:

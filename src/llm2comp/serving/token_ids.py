@@ -1,7 +1,5 @@
 """Texts that clients send as the ids of their tokens."""
 
-from typing import Any
-
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 
@@ -23,12 +21,12 @@ def text_of(encoder: SentenceTransformer, ids: list[int]) -> str:
     Raises:
         UnknownTokensError: if the text would not have these tokens.
     """
-    tokenizer: Any = getattr(encoder, "tokenizer", None)
+    tokenizer = getattr(encoder, "tokenizer", None)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UnknownTokensError("this model has no tokens")
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     if special.isdisjoint(ids) and max(ids) < len(tokenizer):
-        text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         if tokenizer.encode(text, add_special_tokens=False) == ids:
             return text
     raise UnknownTokensError("the ids are not those of a text in the tokenizer of this model")
