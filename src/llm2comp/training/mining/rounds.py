@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.data.drawn.rows import ROWS
 from llm2comp.errors import UserError
+from llm2comp.inference.mining.miner import remedies
 from llm2comp.recipe import Supervised
 from llm2comp.training.checkpoints import last_checkpoint, step_of
 from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
@@ -108,10 +109,10 @@ def begin_round(
     rows, numbers = with_columns(data, folder)
     if not any(one["negatives"] for one in numbers.values()):
         logger.warning(
-            "mining found no negatives after step %d of %s, so those of the batch are all: lower "
-            "the margins, or begin at a lower rank",
+            "mining found no negatives after step %d of %s, so those of the batch are all; %s",
             first,
             stage.stage,
+            remedies(stage.mining, reranked=False),
         )
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)
