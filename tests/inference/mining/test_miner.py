@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -175,6 +176,29 @@ def test_a_pair_without_a_negative_has_an_empty_list(encoder: SentenceTransforme
     assert mine(encoder, [("a query", "an answer")], settings) == [
         Mined("a query", "an answer", [], [])
     ]
+
+
+def test_cosines_are_float32_also_within_autocast(
+    encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 many would be equal."""
+    generator = np.random.default_rng(0)
+    texts = dict.fromkeys([*corpus, *(text for pair in pairs for text in pair)])
+    vector = {text: generator.normal(size=8).astype(np.float32) + 2 for text in texts}
+
+    def embed(texts: list[str], **_: object) -> np.ndarray:
+        return np.stack([vector[text] for text in texts])
+
+    monkeypatch.setattr(encoder, "encode_document", embed)
+    monkeypatch.setattr(encoder, "encode_query", embed)
+    with torch.autocast("cpu", torch.bfloat16):
+        mined = mine(encoder, pairs, HardNegatives(relative_margin=0, negatives=5), corpus=corpus)
+    for row in mined:
+        query, *others = (vector[one] for one in (row.anchor, row.positive, *row.negatives))
+        norms = np.linalg.norm(query) * np.linalg.norm(others, axis=1)
+        expected = (np.stack(others) @ query / norms)[: len(row.scores)]
+        assert row.scores == pytest.approx(expected.tolist(), abs=1e-6)
+    assert any(row.scores for row in mined)
 
 
 def test_a_score_that_is_not_finite_is_an_error(
