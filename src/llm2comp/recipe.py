@@ -231,8 +231,8 @@ class Supervised(Contrastive):
     stage: Literal["supervised"] = "supervised"
     """The name of the stage."""
     mining: Mining | None = None
-    """If given, the encoder finds hard negatives among the positives of each source of pairs that
-    has no negatives and no scores."""
+    """If given, the encoder finds hard negatives among the drawn positives of each source of pairs
+    that has no negatives, no scores and no teacher."""
     guide: NotBlank | None = None
     """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
     the positive is no negative (GISTEmbed, arXiv 2402.16829)."""

@@ -20,7 +20,7 @@ from llm2comp.data.crops import Crops
 from llm2comp.data.drawn.left_out import REASONS, LeftOut
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import drawn_once
-from llm2comp.data.pairs import dataset_names, write_pairs
+from llm2comp.data.pairs import dataset_names, module_name, write_pairs
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import draw_sentences
 from llm2comp.data.sources import SCORE
@@ -34,7 +34,6 @@ from llm2comp.model.memory_tokens import extended_tokenizer
 from llm2comp.recipe import DataSource, Pretext, Recipe, Stage, Supervised, Unsupervised
 from llm2comp.training.contrastive import (
     as_modules,
-    module_name,
     prompts_by_column,
     prompts_in_training,
 )

@@ -1,7 +1,7 @@
 """Pairs for supervised contrastive learning: plain, with a hard negative, or with a score."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -133,6 +133,37 @@ def dataset_names(sources: Sequence[DataSource]) -> Iterator[str]:
     for place, source in enumerate(sources):
         earlier = [one.source for one in sources[:place]].count(source.source)
         yield f"{source.source}#{earlier + 1}" if earlier else source.source
+
+
+def module_name(dataset: str) -> str:
+    """Return the name of a dataset as a torch module may have it, which is without dots."""
+    return dataset.replace("%", "%25").replace(".", "%2E")
+
+
+def dataset_name(module: str) -> str:
+    """Return the name of a dataset from that of its torch module."""
+    return module.replace("%2E", ".").replace("%25", "%")
+
+
+def require_minable(stage: Supervised, columns: Iterable[Collection[str]]) -> None:
+    """Check that a stage that mines has a source of plain pairs. The others stay as they are.
+
+    Args:
+        stage: the stage.
+        columns: our names of the columns that the rows of each source have.
+
+    Raises:
+        UserError: if there is none.
+    """
+    reasons = []
+    for source, names in zip(stage.data, columns, strict=True):
+        kinds = ["a teacher"] if source.teacher else [f"{one}s" for one in OPTIONAL if one in names]
+        reasons += [f"{source.source} has {kind}" for kind in kinds[:1]]
+    if stage.mining is not None and len(reasons) == len(stage.data):
+        raise UserError(
+            f"{stage.stage}.mining: no source can be mined, because {' and '.join(reasons)}; leave "
+            "mining out, or add a source of pairs alone"
+        )
 
 
 def _distinct_rows(

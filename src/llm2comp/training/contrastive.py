@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import AutoConfig
 
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
-from llm2comp.data.pairs import dataset_names
+from llm2comp.data.pairs import dataset_names, module_name
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
@@ -147,11 +147,6 @@ def train_contrastive(
 def as_modules(data: DatasetDict) -> DatasetDict:
     """Return datasets under names that torch modules may have, because each has a loss."""
     return DatasetDict({module_name(name): part for name, part in data.items()})
-
-
-def module_name(name: str) -> str:
-    """Return the name of a dataset without dots, which the name of a torch module may not have."""
-    return name.replace(".", "%2E")
 
 
 def _train(
