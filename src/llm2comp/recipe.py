@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from llm2comp.errors import UserError
-from llm2comp.recipe_parts import Dimensions, During, Mining, Passages, PositiveInt, Split
+from llm2comp.recipe_parts import Dimensions, During, Mining, Passages, PositiveInt, Split, WarmUp
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
@@ -118,8 +118,8 @@ class StageBase(Strict):
     """The peak learning rate."""
     memory_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The peak learning rate of the memory embeddings; `learning_rate` if it is not given."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from 0 to its peak."""
+    warmup_steps: WarmUp = 0
+    """Steps in which the learning rate rises from 0 to its peak; below 1, a share of all steps."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """The course of the learning rate after the peak."""
     weight_decay: NonNegative = 0.0

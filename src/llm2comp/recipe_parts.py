@@ -19,6 +19,14 @@ def _distinct(numbers: list[int]) -> list[int]:
     return numbers
 
 
+def _whole_or_share(number: float) -> float:
+    if number >= 1 and not number.is_integer():
+        raise ValueError("give a whole number, or a share below 1")
+    return number if 0 < number < 1 else int(number)
+
+
+WarmUp = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_whole_or_share)]
+"""A number of steps or, below 1, a share of them."""
 Dimensions = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
 """Numbers of leading dimensions of an embedding."""
 
