@@ -285,8 +285,8 @@ class Recipe(Strict):
     """The memory tokens."""
     prompts: dict[NotBlank, Prefix] = Field(default={"query": "", "document": ""})
     """What `encode_query` and `encode_document` put before a text. An empty `query` becomes the
-    instruction that queries are trained with, if there is one only. With `base`: changes to the
-    base's prompts; `supervised` trains with `query` and `document`."""
+    instruction or the prompt that queries are trained with, if there is one only. With `base`:
+    changes to the base's prompts; `supervised` trains with `query` and `document`."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
