@@ -193,3 +193,27 @@ def test_pairs_with_scores_are_refused(encoder: Path, tmp_path: Path) -> None:
     assert status == 2
     assert f"{given}: it has scores" in said
     assert not (tmp_path / "mined.jsonl").exists()
+
+
+def test_the_prompts_of_rows_stay_beside_their_queries(
+    encoder: Path, pairs: Path, sentences: list[str]
+) -> None:
+    """A prompt within the query would be trained with, and no client would put it there again."""
+    rows = [{"query": t[:20], "pos": [t], "neg": [], "prompt": "Find: "} for t in sentences]
+    pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    out = pairs.parent / "mined.jsonl"
+    status, said = run(encoder, pairs, "--out", out, "--relative-margin", 0, "--dtype", "float32")
+    assert status == 0, said
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert written
+    for row in written:
+        assert row["prompt"] == "Find: "
+        assert row["query"] in {text[:20] for text in sentences}
+    before, after = (
+        {row["positive"]: (row["anchor"], row["prompt"]) for row in read}
+        for read in (
+            sources.rows(DataSource(source=str(file)), ("anchor", "positive"), "fail")
+            for file in (pairs, out)
+        )
+    )
+    assert after.items() <= before.items()

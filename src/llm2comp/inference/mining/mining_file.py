@@ -9,6 +9,7 @@ from typing import Any
 from llm2comp.data import sources
 from llm2comp.data.drawn.distinct import digest
 from llm2comp.data.drawn.left_out import LeftOut
+from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.inference.mining.miner import Mined, mine, remedies
@@ -54,7 +55,7 @@ def mine_file(
 
     A row has `anchor`, `positive` and `negative`, which is a list if several negatives are asked
     for, or pairs have negatives of their own. These come first in a row, and are searched for the
-    other queries.
+    other queries. If rows have prompts, the file is in the layout of FlagEmbedding, as theirs is.
 
     Args:
         model: name or folder of an encoder.
@@ -84,6 +85,7 @@ def mine_file(
     judge = None if reranker is None else load_reranker(reranker)
     encoder = load(model, dtype)
     own = list(_own(rows))
+    prompts = {digest(row["anchor"]): row[PROMPT] for row in rows if PROMPT in row}
     mined = mine(
         encoder,
         [(row["anchor"], row["positive"]) for row in rows],
@@ -91,6 +93,7 @@ def mine_file(
         corpus=texts,
         negatives=[(anchor, text) for anchor, _, text in own],
         reranker=judge,
+        prompts=("" if prompts else None, None),  # prompts of rows stand in the place of its own
         batch_size=batch_size,
     )
     remedy = remedies(settings, reranked=judge is not None)
@@ -101,7 +104,9 @@ def mine_file(
     several = settings.negatives > 1 or any(row.own for row in found)
     with atomic_file(out) as partial, partial.open("w", encoding="utf-8") as stream:
         for row in found:
-            stream.write(_line(row, several=several))
+            prompt = prompts.get(digest(row.anchor), "")
+            content = _with_prompt(row, prompt) if prompts else _columns(row, several=several)
+            stream.write(json.dumps(content, ensure_ascii=False) + "\n")
     left_out.log()
     return Summary(len(mined), settings.negatives, found, remedy)
 
@@ -135,11 +140,20 @@ def _with_own(
     ]
 
 
-def _line(row: Mined, *, several: bool) -> str:
+def _columns(row: Mined, *, several: bool) -> dict[str, Any]:
     negatives = [*row.own, *row.negatives]
-    content = {
+    return {
         "anchor": row.anchor,
         "positive": row.positive,
         "negative": negatives if several else negatives[0],
     }
-    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _with_prompt(row: Mined, prompt: str) -> dict[str, Any]:
+    """Return the columns of FlagEmbedding, which have the prompt of a query beside it."""
+    return {
+        "query": row.anchor.removeprefix(prompt),
+        "pos": [row.positive],
+        "neg": [*row.own, *row.negatives],
+        "prompt": prompt,
+    }
