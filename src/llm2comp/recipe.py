@@ -231,8 +231,8 @@ class Supervised(Contrastive):
     stage: Literal["supervised"] = "supervised"
     """The name of the stage."""
     mining: Mining | None = None
-    """If given, the encoder finds hard negatives among the positives of each source of pairs that
-    has no negatives and no scores."""
+    """If given, the encoder finds hard negatives among the drawn positives of each source of pairs
+    that has no negatives, no scores and no teacher."""
     guide: NotBlank | None = None
     """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
     the positive is no negative (GISTEmbed, arXiv 2402.16829)."""
@@ -285,8 +285,8 @@ class Recipe(Strict):
     """The memory tokens."""
     prompts: dict[NotBlank, Prefix] = Field(default={"query": "", "document": ""})
     """What `encode_query` and `encode_document` put before a text. An empty `query` becomes the
-    instruction that queries are trained with, if there is one only. With `base`: changes to the
-    base's prompts; `supervised` trains with `query` and `document`."""
+    instruction or the prompt that queries are trained with, if there is one only. With `base`:
+    changes to the base's prompts; `supervised` trains with `query` and `document`."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]
