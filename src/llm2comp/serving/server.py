@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -22,6 +23,9 @@ from llm2comp.utils.choices import Precision
 
 logger = logging.getLogger(__name__)
 LOOPBACK = ("127.", "localhost", "::1")
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+"""How many sizes of matrix products oneDNN keeps compiled. By default there are 1,024, and batches
+of many sizes let the memory of a server grow for a long time; fewer cost no time that was seen."""
 
 
 def serve(
@@ -54,6 +58,7 @@ def serve(
     named = named_models(models)
     listening = bind(host, port)  # before models are loaded, which takes seconds
     log_json_lines()
+    os.environ.setdefault(*KERNELS)  # it is read at the first product
     encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
     service = Service(encoders, limits, batch_size)
     if not tokens and not host.startswith(LOOPBACK):
