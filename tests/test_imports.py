@@ -12,11 +12,13 @@ SRC = Path(__file__).parents[1] / "src" / "llm2comp"
 LAYERS = [
     "cli",
     "api",
+    "api_index",
     "api_mining",
     "api_analysis",
     "analysis",
     "training",
     "evaluation",
+    "retrieval",
     "inference",
     "model",
     "data",
