@@ -20,6 +20,7 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.inference.vector_format import Embeddings
 from llm2comp.retrieval.about import KEY, About, read_about
 from llm2comp.retrieval.rows import ID, TEXT, VECTOR, Kind, Kinds, Row
+from llm2comp.utils.choices import IndexPrecision
 from llm2comp.utils.files import require_folder
 
 if TYPE_CHECKING:
@@ -33,14 +34,21 @@ TYPES: dict[Kind, pa.DataType] = {
     "float": pa.float64(),
     "str": pa.string(),
 }
-SCORE, DISTANCE, RELEVANCE = "_score", "_distance", "_relevance_score"
-"""What LanceDB adds to the rows that it finds: BM25, 1 - the product, and the score of both."""
+SCORE, DISTANCE = "_score", "_distance"
+"""What LanceDB adds to the rows that it finds: BM25, and 1 - the product."""
 EXACT_UP_TO = 20_000
 """Among at most this many vectors, a search compares all of them whole, in about 10 ms."""
-CANDIDATES = 20
+CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 20}
 """Of vectors in fewer bits, this many times the wanted texts are compared with their floats."""
-FUSED = 100
+MOST_CANDIDATES = 400
+"""A search reads at most this many floats of texts, or those of the wanted texts if they are more,
+since each is a read from the disk."""
+FUSED = 50
 """The best texts of each of the two searches that a hybrid search joins."""
+REPLACED_FOR = datetime.timedelta(minutes=1)
+"""Files that were replaced so long ago are removed at the next change."""
+ALL = 1_000_000
+"""More than there are clusters in an index."""
 STALE = 0.1
 """A search compares vectors that are not in its index one by one. From this share on, the index is
 made anew."""
@@ -138,18 +146,18 @@ class Store:
         import lancedb.index as indexes
 
         made = self._index_words()
-        rows = len(self)
-        left = rows
+        rows = unindexed = len(self)
         if VECTOR in made:
-            left = self.table.index_stats(made[VECTOR]).num_unindexed_rows
-        if rows > EXACT_UP_TO and left >= STALE * rows:
+            unindexed = self.table.index_stats(made[VECTOR]).num_unindexed_rows
+        # Files that this replaces may still be read by a search of another process.
+        self.table.optimize(cleanup_older_than=REPLACED_FOR)
+        if rows > EXACT_UP_TO and unindexed >= STALE * rows:
             config = {
                 "float32": indexes.IvfFlat(distance_type="dot"),
                 "int8": indexes.IvfRq(distance_type="dot", num_bits=8),
                 "binary": indexes.IvfRq(distance_type="dot", num_bits=1),
             }[self.about.precision]
             self.table.create_index(VECTOR, config=config)
-        self.table.optimize()
 
     def _index_words(self) -> dict[str, str]:
         """Make the indexes of ids and words, if need be; return the names of all by column."""
@@ -198,22 +206,27 @@ class Store:
         Cormack et al., 2009, "Reciprocal rank fusion outperforms Condorcet": the score of a row is
         the sum of 1 / (60 + rank) over both rankings.
         """
-        from lancedb.query import MatchQuery
-        from lancedb.rerankers import RRFReranker
-
-        search = self.table.search(query_type="hybrid").vector(vector).distance_type("dot")
-        search = search.text(MatchQuery(query, TEXT)).rerank(RRFReranker())
-        found = self._by_vector(search, max(count, FUSED), where).to_list()
-        return [(_row(one), one[RELEVANCE]) for one in found[:count]]
+        depth = max(count, FUSED)
+        rows: dict[str, Row] = {}
+        scores: dict[str, float] = {}
+        # LanceDB's own does the same, but it also reads all vectors, which takes as long again.
+        for found in (self.nearest(vector, depth, where), self.matching(query, depth, where)):
+            for rank, (row, _) in enumerate(found, start=1):
+                rows[row.id] = row
+                scores[row.id] = scores.get(row.id, 0) + 1 / (60 + rank)
+        best = sorted(scores, key=lambda one: -scores[one])[:count]
+        return [(rows[one], scores[one]) for one in best]
 
     def _by_vector(self, search: Any, count: int, where: str | None) -> Any:
-        """Set how a search by vectors goes on: over all that meet the condition, or the index."""
+        """Set how a search by vectors goes on: over the whole vectors, or over the index."""
         if where is not None:
             search = search.where(where)
-        if self.table.count_rows(where) <= EXACT_UP_TO:
+        if len(self) <= EXACT_UP_TO:
             return search.limit(count).bypass_vector_index()
-        # Vectors of one bit are so fast that all are compared: no row is missed for its cluster.
-        return search.limit(count).nprobes(1_000).refine_factor(CANDIDATES)
+        factor = min(CANDIDATES[self.about.precision], MOST_CANDIDATES // count)
+        # Vectors in few bits are so fast that all are compared: no row is missed for its cluster,
+        # and none that meets a condition that few rows meet.
+        return search.limit(count).nprobes(ALL).refine_factor(max(1, factor))
 
     def _shown(self) -> list[str]:
         return [ID, TEXT, *self.kinds.known]
@@ -278,5 +291,5 @@ def _among(ids: Sequence[str]) -> str:
 
 
 def _row(found: dict[str, Any]) -> Row:
-    names = (ID, TEXT, VECTOR, SCORE, DISTANCE, RELEVANCE)
+    names = (ID, TEXT, SCORE, DISTANCE)
     return Row(found[ID], found[TEXT], {name: found[name] for name in found if name not in names})
