@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from stores import STORES, Store
 TEXTS, QUERIES, NEAREST, CHUNK = 100_000, 300, 10, 8_192
 DIMENSIONS = (384, 576)
 KILLS = 12
+PACKAGES = ("lancedb", "usearch", "faiss", "sqlite_vec", "apsw")
 
 
 def main() -> None:
@@ -43,7 +45,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dim", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.case and asked.crash:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        print(f"skipped, because {', '.join(missing)} are not installed; see the top of the file")
+    elif asked.case and asked.crash:
         add_for_ever(STORES[asked.case], asked.folder, asked.dim)
     elif asked.case:
         measure(asked.case, asked.folder, asked.dim)
