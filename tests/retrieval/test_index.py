@@ -176,7 +176,12 @@ def test_words_and_both(model: SentenceTransformer, corpus: Path, tmp_path: Path
 
 def test_mistakes_are_one_line(model: SentenceTransformer, corpus: Path, tmp_path: Path) -> None:
     index, _ = build(model, str(corpus), tmp_path / "index")
-    for where, said in (("m = 1", "No field named m"), ("n =", "Expected"), ("n = 'x'", "'x'")):
+    for where, said in (
+        ("m = 1", "No field named m"),
+        ("n =", "Expected"),
+        ("n = 'x'", "'x'"),
+        ("f(n) > 1", "f"),
+    ):
         with pytest.raises(UserError, match=said) as caught:
             index.search("whales", where=where)
         assert "\n" not in str(caught.value)
@@ -229,3 +234,8 @@ def test_the_commands(
     ):
         assert said in run(*arguments, status=2)
     assert not (tmp_path / "absent").exists()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "x"}\n{"text": 5}\n')
+    said = run("index", encoder, bad, "--out", tmp_path / "new", status=2)
+    assert said.startswith(f"llm2comp: {bad}:2: 'text' is not a string")
+    assert not (tmp_path / "new").exists()

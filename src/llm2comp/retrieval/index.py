@@ -22,7 +22,7 @@ from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
 from llm2comp.retrieval.rows import Kinds, Row, Value
-from llm2comp.retrieval.store import Store, explained, has_index, writing
+from llm2comp.retrieval.store import Store, explained, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -130,15 +130,17 @@ class Index:
             raise UserError(f"by {by!r} is not one of {', '.join(get_args(SearchBy))}")
         query = replace_surrogates(query)
         top_k = min(top_k, max(1, len(self)))
+        # In parentheses, what follows a condition in SQL is an error; else it would be ignored.
+        condition = None if where is None else f"({where})"
         with explained(where):
             if by == "text":
-                found = self._store.matching(query, top_k, where)
+                found = self._store.matching(query, top_k, condition)
             else:
                 vector = self._embed([query], "query")[0]
                 if by == "vector":
-                    found = self._store.nearest(vector, top_k, where)
+                    found = self._store.nearest(vector, top_k, condition)
                 else:
-                    found = self._store.hybrid(query, vector, top_k, where)
+                    found = self._store.hybrid(query, vector, top_k, condition)
         return [IndexHit(row.id, score, row.text, row.metadata) for row, score in found]
 
     def add(self, rows: Iterable[Mapping[str, object]], batch_size: int = 32) -> Changes:
@@ -245,8 +247,8 @@ def build(
     if precision not in (None, *get_args(IndexPrecision)):
         known = ", ".join(get_args(IndexPrecision))
         raise UserError(f"precision {precision!r} of an index is not one of {known}")
-    with writing(out):
-        exists = has_index(out)
+    require_index_folder(out)
+    exists = has_index(out)
     if exists:
         about = Store(out).about
         if (dim or about.dim, precision or about.precision) != (about.dim, about.precision):

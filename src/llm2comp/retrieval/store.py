@@ -43,7 +43,7 @@ CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 20}
 MOST_CANDIDATES = 400
 """A search reads at most this many floats of texts, or those of the wanted texts if they are more,
 since each is a read from the disk."""
-FUSED = 50
+FUSED = 30
 """The best texts of each of the two searches that a hybrid search joins."""
 REPLACED_FOR = datetime.timedelta(minutes=1)
 """Files that were replaced so long ago are removed at the next change."""
@@ -232,6 +232,21 @@ class Store:
         return [ID, TEXT, *self.kinds.known]
 
 
+def require_index_folder(folder: Path) -> None:
+    """Check that a folder can hold an index, before the work begins; it need not exist.
+
+    Raises:
+        UserError: if it cannot be written, or holds something else.
+    """
+    require_folder(folder)
+    own = (LOCK, f"{TABLE}.lance")
+    others = (
+        [one.name for one in folder.iterdir() if one.name not in own] if folder.exists() else []
+    )
+    if others:
+        raise UserError(f"{folder}: holds something else ({min(others)}); name another folder")
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Make the folder of an index, and keep other processes from changing it within the block.
@@ -239,11 +254,8 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process changes it, or the folder holds something else.
     """
-    require_folder(folder)
+    require_index_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    others = {one.name for one in folder.iterdir()} - {LOCK, f"{TABLE}.lance"}
-    if others:
-        raise UserError(f"{folder}: holds something else ({min(others)}); name another folder")
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
@@ -260,7 +272,7 @@ def explained(where: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if where is None:
             raise
         said = one_line(error).partition(", /")[0].removeprefix("Invalid input, ")
