@@ -1,4 +1,4 @@
-"""Our index with 100,000 texts: build, search, recall and memory, without the encoder.
+"""Our index with 100,000 texts: build, search and recall, without the encoder.
 
 The vectors are those of `index_stores.py`; the texts are 60 words drawn by Zipf's law, and the
 metadata is a year. Each precision runs in a process of its own on one core. Times are processor
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import in_processes, report
-from index_stores import DIMENSIONS, NEAREST, QUERIES, TEXTS, resident, vectors
+from index_stores import DIMENSIONS, NEAREST, QUERIES, TEXTS, vectors
 
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.rows import Kinds, Row
@@ -67,7 +67,6 @@ def measure(precision: str, dim: int, folder: Path) -> dict[str, float]:
         store.put(rows, texts[chunk.start : chunk.stop], Kinds({"year": "int"}))
     store.optimize()
     build = time.process_time() - start
-    before = resident()
     found = {"build (s)": build}
     said = [" ".join(f"w{word}" for word in words[one][:6]) for one in range(QUERIES)]
 
@@ -95,7 +94,6 @@ def measure(precision: str, dim: int, folder: Path) -> dict[str, float]:
         if name in ("vector", "filter"):
             found[f"{name}: recall@10"] = recall(ids, (years >= 1950) | (name == "vector"))
         found[f"{name}: p50 (ms)"], found[f"{name}: p95 (ms)"] = np.percentile(times, [50, 95])
-    found["memory (MB)"] = resident() - before
     found["disk (MB)"] = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file()) / 1e6
     return found
 
