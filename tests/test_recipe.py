@@ -12,6 +12,7 @@ from llm2comp.recipe import Pretext, load_recipe, recipe_path
 from llm2comp.utils.yaml_files import Strict
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FINETUNE = next(path for path in RECIPES if path.stem == "finetune")
 
 MINIMAL = """
 name: minimal
@@ -42,6 +43,13 @@ def test_every_shipped_recipe_parses(path: Path) -> None:
     assert recipe.name == path.stem
     stages = ["pretext", "unsupervised", "supervised"]
     assert [stage.stage for stage in recipe.stages] == (stages[2:] if recipe.base else stages)
+
+
+@pytest.mark.parametrize(("given", "steps"), [("0", 0), ("6", 6), ("6.0", 6), ("0.1", 0.1)])
+def test_a_warm_up_has_a_number_of_steps_or_a_share(given: str, steps: float) -> None:
+    recipe = load_recipe(FINETUNE, [f"supervised.warmup_steps={given}"])
+    assert (read := recipe.stages[0].warmup_steps) == steps
+    assert type(read) is type(steps)  # so that recipes of older versions stay equal as text
 
 
 def test_the_promised_recipes_are_shipped() -> None:
@@ -99,6 +107,7 @@ def test_the_value_of_an_override_is_yaml(minimal: Path) -> None:
         ("memory.tokens=33", r"tokens.*less than or equal to 32"),
         ("pretext.split.ramp_steps=5", r"ramp_steps needs start"),
         ("pretext.data=[]", r"data.*at least 1 item"),
+        ("pretext.warmup_steps=1.5", r"warmup_steps: give a whole number, or a share below 1"),
         ("pretext.data=[", r"'pretext\.data=\[': the value is not YAML"),
         ("seed", r"'seed' is not of the form key=value"),
         ("=1", r"'=1' is not of the form key=value"),

@@ -27,17 +27,19 @@ def mine(
         model: name or folder that `load` takes. Queries get its query prompt, texts its document
             prompt.
         pairs: packaged source, local file or hub dataset, with columns `anchor` and `positive`.
+            Negatives that it has are kept, and are searched for the other queries.
         out: the `.jsonl` file to write. It must not exist. Its rows have `anchor`, `positive` and
-            `negative`, which is a list if `negatives` is above 1.
+            `negative`, which is a list if `negatives` is above 1 or `pairs` has some of its own.
+            These come first.
         corpus: source of texts to search besides the positives of all pairs; or `-`.
-        negatives: negatives of each pair.
-        ranks: the first rank that is taken, and the first that is not, counted from 0 among the
-            texts that are left.
+        negatives: negatives that are looked for, of each pair.
+        ranks: the first rank that is looked at, and the first that is not, counted from 0 by the
+            encoder's cosine without the positives, and before the margins. None for all texts.
         relative_margin: leave out texts whose score is above that of the positive less this share
             of it.
         absolute_margin: leave out texts whose score is above that of the positive less this.
-        reranker: folder or hub id of a cross-encoder. It scores what the encoder ranks first, so
-            that answers that nobody labelled are left out.
+        reranker: folder or hub id of a cross-encoder. It scores the texts of `ranks`, or else the
+            first ten for each negative, so that answers that nobody labelled are left out.
         batch_size: as in `encode`.
         dtype: as in `load`.
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from llm2comp.errors import UserError
-from llm2comp.recipe_parts import Dimensions, During, Mining, Passages, PositiveInt, Split
+from llm2comp.recipe_parts import Dimensions, During, Mining, Passages, PositiveInt, Split, WarmUp
 from llm2comp.utils.choices import Attention, OnBadRow, Precision
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
@@ -118,8 +118,8 @@ class StageBase(Strict):
     """The peak learning rate."""
     memory_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The peak learning rate of the memory embeddings; `learning_rate` if it is not given."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from 0 to its peak."""
+    warmup_steps: WarmUp = 0
+    """Steps in which the learning rate rises from 0 to its peak; below 1, a share of all steps."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """The course of the learning rate after the peak."""
     weight_decay: NonNegative = 0.0
@@ -231,8 +231,8 @@ class Supervised(Contrastive):
     stage: Literal["supervised"] = "supervised"
     """The name of the stage."""
     mining: Mining | None = None
-    """If given, the encoder finds hard negatives among the positives of each source of pairs that
-    has no negatives and no scores."""
+    """If given, the encoder finds hard negatives among the drawn positives of each source of pairs
+    that has no negatives, no scores and no teacher."""
     guide: NotBlank | None = None
     """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
     the positive is no negative (GISTEmbed, arXiv 2402.16829)."""
@@ -285,8 +285,8 @@ class Recipe(Strict):
     """The memory tokens."""
     prompts: dict[NotBlank, Prefix] = Field(default={"query": "", "document": ""})
     """What `encode_query` and `encode_document` put before a text. An empty `query` becomes the
-    instruction that queries are trained with, if there is one only. With `base`: changes to the
-    base's prompts; `supervised` trains with `query` and `document`."""
+    instruction or the prompt that queries are trained with, if there is one only. With `base`:
+    changes to the base's prompts; `supervised` trains with `query` and `document`."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -19,6 +19,14 @@ def _distinct(numbers: list[int]) -> list[int]:
     return numbers
 
 
+def _whole_or_share(number: float) -> float:
+    if number >= 1 and not number.is_integer():
+        raise ValueError("give a whole number, or a share below 1")
+    return number if 0 < number < 1 else int(number)
+
+
+WarmUp = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_whole_or_share)]
+"""A number of steps or, below 1, a share of them."""
 Dimensions = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
 """Numbers of leading dimensions of an embedding."""
 
@@ -70,16 +78,16 @@ class Split(Strict):
 class HardNegatives(Strict):
     """Which texts of a corpus are hard negatives of a query.
 
-    Texts are ranked by their score, which is the cosine with the query unless a reranker gives
-    another. The positives of a query are left out, and then the texts that score too high. What is
-    left is ranked from 0, and the first texts from the rank `ranks[0]` on are the negatives.
+    Texts are ranked by their cosine with the query, and those that answer it have no rank. Of the
+    texts of some ranks, those that score too high are left out, and the best of what is left are
+    the negatives. The score is the cosine, unless a reranker gives another.
     """
 
     negatives: Annotated[int, Field(ge=1, le=1000)] = 1
     """Negatives of each pair."""
     ranks: Annotated[list[Rank], Field(min_length=2, max_length=2)] | None = None
-    """The first rank that is taken, and the first that is not. The first ranks may hold answers
-    that nobody labelled. `null` begins at rank 0."""
+    """The first rank that is looked at, and the first that is not, counted from 0 and before the
+    margins. The first ranks may hold answers that nobody labelled. `null`: all ranks."""
     relative_margin: Margin = 0.05
     """Leave out texts whose score is above that of the positive less this share of it, as
     NV-Retriever does (arXiv 2407.15831). Of several positives, that with the lowest score counts.

@@ -76,7 +76,7 @@ def test_the_table_counts_rows_lengths_and_what_was_left_out(shown: Recipe) -> N
     rows = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
     assert [row["column"] for row in rows] == ["text", "text", "anchor", "positive", "negative"]
     assert rows[2]["rows"] == "3"
-    assert rows[2]["left out"] == "1 bad rows, 1 rows that are there twice"
+    assert rows[2]["left out"] == "1 bad rows, 1 rows or texts that are there twice"
 
 
 def test_the_command_shows_them_and_writes_nothing(
@@ -91,11 +91,27 @@ def test_the_command_shows_them_and_writes_nothing(
     assert result.exit_code == 0, result.output
     assert "supervised, " in result.output
     assert "<|memory_3|>" in result.output
-    assert "1 rows that are there twice" in result.output
+    assert "1 rows or texts that are there twice" in result.output
     assert sorted(tmp_path.iterdir()) == before
     result = CliRunner().invoke(app, ["data", "show", str(file), "supervised.data.0.source=no.csv"])
     assert result.exit_code == 2
     assert "no.csv: cannot be read: No such file" in result.output
+
+
+def test_the_remedy_for_a_bad_row_is_one_that_the_command_takes(
+    shown: Recipe, tmp_path: Path
+) -> None:
+    import yaml
+
+    file = tmp_path / "recipe.yaml"
+    content = shown.model_dump(mode="json", exclude_unset=True)
+    del content["on_bad_row"]
+    file.write_text(yaml.safe_dump(content))
+    command = ["data", "show", str(file)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "correct the row, or set on_bad_row=skip in a recipe" in " ".join(result.output.split())
+    assert CliRunner().invoke(app, [*command, "on_bad_row=skip"]).exit_code == 0
 
 
 def test_stages_without_an_encoder_to_begin_with_are_refused(shown: Recipe) -> None:

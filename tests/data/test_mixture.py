@@ -6,6 +6,7 @@ import random
 import pytest
 
 from llm2comp.data import mixture
+from llm2comp.recipe import DataSource
 
 
 @pytest.mark.parametrize("window", [1, 7, 100, 1000])
@@ -45,3 +46,34 @@ def expected(seed: str) -> list[int]:
     rows = list(range(6))
     random.Random(seed).shuffle(rows)
     return rows
+
+
+def test_a_source_that_runs_short_is_told_with_what_each_gave(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = [DataSource(source="dev.csv", weight=3), DataSource(source="mp.csv")]
+
+    def drawn(count: int) -> list[int]:
+        streams = [iter(range(40)), iter(range(40))]
+        places = [place for place, _ in mixture.draw(data, streams, "pairs", count)]
+        return [places.count(0), places.count(1)]
+
+    assert drawn(52) == [39, 13]
+    assert caplog.messages == []
+    assert drawn(64) == [40, 24]
+    assert caplog.messages == [
+        "pairs: the weights are not kept, because dev.csv had too few: dev.csv gave 40 of 48 asked "
+        "for, mp.csv gave 24 of 16 asked for"
+    ]
+    caplog.clear()
+    assert drawn(400) == [40, 40]
+    assert caplog.messages == [
+        "pairs: the weights are not kept, because dev.csv and mp.csv had too few: dev.csv gave 40 "
+        "of 300 asked for, mp.csv gave 40 of 100 asked for"
+    ]
+
+
+def test_one_source_that_runs_short_has_no_weight_to_keep(caplog: pytest.LogCaptureFixture) -> None:
+    drawn = mixture.draw([DataSource(source="dev.csv")], [iter("ab")], "pairs", 9)
+    assert list(drawn) == [(0, "a"), (0, "b")]
+    assert caplog.messages == []

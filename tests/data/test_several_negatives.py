@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from llm2comp.data import sources
 from llm2comp.data.drawn.pair_file import negatives_of
 from llm2comp.data.drawn.rows import Rows, drawn_once
 from llm2comp.data.pairs import write_pairs
+from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource, Supervised
 from llm2comp.training.supervised import DistinctTexts
 
@@ -101,9 +103,97 @@ def test_rows_that_differ_in_white_space_or_form_alone_are_counted(
     drawn = draw(tmp_path, rows, steps=2)
     assert len(only(drawn)) == 7
     assert drawn.summary["repeated"] == {str(tmp_path / "a.jsonl"): 2}
-    assert f"{tmp_path / 'a.jsonl'}: left out 2 rows that are there twice" in caplog.messages
+    assert (
+        f"{tmp_path / 'a.jsonl'}: left out 2 rows or texts that are there twice" in caplog.messages
+    )
 
 
 def test_pairs_alone_have_no_other_columns(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}", "negative": None} for i in range(8)]
     assert only(draw(tmp_path, rows)).column_names == ["anchor", "positive"]
+
+
+def test_repeats_within_a_row_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llm2comp")
+    rows: list[dict[str, Any]] = [
+        {"anchor": "q", "positive": ["p", "p "], "negative": ["n", "n ", "m", " n"]},
+        {"anchor": "r", "positive": "o", "negative": ["k"]},
+    ]
+    drawn = draw(tmp_path, rows, negatives=4)
+    assert sorted((row["positive"], row["negative"]) for row in only(drawn)) == [
+        ("o", ["k"]),
+        ("p", ["n", "m"]),
+    ]
+    assert drawn.summary["repeated"] == {str(tmp_path / "a.jsonl"): 3}
+    assert f"{tmp_path / 'a.jsonl'}: left out 3 rows or texts that are there twice" in (
+        caplog.messages
+    )
+
+
+SAME: list[dict[str, Any]] = [
+    {"anchor": "q", "positive": "p", "negative": "q "},
+    {"anchor": "café", "positive": ["o", "cafe\u0301"], "negative": ["café", "m", "n"]},
+    {"anchor": "r", "positive": " r"},
+    {"anchor": "s", "positive": "t"},
+]
+
+
+def test_a_text_that_is_its_own_query_is_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "llm2comp")
+    drawn = draw(tmp_path, SAME, negatives=2)
+    found = {row["anchor"]: (row["positive"], row["negative"]) for row in only(drawn)}
+    assert found == {"q": ("p", []), "café": ("o", ["m", "n"]), "s": ("t", [])}
+    assert drawn.summary["same_as_query"] == {str(tmp_path / "a.jsonl"): 4}
+    assert (
+        f"{tmp_path / 'a.jsonl'}: left out 4 positives or negatives that are the query itself"
+        in (caplog.messages)
+    )
+
+
+def test_a_query_after_a_prompt_is_still_the_query(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"query": "q", "pos": ["p"], "neg": ["q", "n"], "prompt": "find: "},
+        {"query": "r", "pos": ["find: r"], "neg": ["m"], "prompt": "find: "},
+    ]
+    drawn = draw(tmp_path, rows, query_instruction="")
+    assert {row["anchor"]: (row["positive"], row["negative"]) for row in only(drawn)} == {
+        "find: q": ("p", "n"),
+        "find: r": ("find: r", "m"),
+    }
+    assert drawn.summary["same_as_query"] == {str(tmp_path / "a.jsonl"): 1}
+
+
+def test_a_positive_that_is_its_query_is_kept_with_a_teacher_or_a_score(tmp_path: Path) -> None:
+    taught = only(draw(tmp_path, SAME, negatives=2, teacher="minilm"))
+    assert sorted(row["positive"] for row in taught) == [" r", "cafe\u0301", "o", "p", "t"]
+    assert all(row["anchor"] not in row["negative"] for row in taught)
+    (tmp_path / "scored").mkdir()
+    rows = [
+        {"anchor": "q", "positive": "q", "score": 5},
+        {"anchor": "r", "positive": "p", "score": 1},
+    ]
+    assert len(only(draw(tmp_path / "scored", rows))) == 2
+
+
+def test_a_source_of_such_rows_alone_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"anchor": "q", "positive": "q"}\n{"anchor": "r", "positive": "r "}\n')
+    source = DataSource(source=str(file))
+    with pytest.raises(
+        UserError, match="no row is left, .* positives or negatives that are the qu"
+    ):
+        sources.require_good_row(source, ["anchor", "positive"], "fail")
+
+
+def test_who_does_not_count_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `llm2comp mine` and `analyze` read rows."""
+    caplog.set_level(logging.INFO, "llm2comp")
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in SAME))
+    rows = list(sources.rows(DataSource(source=str(file)), ["anchor", "positive"], "fail"))
+    assert [row["positive"] for row in rows] == ["p", "o", "t"]
+    assert caplog.messages == [
+        f"{file}: left out 2 positives or negatives that are the query itself"
+    ]

@@ -194,3 +194,13 @@ def test_a_dataset_of_which_the_cache_has_some_parts_only_is_refused(hub_cache: 
         pq.write_table(table, hub_cache / f"train-0000{part}-of-00003.parquet")
     with pytest.raises(UserError, match="owner/name: has 2 of the 3 parts of train; download"):
         read("owner/name")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n\n"])
+def test_blank_lines_of_a_csv_file_are_no_rows(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"\ntext,n\none,1\n\ntwo,2{end}".encode())
+    assert read(path) == [{"text": "one"}, {"text": "two"}]
+    path.write_bytes(f"\ntext,n\none,1\n\ntwo{end}".encode())
+    with pytest.raises(UserError, match=r"a\.csv:5: 1 fields where the header has 2"):
+        read(path)

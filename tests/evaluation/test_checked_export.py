@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from llm2comp import api, recipe
@@ -103,6 +111,29 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
     file.write_text("a text\n")
     with pytest.raises(UserError, match="compiled one uses all threads without workers"):
         encode_file(loaded, file, tmp_path / "v.npy", workers=2)
+
+
+@pytest.mark.parametrize("to", BACKENDS)
+def test_an_encoder_of_others_keeps_its_token_types_and_pooling(
+    to: Backend, sentences: list[str], tmp_path: Path
+) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(set(" ".join(sentences).lower().split()))]
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(bert / "vocab.txt"), model_max_length=48).save_pretrained(bert)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=len(words), intermediate_size=64, initializer_range=0.2, **sizes)
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(bert)
+    made = SentenceTransformer(
+        modules=[Transformer(str(bert)), Pooling(32, "cls"), Normalize()], device="cpu"
+    )
+    made.save_pretrained(str(tmp_path / "encoder"))
+    assert checked_export.export(str(tmp_path / "encoder"), to, tmp_path / "out").passed
+    loaded = load(str(tmp_path / "out"))
+    cosines = (loaded.encode(sentences) * made.encode(sentences)).sum(1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("to", BACKENDS)

@@ -3,7 +3,7 @@
 import pytest
 
 from llm2comp.model.lineage import Lineage, StageRecord
-from llm2comp.model.prompt_format import trained_prompts
+from llm2comp.model.prompt_format import in_words, trained_prompts
 from llm2comp.recipe import DataSource, Supervised
 
 EMPTY = {"query": "", "document": ""}
@@ -84,3 +84,44 @@ def test_a_mismatch_is_told(
     )
     found = lineage.prompt_mismatch(stored)
     assert (found is None) if told is None else (found is not None and told in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "sources", "rows", "stored"),
+    [
+        ({}, [source("a")], [["Ask: "]], {"query": "Ask: "}),
+        ({}, [source("a"), source("b")], [["Ask: "], ["Ask: "]], {"query": "Ask: "}),
+        ({}, [source("a", "Find"), source("b")], [[], ["Find:"]], {"query": "Find:"}),
+        (
+            {},
+            [source("x/a.jsonl"), source("b", "Find"), source("c")],
+            [["Ask: "], [], ["1 ", "2 "]],
+            {"query": "old: ", "a": "Ask: ", "b": "Find:"},
+        ),
+        ({"query": "old: "}, [source("a")], [["Ask: "]], {"query": "old: ", "a": "Ask: "}),
+        ({}, [source("a")], [["1 ", "2 "]], {"query": "old: "}),
+    ],
+    ids=[
+        "one",
+        "one of two",
+        "one with an instruction",
+        "several",
+        "another is chosen",
+        "in a row",
+    ],
+)
+def test_each_prompt_of_rows_is_a_prompt(
+    given: dict[str, str],
+    sources: list[DataSource],
+    rows: list[list[str]],
+    stored: dict[str, str],
+) -> None:
+    assert trained_prompts({"query": "old: "}, given, sources, rows) == stored
+
+
+def test_a_message_names_a_few_of_many_prompts() -> None:
+    stage = Supervised(data=[source("a")], steps=1, batch_size=2, learning_rate=1)
+    many = [[f"{n}: " for n in range(9)]]
+    record = StageRecord.of(stage, causal=True, lora={}, row_prompts=many)
+    assert record.query_prompts == set(many[0])
+    assert in_words(record.query_prompts) == "'0: ' or '1: ' or '2: ' or one of 6 others"

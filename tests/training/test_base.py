@@ -123,9 +123,9 @@ def test_a_stage_from_a_base_is_the_stage_of_a_whole_run(
     assert later.memory == whole.memory
     assert later.name == "later"
     (base,) = later.bases
-    assert (base.name, base.stages, base.seed) == ("2-unsupervised", 2, 0)
+    assert (base.name, base.stages, base.seed) == (f"{run.name}/2-unsupervised", 2, 0)
     assert (
-        "The run of stage 3 started from the encoder `2-unsupervised`"
+        f"The run of stage 3 started from the encoder `{run.name}/2-unsupervised`"
         in (folder / "README.md").read_text()
     )
 
@@ -204,14 +204,18 @@ def test_a_bert_has_dropout_of_attention_alone(bert: Path) -> None:
     assert settings["hidden_dropout_prob"] == 0.0
 
 
+def copied_without_prompts(encoder: Path, folder: Path) -> Path:
+    shutil.copytree(encoder, folder)
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    settings["prompts"] = {"query": "", "document": ""}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
 def test_a_stored_prompt_is_in_training_what_the_rows_would_have_had(
     bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare = tmp_path / "bare"
-    shutil.copytree(bert, bare)
-    settings = json.loads((bare / "config_sentence_transformers.json").read_text())
-    settings["prompts"] = {"query": "", "document": ""}
-    (bare / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    bare = copied_without_prompts(bert, tmp_path / "bare")
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     spelled = [
         {"anchor": f"query: {r['anchor']}", "positive": f"passage: {r['positive']}"} for r in rows
@@ -250,6 +254,51 @@ def test_an_instruction_becomes_the_query_prompt(
         logger.propagate = monkey
     assert "in training 'Find the second half:' stood before each query" in caplog.text
     assert "encode_query puts '' before it" in caplog.text
+
+
+def test_a_prompt_of_rows_becomes_the_query_prompt(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an instruction does, and it stands in the place of the base's prompt, too."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    flag = [{"query": r["anchor"], "pos": [r["positive"]], "prompt": "Represent: "} for r in rows]
+    (tmp_path / "flag.jsonl").write_text("\n".join(map(json.dumps, flag)))
+    monkeypatch.chdir(tmp_path)
+    folder = train(fine_tuning(bert, Path("flag.jsonl")), tmp_path / "run")
+    encoder = stock(folder)
+    assert encoder.prompts["query"] == "Represent: "
+    query = encoder.encode_query("the river")
+    assert query.tolist() == encoder.encode("Represent: the river").tolist()
+    lineage = Lineage.read(folder)
+    assert lineage.prompts["query"] == "Represent: "
+    assert lineage.stages[-1].query_prompts == {"Represent: "}
+    assert lineage.prompt_mismatch(encoder.prompts) is None
+
+    spelled = [
+        {"anchor": f"Represent: {r['anchor']}", "positive": f"passage: {r['positive']}"}
+        for r in rows
+    ]
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")  # because the order of rows depends on the source's name
+    Path("flag.jsonl").write_text("\n".join(map(json.dumps, spelled)))
+    bare = copied_without_prompts(bert, tmp_path / "bare")
+    assert weights(train(fine_tuning(bare, Path("flag.jsonl")), tmp_path / "b")) == weights(folder)
+
+
+def test_rows_with_several_prompts_are_told_at_load(
+    bert: Path, pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    flag = [
+        {"query": r["anchor"], "pos": [r["positive"]], "prompt": f"P{n % 2}: "}
+        for n, r in enumerate(rows)
+    ]
+    (tmp_path / "flag.jsonl").write_text("\n".join(map(json.dumps, flag)))
+    folder = train(fine_tuning(bert, tmp_path / "flag.jsonl"), tmp_path / "run")
+    assert stock(folder).prompts == stock(bert).prompts
+    told = Lineage.read(folder).prompt_mismatch(stock(folder).prompts)
+    assert told is not None
+    assert "in training 'P0: ' or 'P1: ' stood before each query, and encode_query puts" in told
 
 
 def test_a_run_keeps_the_commit_of_its_base_on_the_hub(

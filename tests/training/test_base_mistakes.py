@@ -81,13 +81,16 @@ def test_a_recipe_with_a_base_is_written_and_read_again(tmp_path: Path) -> None:
         ),
         ("BERT", ["supervised.lora.target_modules=[q_proj]"], "'q_proj' is no linear layer"),
         ("EMPTY", [], "base .* cannot be loaded"),
+        ("A RUN", [], "is the folder of a run; its encoder is .*/before/model$"),
     ],
 )
 def test_a_base_that_cannot_be_trained_is_one_line(
     bert: Path, pairs: Path, tmp_path: Path, base: str, overrides: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    name = {"BERT": bert, "EMPTY": tmp_path / "empty"}.get(base, base)
+    before = tmp_path / "before"
+    shutil.copytree(bert, before / "model")
+    name = {"BERT": bert, "EMPTY": tmp_path / "empty", "A RUN": before}.get(base, base)
     with pytest.raises(UserError, match=message) as error:
         train(fine_tuning(name, pairs, *overrides), tmp_path / "run")
     assert "\n" not in str(error.value)

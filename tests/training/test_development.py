@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -167,6 +168,27 @@ def test_a_score_is_that_of_the_saved_encoder(
         e["scores"] for e in events(tmp_path / "run") if e.get("step") == STEPS and "score" in e
     )
     assert last == {data.name: {"ndcg_at_10": found[STEPS], "over": "11 samples"}}
+
+
+def test_scores_in_bfloat16_are_computed_from_cosines_in_float32(
+    recipe: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 many cosines are equal, and nDCG depends on how such ties are broken."""
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+
+    def scores(self: Development, model: SentenceTransformer) -> list[TaskScore]:
+        linear = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+        inner: list[torch.dtype] = []
+        hook = linear.register_forward_hook(lambda _, __, output: inner.append(output.dtype))
+        embeddings = model.encode(["a text", "another"], convert_to_tensor=True)
+        hook.remove()
+        seen.append((inner[0], model.similarity(embeddings, embeddings).dtype))
+        return [TaskScore("dev", "m", 1.0, "8 samples")]
+
+    monkeypatch.setattr(Development, "scores", scores)
+    backbone = recipe.backbone.model_copy(update={"dtype": "bfloat16"})
+    train(recipe.model_copy(update={"backbone": backbone}), source, tmp_path / "run")
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
 
 
 def test_the_best_step_is_the_result(recipe: Recipe, source: Path, tmp_path: Path) -> None:

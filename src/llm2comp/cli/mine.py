@@ -27,12 +27,13 @@ def mine(
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="File to write: .jsonl. It must not exist.")],
-    negatives: Annotated[int, typer.Option(min=1, help="Negatives of each pair.")] = 1,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives to find for each pair.")] = 1,
     ranks: Annotated[
         tuple[int, int] | None,
         typer.Option(
             metavar="FIRST END",
-            help="Take texts from rank FIRST on, before rank END, counted from 0 among those left.",
+            help="Look at ranks FIRST to END - 1 only, counted from 0 without the positives and "
+            "before the margins; without it, at all texts.",
         ),
     ] = None,
     relative_margin: Annotated[
@@ -49,7 +50,8 @@ def mine(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Cross-encoder that scores what the encoder ranks first: folder or hub id.",
+            help="Cross-encoder that scores the texts of --ranks, or the first ten for each "
+            "negative: folder or hub id.",
         ),
     ] = None,
     batch_size: BatchSize = 32,
@@ -59,7 +61,7 @@ def mine(
 
     A hard negative is a text that the encoder ranks high for a query that it does not answer. The
     positives of a query are left out, and so are texts that score nearly as high, because they may
-    be answers that nobody labelled.
+    be answers that nobody labelled. Negatives that the pairs have already are kept.
 
     \b
     Examples:

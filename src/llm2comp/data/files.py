@@ -205,6 +205,8 @@ def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
         except csv.Error as error:
             yield number, BadRow(f"broken CSV ({error})")
             continue
+        if not cells:  # a blank line, as other readers skip it too
+            continue
         if header is None:
             header = cells
             # Spreadsheets add columns without a name, and nobody can ask for those.

@@ -1,6 +1,9 @@
 """Shuffle sources of rows with a seed, and draw from several sources by weight."""
 
+import itertools
+import logging
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +11,8 @@ from llm2comp.data import sources
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.recipe import DataSource
 from llm2comp.utils.progress import text_progress
+
+logger = logging.getLogger("llm2comp")
 
 T = TypeVar("T")
 
@@ -96,13 +101,39 @@ def shuffled_sources(
     ]
 
 
-def with_progress(rows: Iterable[T], what: str, count: int) -> Iterator[T]:
-    """Yield the rows as they come, and show a progress bar.
+def draw(
+    data: Sequence[DataSource], streams: Sequence[Iterator[T]], what: str, count: int
+) -> Iterator[tuple[int, T]]:
+    """Draw rows from sources in proportion to their weights, with a progress bar.
+
+    If a source has fewer rows than its weight asks for, a warning says how many each source gave.
 
     Args:
-        rows: any rows.
-        what: the label of the bar.
-        count: the number of rows that fills the bar.
+        data: the sources.
+        streams: for each source, an iterator over what is drawn from it.
+        what: the name of what is drawn.
+        count: how much to draw.
+
+    Yields:
+        The place of a source, and what is drawn.
     """
+    weights = [source.weight for source in data]
+    drawn = [0] * len(data)
     with text_progress() as progress:
-        yield from progress.track(rows, total=count, description=what)
+        rows = interleave(streams, weights, count)
+        for place, row in progress.track(rows, total=count, description=what):
+            drawn[place] += 1
+            yield place, row
+    endless = [itertools.repeat(None) for _ in data]
+    asked = Counter(place for place, _ in interleave(endless, weights, count))
+    short = [place for place in range(len(data)) if drawn[place] < asked[place]]
+    if short and len(data) > 1:
+        logger.warning(
+            "%s: the weights are not kept, because %s had too few: %s",
+            what,
+            " and ".join(data[place].source for place in short),
+            ", ".join(
+                f"{source.source} gave {drawn[place]:,} of {asked[place]:,} asked for"
+                for place, source in enumerate(data)
+            ),
+        )

@@ -1,7 +1,7 @@
 """Pairs for supervised contrastive learning: plain, with a hard negative, or with a score."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,6 +20,8 @@ logger = logging.getLogger("llm2comp")
 
 REQUIRED = ("anchor", "positive")
 OPTIONAL = (NEGATIVE, SCORE)
+ROW_PROMPTS = "row_prompts"
+"""Key of a summary: the prompts of rows, by the name of their dataset."""
 
 
 def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) -> Summary:
@@ -42,7 +44,7 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
 
     Returns:
-        How many pairs there are to train on, in all and by source.
+        How many pairs there are to train on by source, what was left out, and the prompts of rows.
 
     Raises:
         UserError: if a source cannot be read, has no rows, or has both negatives and scores, or if
@@ -74,7 +76,19 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
         for row in plain:
             writer.write({column: row[column] for column in REQUIRED})
     by_source = {part.name: part.rows for part in parts}
-    return {"pairs": by_source} | left_out.counts
+    prompts = {part.name: sorted(part.prompts) for part in parts if part.prompts}
+    return {"pairs": by_source} | ({ROW_PROMPTS: prompts} if prompts else {}) | left_out.counts
+
+
+def row_prompts(sources: Sequence[DataSource], summary: Summary) -> list[list[str]]:
+    """Return, for each source, the prompts that its rows have before their anchors of their own.
+
+    Args:
+        sources: of a stage.
+        summary: what `write_pairs` returned for it.
+    """
+    found = summary.get(ROW_PROMPTS, {})  # older rows lack it
+    return [found.get(name, []) for name in dataset_names(sources)]
 
 
 def draw_pairs(
@@ -106,8 +120,7 @@ def draw_pairs(
         _distinct_rows(rows, source.source, left_out)
         for source, rows in zip(sources, shuffled, strict=True)
     ]
-    draws = mixture.interleave(streams, [source.weight for source in sources], count)
-    for place, row in mixture.with_progress(draws, "pairs", count):
+    for place, row in mixture.draw(sources, streams, "pairs", count):
         require_one_kind(sources[place], row)
         row["anchor"] = add_instruction(sources[place].query_instruction, row["anchor"])
         yield place, row
@@ -133,6 +146,37 @@ def dataset_names(sources: Sequence[DataSource]) -> Iterator[str]:
     for place, source in enumerate(sources):
         earlier = [one.source for one in sources[:place]].count(source.source)
         yield f"{source.source}#{earlier + 1}" if earlier else source.source
+
+
+def module_name(dataset: str) -> str:
+    """Return the name of a dataset as a torch module may have it, which is without dots."""
+    return dataset.replace("%", "%25").replace(".", "%2E")
+
+
+def dataset_name(module: str) -> str:
+    """Return the name of a dataset from that of its torch module."""
+    return module.replace("%2E", ".").replace("%25", "%")
+
+
+def require_minable(stage: Supervised, columns: Iterable[Collection[str]]) -> None:
+    """Check that a stage that mines has a source of plain pairs. The others stay as they are.
+
+    Args:
+        stage: the stage.
+        columns: our names of the columns that the rows of each source have.
+
+    Raises:
+        UserError: if there is none.
+    """
+    reasons = []
+    for source, names in zip(stage.data, columns, strict=True):
+        kinds = ["a teacher"] if source.teacher else [f"{one}s" for one in OPTIONAL if one in names]
+        reasons += [f"{source.source} has {kind}" for kind in kinds[:1]]
+    if stage.mining is not None and len(reasons) == len(stage.data):
+        raise UserError(
+            f"{stage.stage}.mining: no source can be mined, because {' and '.join(reasons)}; leave "
+            "mining out, or add a source of pairs alone"
+        )
 
 
 def _distinct_rows(

@@ -62,9 +62,8 @@ def draw_passages(
         )
         for source, rows in zip(sources, shuffled, strict=True)
     ]
-    draws = mixture.interleave(streams, [source.weight for source in sources], count)
     passages = 0
-    for _, ids in mixture.with_progress(draws, "passages", count):
+    for _, ids in mixture.draw(sources, streams, "passages", count):
         passages += 1
         yield ids
     left_out.log()

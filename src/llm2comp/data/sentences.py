@@ -87,9 +87,8 @@ def draw_sentences(
         filter(crops.fits if crops else None, distinct.texts(rows, source.source, left_out))
         for source, rows in zip(sources, shuffled, strict=True)
     ]
-    draws = mixture.interleave(streams, [source.weight for source in sources], count)
     texts = 0
-    for _, text in mixture.with_progress(draws, "sentences", count):
+    for _, text in mixture.draw(sources, streams, "sentences", count):
         texts += 1
         yield text
     left_out.log()

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from llm2comp.data import catalog, files, hub
-from llm2comp.data.drawn.left_out import LeftOut
+from llm2comp.data.drawn.left_out import REASONS, LeftOut
 from llm2comp.data.files import BadRow, NumberedRow
 from llm2comp.data.formats import parts, saved
+from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.expand import expanded
-from llm2comp.data.formats.layouts import LISTS, Layout, recognise
+from llm2comp.data.formats.layouts import LISTS, PROMPT, Layout, recognise
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
 
@@ -60,14 +61,15 @@ def rows(
             first good row has them. From then on, a row without them is bad. If the first good row
             does not have them, a row with them is bad. Only `negative` may be in some rows, and
             not in others.
-        left_out: if given, counts what is left out of the source.
+        left_out: counts what is left out of the source; by default, the log says it at the end.
         seed: if given, the files of a source of several are read in an order that depends on it.
 
     Returns:
         Rows that map our column names to text. No text is blank. A score is the text of a number.
         No other column of the source is in them. A row with several positives or negatives becomes
         several rows with one positive each (`llm2comp.data.formats.expand`): `negative` is then a
-        list of at most `source.negatives` texts, and `positives` a list of all positives.
+        list of at most `source.negatives` texts, and `positives` a list of all positives. An anchor
+        that begins with a prompt of its own row has it in `prompt` too.
 
     Raises:
         UserError: immediately, if the source does not exist, is for evaluation only, or cannot be
@@ -76,7 +78,6 @@ def rows(
             `FILE:LINE` if a row is to blame.
     """
     wanted = _Columns.of(source, columns, optional, announced=True)
-    left_out = LeftOut() if left_out is None else left_out
     return _logged(_numbered(source, wanted, seed), source, wanted, on_bad_row, left_out)
 
 
@@ -96,8 +97,12 @@ def require_good_row(
     """
     wanted = _Columns.of(source, columns, optional, announced=False)
     numbered = _numbered(source, wanted, None)
-    for row in _checked(numbered, source, wanted, on_bad_row, _Tally(), LeftOut()):
+    tally, left_out = _Tally(), LeftOut()
+    for row in _checked(numbered, source, wanted, on_bad_row, tally, left_out):
         return row
+    if tally.read:
+        what = " and ".join(REASONS[reason] for reason in left_out.counts)
+        raise UserError(f"{source.source}: no row is left, because all have {what}")
     raise UserError(f"{source.source}: there are no rows in it")
 
 
@@ -156,6 +161,14 @@ class _Columns:
     def read(self, row: Mapping[str, object]) -> dict[str, object]:
         """Return the values of a row under our names."""
         return self._layout(list(row)).read(row)
+
+    def lists(self, names: Sequence[str]) -> list[str]:
+        """Return those of the source's columns that may hold lists."""
+        return self._layout(names).lists(names)
+
+    def prompt(self, row: Mapping[str, object]) -> str:
+        """Return what a row puts before its anchor."""
+        return self.layout.prompt_of(row) if self.layout is not None else ""
 
     def check(self, row: Mapping[str, object], values: Mapping[str, object]) -> str | None:
         """Return what is wrong with a row and its values under our names, or None if it is good."""
@@ -224,12 +237,12 @@ def _logged(
     source: DataSource,
     columns: _Columns,
     on_bad_row: str,
-    left_out: LeftOut,
+    left_out: LeftOut | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the good rows, and log at the end how many others there were."""
-    tally, name = _Tally(), source.source
+    tally, name, counted = _Tally(), source.source, left_out or LeftOut()
     try:
-        yield from _checked(numbered, source, columns, on_bad_row, tally, left_out)
+        yield from _checked(numbered, source, columns, on_bad_row, tally, counted)
     finally:
         if tally.skipped > LOUD_SHARE * tally.read:
             logger.error(
@@ -241,7 +254,9 @@ def _logged(
             )
         elif tally.skipped:
             logger.warning("%s: skipped %d bad rows of %d", name, tally.skipped, tally.read)
-        left_out.count("skipped", name, tally.skipped)
+        counted.count("skipped", name, tally.skipped)
+        if left_out is None:
+            counted.log()
 
 
 def _checked(
@@ -262,10 +277,16 @@ def _checked(
             problem = columns.check(row, values)
             if problem is None:
                 chosen = {ours: values[ours] for ours in columns.chosen(values)}
-                yield from expanded(chosen, source, left_out)
+                if prompt := columns.prompt(row):
+                    chosen[PROMPT] = prompt
+                # A score says how alike a pair is, and a teacher what vectors a text has.
+                keep_same = SCORE in chosen or source.teacher is not None
+                yield from expanded(chosen, source, left_out, keep_same=keep_same)
                 continue
         if on_bad_row != "skip":
-            raise UserError(f"{file}:{number}: {problem}; correct the row or use --on-bad-row skip")
+            raise UserError(
+                f"{file}:{number}: {problem}; correct the row, or set on_bad_row=skip in a recipe"
+            )
         tally.skipped += 1
         place = f"row {number}" if file == name else f"{file}:{number}"
         tally.first = tally.first or f"{place}: {problem}"
@@ -281,6 +302,12 @@ def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterat
         local = parts.local_files(name, source.split, announced=columns.announced)
     if source.revision and (packaged or local):
         raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
+    if source.split != "train" and (packaged or (local and not Path(name).expanduser().is_dir())):
+        raise UserError(
+            f"{name}: has no splits; split {source.split!r} is for datasets of the hub and for "
+            "folders whose files are named after splits. Name the files of the split, and leave "
+            "split out"
+        )
     if packaged:
         return ((name, *row) for row in _packaged(name))
     if local is not None:
@@ -298,12 +325,15 @@ def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterat
 
 
 def _of_files(paths: list[Path], source: DataSource, columns: _Columns) -> Iterator[PlacedRow]:
+    cells = Cells(source.source, columns.lists, announced=columns.announced)
     for path in paths:
         if saved.is_saved(path):
             rows = saved.read(path, source.split, columns.names)
         else:
             names = files.column_names(path)
             rows = files.read(path, None if names is None else columns.names(names))
+            if files.kind_of(path) == ".csv":
+                rows = cells.read(rows)
         shown = str(path) if len(paths) > 1 else source.source
         yield from ((shown, *row) for row in rows)
 

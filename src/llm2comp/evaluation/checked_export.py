@@ -26,7 +26,7 @@ from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import copy_tokenizer, encoder_body
 from llm2comp.model.folder import reference
 from llm2comp.model.folder.card import model_card
-from llm2comp.model.folder.layout import write_layout
+from llm2comp.model.folder.layout import NEW_CLIENTS, write_layout
 from llm2comp.model.lineage import Compiled
 from llm2comp.model.modules import keep_dimensions
 from llm2comp.utils.choices import Backend
@@ -113,7 +113,8 @@ def export(
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
         encoder.save_pretrained(str(partial), create_model_card=False)
-        needed = write_layout(partial, compiled=True)
+        ours = lineage is not None and lineage.method is not None
+        needed = write_layout(partial, compiled=True) if ours else NEW_CLIENTS
         loaded = compiled.load(partial)
         parts = [embed(loaded, part, BATCH) for part in (texts[:-1], texts[-1:])]
         check = Check(

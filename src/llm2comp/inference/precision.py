@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,3 +191,30 @@ def _write_check(name: str, source: str, cosine: float) -> None:
             with atomic_file(file) as partial:
                 content = json.dumps({"model": name, "smallest_cosine": cosine})
                 partial.write_text(content + "\n", encoding="utf-8")
+
+
+@contextmanager
+def computing_in(model: SentenceTransformer, dtype: torch.dtype) -> Iterator[None]:
+    """Let an encoder compute in a precision, within a block, and nothing but the encoder.
+
+    What is made of its embeddings stays float32. In bfloat16 many cosines would be equal, and which
+    of the equal ones comes first would decide a score, or which text is a negative.
+
+    Args:
+        model: the encoder; its weights keep their type.
+        dtype: of autocast; float32 changes nothing.
+    """
+    forward, own = model.forward, vars(model).get("forward")  # accelerate may have set its own
+
+    def forward_in_precision(*args: Any, **options: Any) -> Any:
+        with torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16):
+            return forward(*args, **options)
+
+    model.forward = forward_in_precision  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own  # type: ignore[method-assign]

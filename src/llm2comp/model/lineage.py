@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llm2comp.data import files
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import licence_of
+from llm2comp.model.folder.names import base_name, encoder_name
 from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
-from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, query_prompt
+from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, in_words, own_prompts
 from llm2comp.recipe import Backbone, DataSource, Memory, Recipe, StageBase
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_file
@@ -25,7 +25,6 @@ FORMAT_VERSION = 2
 _FORMATS_OF_VERSION_1 = {"mntp": "text", "embedding_prediction": "summarize"}
 """Prompt formats in version 1 by pretext objective; all other objectives used `memory`."""
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
-
 
 _NUMBERS = re.compile(r"\[[-+.\de,\s]+\]")
 """A list of numbers in JSON."""
@@ -53,7 +52,8 @@ class StageRecord(BaseModel):
             of the blocks without one. Folders of older versions have no `left_out`. None if all
             weights were trained.
         prompts: what stood before queries (`query`) and other texts (`document`) of the sources
-            without an instruction of their own.
+            without a prompt of their own.
+        row_prompts: for each source, the prompts that its rows had before their queries.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -71,6 +71,7 @@ class StageRecord(BaseModel):
     attending: int | None = None
     lora: dict[str, Any] | None = Field(default={})
     prompts: dict[str, str] = Field(default={})
+    row_prompts: list[list[str]] = Field(default=[])
 
     @classmethod
     def of(
@@ -80,6 +81,7 @@ class StageRecord(BaseModel):
         causal: bool | None,
         lora: dict[str, Any],
         prompts: dict[str, str] | None = None,
+        row_prompts: list[list[str]] | None = None,
         step: int | None = None,
     ) -> "StageRecord":
         """Record a stage of a recipe.
@@ -89,6 +91,7 @@ class StageRecord(BaseModel):
             causal: whether the encoder's attention is causal after the stage.
             lora: what was adapted, as `llm2comp.model.lora_targets.Adapted.record` returns it.
             prompts: the attribute of that name.
+            row_prompts: the attribute of that name.
             step: whose weights the encoder has; the last one by default.
         """
         settings = stage.model_dump()
@@ -98,13 +101,15 @@ class StageRecord(BaseModel):
             settings["kept_step"] = step
         if not stage.steps:
             settings["data"] = []  # no text was read
-        return cls.model_validate(settings | {"causal": causal, "prompts": prompts or {}})
+        before = {"prompts": prompts or {}, "row_prompts": row_prompts or []}
+        return cls.model_validate(settings | before | {"causal": causal})
 
     @property
     def query_prompts(self) -> set[str]:
         """What stood before queries in training, an empty text left out."""
         bare = self.prompts.get("query", "")
-        return {query_prompt(source) or bare for source in self.data} - {""}
+        own = own_prompts(self.data, self.row_prompts)
+        return set().union(*(prompts or {bare} for prompts in own)) - {""}
 
 
 class Compiled(BaseModel):
@@ -127,7 +132,8 @@ class Base(BaseModel):
     """An encoder that a run started from.
 
     Attributes:
-        name: as the recipe has it. In a folder, one that was local has its last part alone.
+        name: as the recipe has it. In a folder, one that was local has its last part alone, and
+            the name of its run before it: `first/model`.
         revision: commit of a model of the hub.
         fingerprint: of its files, see `llm2comp.utils.checksums.fingerprint`.
         stages: how many stages of this package had made it; 0 if others made it.
@@ -317,12 +323,12 @@ class Lineage(BaseModel):
         if self.backbone is not None:
             raw["backbone"]["name"] = base_name(self.backbone.name)
         for base in raw["bases"]:
-            base["name"] = base_name(base["name"])
+            base["name"] = encoder_name(base["name"])
         for stage in raw["stages"]:
             for source in stage["data"]:
                 source["source"] = base_name(source["source"])
             if stage.get("start_from"):
-                stage["start_from"] = base_name(stage["start_from"])
+                stage["start_from"] = encoder_name(stage["start_from"])
         return Lineage.model_validate(raw)
 
     @property
@@ -356,8 +362,8 @@ class Lineage(BaseModel):
     @property
     def trained_with_instructions(self) -> bool:
         """Whether queries had a prompt or an instruction in training."""
-        sources = [source for stage in self.stages for source in stage.data]
-        return any(self.prompts.values()) or any(source.query_instruction for source in sources)
+        own = [one for stage in self.stages for one in own_prompts(stage.data, stage.row_prompts)]
+        return any(self.prompts.values()) or any(own)
 
     def prompt_mismatch(self, prompts: Mapping[str, str | None]) -> str | None:
         """Say where an encoder's prompts are not those of its last supervised stage.
@@ -375,10 +381,9 @@ class Lineage(BaseModel):
         for name, trained in (("query", last.query_prompts), ("document", {document} - {""})):
             stored = prompts.get(name) or ""
             if stored not in (trained or {""}):
-                what = " or ".join(map(repr, sorted(trained))) or "nothing"
                 return (
-                    f"in training {what} stood before each {name}, and encode_{name} puts "
-                    f"{stored!r} before it"
+                    f"in training {in_words(trained)} stood before each {name}, and encode_{name} "
+                    f"puts {stored!r} before it"
                 )
         return None
 
@@ -390,10 +395,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def base_name(name: str) -> str:
-    """Return the last part of a local path; any other name, such as a hub id, is kept."""
-    path = Path(name).expanduser()
-    local = path.is_absolute() or path.exists() or files.kind_of(path) in (".gguf", *files.READERS)
-    return path.name if local else name

@@ -4,8 +4,9 @@ A prompt of sentence-transformers, such as `query`, is a prefix of the text itse
 all of these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import PurePath
 from typing import Literal
 
@@ -57,6 +58,9 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 
 DEFAULT_FORMAT = PROMPT_FORMATS["memory"]
 
+SHOWN_PROMPTS = 3
+"""The most prompts that a message names."""
+
 
 def query_prompt(source: DataSource) -> str:
     """Return the prompt that is a source's instruction; empty if it has none.
@@ -66,22 +70,50 @@ def query_prompt(source: DataSource) -> str:
     return f"{source.query_instruction}:" if source.query_instruction else ""
 
 
-def trained_prompts(
-    prompts: Mapping[str, str], given: Mapping[str, str], sources: Sequence[DataSource]
-) -> dict[str, str]:
-    """Return an encoder's prompts after it was trained on sources with instructions.
+def own_prompts(
+    sources: Sequence[DataSource], row_prompts: Sequence[Sequence[str]]
+) -> list[set[str]]:
+    """Return what each source itself put before its queries: its instruction, or its rows' prompts.
 
-    One instruction becomes the prompt `query`, unless the recipe names another. Several are prompts
-    under the names of their sources.
+    Args:
+        sources: of a stage.
+        row_prompts: for each source, the prompts that its rows had; may be shorter.
+    """
+    given = zip(sources, chain(row_prompts, repeat(())), strict=False)
+    return [{query_prompt(source), *rows} - {""} for source, rows in given]
+
+
+def trained_prompts(
+    prompts: Mapping[str, str],
+    given: Mapping[str, str],
+    sources: Sequence[DataSource],
+    row_prompts: Sequence[Sequence[str]] = (),
+) -> dict[str, str]:
+    """Return an encoder's prompts after it was trained on sources with prompts of their own.
+
+    One prompt becomes the prompt `query`, unless the recipe names another. Several are prompts
+    under the names of their sources. Those of a source whose rows have several have no name.
 
     Args:
         prompts: that the encoder has, by name.
         given: those that the recipe names.
         sources: that it was trained on.
+        row_prompts: as `own_prompts` takes them.
     """
-    instructions = {PurePath(s.source).stem: query_prompt(s) for s in sources if query_prompt(s)}
-    distinct = set(instructions.values())
+    own = own_prompts(sources, row_prompts)
+    distinct = set().union(*own)
     if len(distinct) == 1 and not given.get("query"):
         return dict(prompts) | {"query": distinct.pop()}
-    new = {name: p for name, p in instructions.items() if p not in prompts.values()}
+    named = {
+        PurePath(s.source).stem: min(p) for s, p in zip(sources, own, strict=True) if len(p) == 1
+    }
+    new = {name: prompt for name, prompt in named.items() if prompt not in prompts.values()}
     return new | dict(prompts)
+
+
+def in_words(prompts: Collection[str]) -> str:
+    """Return prompts for a message, in which rows with a prompt each would be too many."""
+    shown = [repr(prompt) for prompt in sorted(prompts)[:SHOWN_PROMPTS]]
+    if len(prompts) > SHOWN_PROMPTS:
+        shown.append(f"one of {len(prompts) - SHOWN_PROMPTS} others")
+    return " or ".join(shown) or "nothing"

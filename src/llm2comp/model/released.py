@@ -104,7 +104,7 @@ def local_encoder(name: str) -> Path | None:
         name: released encoder, peer, local folder, or hub id.
 
     Raises:
-        UserError: if there is no such release.
+        UserError: if there is no such release, or the folder is that of a run.
     """
     if not name:
         raise UserError("the name of the encoder is empty; give a folder, a name or a hub id")
@@ -113,6 +113,8 @@ def local_encoder(name: str) -> Path | None:
     if name in PEERS:
         return catalog.fetch(name)
     folder = Path(name).expanduser()
+    if (folder / "model" / "modules.json").is_file() and not (folder / "modules.json").exists():
+        raise UserError(f"{name} is the folder of a run; its encoder is {folder / 'model'}")
     return folder if folder.is_dir() else None
 
 

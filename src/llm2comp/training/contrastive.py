@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import AutoConfig
 
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
-from llm2comp.data.pairs import dataset_names
+from llm2comp.data.pairs import dataset_names, module_name
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
@@ -31,7 +31,7 @@ from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
-from llm2comp.model.prompt_format import trained_prompts
+from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
@@ -149,11 +149,6 @@ def as_modules(data: DatasetDict) -> DatasetDict:
     return DatasetDict({module_name(name): part for name, part in data.items()})
 
 
-def module_name(name: str) -> str:
-    """Return the name of a dataset without dots, which the name of a torch module may not have."""
-    return name.replace(".", "%2E")
-
-
 def _train(
     context: StageContext[Unsupervised | Supervised],
     source: Path,
@@ -191,12 +186,12 @@ def _train(
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     if stage.compile:
         compile_blocks(body)
-    columns = prompts_by_column(prompts, stage, data)
+    columns = prompts_by_column(prompts, stage, data, context.row_prompts)
     round_end = None
     if isinstance(stage, Supervised) and stage.mining is not None:
         supervised = cast(StageContext[Supervised], context)
         data, round_end = begin_round(supervised, model, data, columns, dtype)
-        columns = prompts_by_column(prompts, stage, data)
+        columns = prompts_by_column(prompts, stage, data, context.row_prompts)
     rate = stage.memory_learning_rate if num_memory_tokens else None
     arguments = SentenceTransformerTrainingArguments(
         **training_arguments(context, dtype),
@@ -256,29 +251,32 @@ def prompts_in_training(recipe: Recipe, stage: Contrastive, lineage: Lineage) ->
 
 
 def prompts_by_column(
-    prompts: dict[str, str], stage: Contrastive, data: Dataset | DatasetDict
+    prompts: dict[str, str],
+    stage: Contrastive,
+    data: Dataset | DatasetDict,
+    row_prompts: Sequence[Sequence[str]],
 ) -> dict[str, dict[str, str]]:
     """Return the prompt of each column, by the name of the dataset.
 
-    The texts of a pair with a score are of one kind and have none. Queries with an instruction have
-    it already.
+    The texts of a pair with a score are of one kind and have none. Queries of a source with prompts
+    of its own have them already.
 
     Args:
         prompts: as `prompts_in_training` returns them.
         stage: the stage.
         data: its rows, as `as_modules` returns them.
+        row_prompts: for each source, the prompts that its rows have.
     """
     if not prompts:
         return {}
     names = map(module_name, dataset_names(stage.data))
-    sources = dict(zip(names, stage.data, strict=True))
+    own = dict(zip(names, own_prompts(stage.data, row_prompts), strict=True))
     columns: dict[str, dict[str, str]] = {}
     for name, part in data.items():
         texts = [] if SCORE in part.column_names else part.column_names
         columns[name] = dict.fromkeys(texts, prompts.get("document", ""))
         if texts:
-            bare = not sources[name].query_instruction
-            columns[name]["anchor"] = prompts.get("query", "") if bare else ""
+            columns[name]["anchor"] = "" if own[name] else prompts.get("query", "")
     return columns
 
 
@@ -342,7 +340,7 @@ def _lineage_to_store(context: StageContext[Unsupervised | Supervised]) -> Linea
     if not isinstance(context.stage, Supervised):
         return lineage
     given = context.recipe.given_prompts
-    stored = trained_prompts(lineage.prompts, given, context.stage.data)
+    stored = trained_prompts(lineage.prompts, given, context.stage.data, context.row_prompts)
     return lineage.model_copy(update={"prompts": stored})
 
 
@@ -376,5 +374,12 @@ def _write(
             causal = bool(config.is_causal)
             record_attention(config, causal=causal)
         lora = {} if adapted is None else adapted.record
-        record = StageRecord.of(stage, causal=causal, lora=lora, prompts=prompts, step=step)
+        record = StageRecord.of(
+            stage,
+            causal=causal,
+            lora=lora,
+            prompts=prompts,
+            row_prompts=context.row_prompts,
+            step=step,
+        )
         encoder.save(trained, context.target, adapter, lineage.after(record), source)

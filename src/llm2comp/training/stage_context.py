@@ -1,6 +1,6 @@
 """What a stage is given: its settings, the folder it starts from, and the folder it writes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,6 +23,8 @@ class StageContext(Generic[StageT]):
         workdir: folder of checkpoints, which is removed once the target is written.
         log: where losses and measurements are written.
         begun: lineage before the first stage, if it starts from a base.
+        row_prompts: for each source of the stage, the prompts that its rows have before their
+            queries, once they are drawn.
     """
 
     recipe: Recipe
@@ -32,6 +34,7 @@ class StageContext(Generic[StageT]):
     workdir: Path
     log: RunLog
     begun: Lineage | None = None
+    row_prompts: list[list[str]] = field(default_factory=list)
 
     @property
     def lineage(self) -> Lineage:

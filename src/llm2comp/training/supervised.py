@@ -1,6 +1,7 @@
 """Stage 3 (SCL): train on pairs with hard negatives (paper, "SCL") and on scored pairs."""
 
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import ROWS, drawn_once
-from llm2comp.data.pairs import write_pairs
+from llm2comp.data.pairs import dataset_names, require_minable, row_prompts, write_pairs
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.reranker import is_reranker
 from llm2comp.recipe import Stage, Supervised
@@ -75,6 +76,9 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     draw = partial(write_pairs, stage=stage, seed=seed, on_bad_row=on_bad_row)
     rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
     context.log.write_once(stage=stage.stage, **rows.summary)
+    # A source may have negatives in few rows, which only the drawn rows show.
+    require_minable(stage, [rows.train[name].column_names for name in dataset_names(stage.data)])
+    context = replace(context, row_prompts=row_prompts(stage.data, rows.summary))
     held_out = [(row["anchor"], row["positive"]) for row in rows.held_out]
     # If the rows are drawn again, because a plan changes their number, the labels are too.
     folder = context.workdir / ROWS / TEACHER

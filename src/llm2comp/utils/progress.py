@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 
 from llm2comp.utils.terminal import Terminal
@@ -55,9 +55,13 @@ def text_progress() -> Progress:
 
 @contextmanager
 def track_texts(
-    model: SentenceTransformer, progress: Progress, task: Any, pool: Pool | None = None
+    model: SentenceTransformer | CrossEncoder,
+    progress: Progress,
+    task: Any,
+    pool: Pool | None = None,
+    output: str = "sentence_embedding",
 ) -> Iterator[None]:
-    """Advance a progress bar with every batch that the model embeds within the block.
+    """Advance a progress bar with every batch that the model reads within the block.
 
     Args:
         model: the model of this process. Its batches are counted by a forward hook.
@@ -65,12 +69,13 @@ def track_texts(
         task: the id of the bar in `progress`.
         pool: worker processes that embed in place of the model, if there are any. They report
             their batches through `Pool.on_batch`.
+        output: what the model returns for each text; `scores` for a cross-encoder.
     """
     if pool is not None:
         pool.on_batch = partial(progress.advance, task)
 
     def count(_: nn.Module, __: Any, features: dict[str, Any]) -> None:
-        progress.advance(task, len(features["sentence_embedding"]))
+        progress.advance(task, len(features[output]))
 
     hook = model.register_forward_hook(count)
     try:

@@ -259,3 +259,16 @@ def test_another_encoding_is_refused_behind_compression_and_in_an_array(
     (tmp_path / "b.json").write_bytes(array.encode().replace(b"two", b"t\0o"))
     with pytest.raises(UserError, match=r"b\.json:1: holds a NUL byte"):
         read(tmp_path / "b.json", on_bad_row)
+
+
+def test_a_split_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(["a"]))
+    for name in (tmp_path / "a.jsonl", f"{tmp_path}/*.jsonl", "boolq-passages", Path("-")):
+        with pytest.raises(UserError, match="has no splits; split 'dev' is for .* leave split out"):
+            read(name, split="dev")
+    assert read(tmp_path / "a.jsonl", split="train") == ["a"]
+    table = datasets.Dataset.from_dict({"text": ["a"]}, split=datasets.Split.VALIDATION)
+    table.save_to_disk(tmp_path / "one")
+    assert read(tmp_path / "one") == read(tmp_path / "one", split="validation") == ["a"]
+    with pytest.raises(UserError, match="one: holds one split alone, and not 'dev'; leave split"):
+        read(tmp_path / "one", split="dev")

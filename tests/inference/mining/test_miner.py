@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -17,7 +18,7 @@ from base_encoders import write_reranker
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
-from llm2comp.inference.mining.miner import Mined, mine
+from llm2comp.inference.mining.miner import RERANKED, Mined, mine
 from llm2comp.inference.mining.reranker import load_reranker
 from llm2comp.recipe_parts import HardNegatives
 
@@ -65,8 +66,8 @@ def literal(
     found = {}
     searched = [*corpus, *(p for _, p in pairs if p not in corpus)]
     positives = {query: [p for q, p in pairs if q == query] for query, _ in pairs}
-    most = max(map(len, positives.values()))
-    low, high = settings.ranks or (0, 10 * settings.negatives + most)
+    deepest = len(searched) if judge is None else RERANKED * settings.negatives
+    low, high = settings.ranks or (0, deepest)
 
     @cache
     def vector(text: str) -> Any:
@@ -81,12 +82,12 @@ def literal(
         return cosine(query, text) if judge is None else float(judge.predict([(query, text)])[0])
 
     for query, own in positives.items():
-        nearest = sorted(searched, key=lambda text: -cosine(query, text))[: high + most]
-        scores = {text: score(query, text) for text in nearest}
+        others = [text for text in searched if text not in own]
+        nearest = sorted(others, key=lambda text: -cosine(query, text))[low:high]
         worst = min(score(query, text) for text in own)
         limit = min(worst - settings.absolute_margin, worst - abs(worst) * settings.relative_margin)
-        left = [text for text in nearest if text not in own and scores[text] <= limit]
-        left = sorted(left, key=lambda text: -scores[text])[low:high]
+        left = [text for text in nearest if score(query, text) <= limit]
+        left.sort(key=lambda text: -score(query, text))
         for positive in own:
             found[query, positive] = left[: settings.negatives]
     return found
@@ -99,8 +100,19 @@ def literal(
         {"negatives": 3, "relative_margin": 0.05},
         {"negatives": 2, "relative_margin": 0.01, "absolute_margin": 0.1, "ranks": (2, 9)},
         {"negatives": 4, "relative_margin": 0, "ranks": (5, 200)},
+        {"negatives": 1, "relative_margin": 0, "absolute_margin": 0.6},
+        {"negatives": 3, "relative_margin": 0.05, "ranks": (0, 5)},
+        {"negatives": 100, "relative_margin": 0},
     ],
-    ids=["nearest", "relative margin", "both margins and ranks", "ranks beyond the corpus"],
+    ids=[
+        "nearest",
+        "relative margin",
+        "both margins and ranks",
+        "ranks beyond the corpus",
+        "only far texts are left",
+        "margins that leave few of the ranks",
+        "all that are left",
+    ],
 )
 def test_negatives_are_those_of_a_literal_search(
     encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], settings: dict[str, object]
@@ -112,10 +124,15 @@ def test_negatives_are_those_of_a_literal_search(
     assert any(expected.values())
 
 
+@pytest.mark.parametrize("ranks", [None, (3, 30)])
 def test_a_reranker_gives_the_scores_that_the_margin_is_about(
-    encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], cross_encoder: Path
+    encoder: SentenceTransformer,
+    pairs: Pairs,
+    corpus: list[str],
+    cross_encoder: Path,
+    ranks: tuple[int, int] | None,
 ) -> None:
-    chosen = HardNegatives(negatives=2, relative_margin=0.1)
+    chosen = HardNegatives(negatives=2, relative_margin=0.1, ranks=ranks)
     judge = load_reranker(str(cross_encoder))
     mined = mine(encoder, pairs, chosen, corpus=corpus, reranker=judge)
     expected = literal(encoder, pairs, corpus, chosen, judge)
@@ -142,11 +159,46 @@ def test_no_form_of_a_positive_or_of_the_query_is_a_negative(encoder: SentenceTr
     assert set(mined[0].negatives) <= others
 
 
+def test_negatives_that_a_query_has_are_found_for_the_others_alone(
+    encoder: SentenceTransformer,
+) -> None:
+    pairs = [("the first", "An answer."), ("the second", "Another answer.")]
+    has = ("the first", "Only here.")
+    settings = HardNegatives(negatives=9, relative_margin=0, ranks=(0, 9))
+    settings = settings.model_copy(update={"absolute_margin": -3.0, "relative_margin": -1e6})
+    first, second = mine(encoder, pairs, settings, negatives=[has])  # no text scores too high
+    assert first.negatives == ["Another answer."]
+    assert set(second.negatives) == {"An answer.", "Only here."}
+
+
 def test_a_pair_without_a_negative_has_an_empty_list(encoder: SentenceTransformer) -> None:
     settings = HardNegatives(relative_margin=3)
     assert mine(encoder, [("a query", "an answer")], settings) == [
         Mined("a query", "an answer", [], [])
     ]
+
+
+def test_cosines_are_float32_also_within_autocast(
+    encoder: SentenceTransformer, pairs: Pairs, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 many would be equal."""
+    generator = np.random.default_rng(0)
+    texts = dict.fromkeys([*corpus, *(text for pair in pairs for text in pair)])
+    vector = {text: generator.normal(size=8).astype(np.float32) + 2 for text in texts}
+
+    def embed(texts: list[str], **_: object) -> np.ndarray:
+        return np.stack([vector[text] for text in texts])
+
+    monkeypatch.setattr(encoder, "encode_document", embed)
+    monkeypatch.setattr(encoder, "encode_query", embed)
+    with torch.autocast("cpu", torch.bfloat16):
+        mined = mine(encoder, pairs, HardNegatives(relative_margin=0, negatives=5), corpus=corpus)
+    for row in mined:
+        query, *others = (vector[one] for one in (row.anchor, row.positive, *row.negatives))
+        norms = np.linalg.norm(query) * np.linalg.norm(others, axis=1)
+        expected = (np.stack(others) @ query / norms)[: len(row.scores)]
+        assert row.scores == pytest.approx(expected.tolist(), abs=1e-6)
+    assert any(row.scores for row in mined)
 
 
 def test_a_score_that_is_not_finite_is_an_error(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.data import sources
 from llm2comp.evaluation import baselines
@@ -79,7 +80,10 @@ def test_a_corpus_is_searched_too_and_may_be_standard_input(encoder: Path, pairs
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert any("Only here." in row["negative"] for row in rows)
-    assert "Computing similarity" not in done.stdout  # bars are on standard error
+    assert "queries" not in done.stdout  # bars are on standard error
+    assert "queries" in done.stderr
+    for raw in ("Computing similarity", "Batches", "it/s"):
+        assert raw not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,10 @@ def test_a_corpus_is_searched_too_and_may_be_standard_input(encoder: Path, pairs
         (["missing.txt", "--out", "mined.jsonl"], "missing.txt: cannot be read"),
         (["pairs.jsonl", "--out", "mined.jsonl"], "pairs.jsonl:1: no column 'text'"),
         (["--ranks", "3", "3", "--out", "mined.jsonl"], "leave 0 texts for 1 negatives"),
-        (["--ranks", "9", "20", "--out", "mined.jsonl"], "no pair has a hard negative"),
+        (
+            ["--ranks", "9", "20", "--out", "mined.jsonl"],
+            "no hard negative was found for any pair; lower the margins, or widen the ranks, or",
+        ),
         (["--reranker", "encoder", "--out", "mined.jsonl"], "no cross-encoder"),
         (["--reranker", "no/such", "--out", "mined.jsonl"], "no/such"),
     ],
@@ -122,3 +129,91 @@ def test_a_row_without_a_positive_is_named(encoder: Path, pairs: Path) -> None:
     status, said = run(encoder, pairs, "--out", pairs.parent / "mined.jsonl")
     assert status == 2
     assert f"{pairs}:9: no column 'positive'" in said
+
+
+TRIPLES = [
+    {"anchor": "first", "positive": "One.", "negative": "Bad."},
+    {"anchor": "first", "positive": "One.", "negative": "Worse."},
+    {"anchor": "first", "positive": "One too.", "negative": "One."},  # a positive of its query
+    {"anchor": "second", "positive": "Two.", "negative": "Bad."},
+]
+FLAG_EMBEDDING = [
+    {"query": "first", "pos": ["One.", "One too."], "neg": ["Bad.", "Worse."]},
+    {"query": "second", "pos": ["Two."], "neg": ["Bad."]},
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "own"),
+    [
+        (TRIPLES, {"One.": ["Bad.", "Worse."], "One too.": [], "Two.": ["Bad."]}),
+        (
+            FLAG_EMBEDDING,
+            {"One.": ["Bad.", "Worse."], "One too.": ["Bad.", "Worse."], "Two.": ["Bad."]},
+        ),
+    ],
+    ids=["triples", "FlagEmbedding"],
+)
+def test_negatives_of_the_file_are_kept_and_searched(
+    encoder: Path, tmp_path: Path, rows: list[dict[str, object]], own: dict[str, list[str]]
+) -> None:
+    given, out = tmp_path / "given.jsonl", tmp_path / "mined.jsonl"
+    given.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    options = {"negatives": 9, "relative_margin": 0, "dtype": "float32"}
+    summary = llm2comp.mine(encoder, given, out, **options)
+    model = llm2comp.load(encoder, dtype="float32")
+    queries = {"One.": "first", "One too.": "first", "Two.": "second"}
+    texts = ["One.", "One too.", "Two.", "Bad.", "Worse."]
+    vectors = model.encode_document(texts, normalize_embeddings=True)
+    expected = {}
+    for positive, query in queries.items():
+        cosines = dict(
+            zip(texts, vectors @ model.encode_query(query, normalize_embeddings=True), strict=True)
+        )
+        answers = [text for text, of in queries.items() if of == query]
+        known = {text for one in answers for text in own[one]}
+        low = min(cosines[text] for text in answers)
+        found = [t for t in texts if t not in {*answers, *known} and cosines[t] <= low]
+        expected[positive] = own[positive] + sorted(found, key=lambda text: -cosines[text])
+    expected = {positive: texts for positive, texts in expected.items() if texts}
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["positive"]: row["negative"] for row in written} == expected
+    assert [(row.positive, row.own) for row in summary.rows] == [
+        (row["positive"], own[row["positive"]]) for row in written
+    ]
+    had = [texts for texts in own.values() if texts]
+    said = f"{len(had)} had {sum(map(len, had))} negatives of their own, which come first"
+    assert any(line.startswith(said) for line in summary.notes())
+
+
+def test_pairs_with_scores_are_refused(encoder: Path, tmp_path: Path) -> None:
+    given = tmp_path / "scored.csv"
+    given.write_text("anchor,positive,score\na,b,0.1\nc,d,0.9\n")
+    status, said = run(encoder, given, "--out", tmp_path / "mined.jsonl")
+    assert status == 2
+    assert f"{given}: it has scores" in said
+    assert not (tmp_path / "mined.jsonl").exists()
+
+
+def test_the_prompts_of_rows_stay_beside_their_queries(
+    encoder: Path, pairs: Path, sentences: list[str]
+) -> None:
+    """A prompt within the query would be trained with, and no client would put it there again."""
+    rows = [{"query": t[:20], "pos": [t], "neg": [], "prompt": "Find: "} for t in sentences]
+    pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    out = pairs.parent / "mined.jsonl"
+    status, said = run(encoder, pairs, "--out", out, "--relative-margin", 0, "--dtype", "float32")
+    assert status == 0, said
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert written
+    for row in written:
+        assert row["prompt"] == "Find: "
+        assert row["query"] in {text[:20] for text in sentences}
+    before, after = (
+        {row["positive"]: (row["anchor"], row["prompt"]) for row in read}
+        for read in (
+            sources.rows(DataSource(source=str(file)), ("anchor", "positive"), "fail")
+            for file in (pairs, out)
+        )
+    )
+    assert after.items() <= before.items()

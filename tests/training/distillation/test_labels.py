@@ -94,9 +94,12 @@ def labels(student: Path, teacher: Path, folder: Path, rows: dict[str, Any]) -> 
 
 
 def test_a_cross_encoder_gives_logits_of_the_positive_and_each_negative(
-    bert: Path, reranker: Path, tmp_path: Path
+    bert: Path, reranker: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = labels(bert, reranker, tmp_path, ROWS)
+    bars = capfd.readouterr().err
+    assert "6/6" in bars
+    assert "Batches" not in bars
     assert found.column_names == ["anchor", "positive", "negative_1", "negative_2", "label"]
     judge = CrossEncoder(str(reranker))
     for row in found:

@@ -17,6 +17,7 @@ from base_encoders import fine_tuning
 
 import llm2comp
 from llm2comp.data import sources
+from llm2comp.data.pairs import dataset_name, module_name
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.miner import mine
 from llm2comp.recipe import DataSource, Recipe
@@ -147,6 +148,70 @@ def test_a_recipe_mines_what_the_command_mines(
     assert len(found) == 60
     assert {row for row in found if len(row) == 3} == expected
     assert expected
+
+
+def with_negatives(pairs: Path, file: Path, rows: slice = slice(None)) -> Path:
+    """Write the pairs, some of them with a negative."""
+    content = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for row in content[rows]:
+        row["negative"] = f"no {row['positive']}"
+    file.write_text("\n".join(map(json.dumps, content)) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["negatives", "few negatives", "scores", "teacher"])
+def test_a_recipe_with_nothing_to_mine_is_refused(
+    bert: Path, pairs: Path, tmp_path: Path, kind: str
+) -> None:
+    source, more = tmp_path / "source.jsonl", ""
+    if kind == "scores":
+        rows = [json.loads(line) | {"score": 0.5} for line in pairs.read_text().splitlines()]
+        source.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    elif kind == "teacher":
+        source, more = pairs, f", teacher: {bert}"
+    else:
+        with_negatives(pairs, source, slice(None) if kind == "negatives" else slice(5, 30))
+    data = f"supervised.data=[{{source: {source}{more}}}]"
+    out = tmp_path / "run"
+    with pytest.raises(UserError) as error:
+        train(fine_tuning(bert, pairs, MINING, data), out)
+    has = {"few negatives": "negatives", "teacher": "a teacher"}.get(kind, kind)
+    assert str(error.value).startswith(
+        f"supervised.mining: no source can be mined, because {source} has {has};"
+    )
+    assert not list(out.rglob("mined-*"))
+
+
+def test_a_source_with_negatives_stays_as_it_is(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = with_negatives(pairs, tmp_path / "triples.jsonl")
+    given: dict[str, Any] = {}
+    original = rounds.begin_round
+
+    def watched(context: Any, model: Any, data: DatasetDict, *others: Any) -> Any:
+        rows, end = original(context, model, data, *others)
+        given.update({name: (data[name], rows[name]) for name in data})
+        return rows, end
+
+    monkeypatch.setattr("llm2comp.training.contrastive.begin_round", watched)
+    data = f"supervised.data=[{{source: {pairs}}}, {{source: {other}}}]"
+    train(
+        fine_tuning(bert, pairs, data, "supervised.mining={relative_margin: 0}"), tmp_path / "run"
+    )
+    before, after = given[str(other).replace(".", "%2E")]
+    assert before.to_dict() == after.to_dict()
+    events = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").open()]
+    (mined,) = [event["mined"] for event in events if "mined" in event]
+    (drawn,) = [event["pairs"] for event in events if "pairs" in event]
+    assert set(mined) == {"after_step", str(pairs)}
+    assert mined[str(pairs)]["pairs"] == drawn[str(pairs)]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train%2Ecsv", "50%.csv", "%25.a"])
+def test_a_dataset_has_its_name_again(name: str) -> None:
+    assert "." not in module_name(name)
+    assert dataset_name(module_name(name)) == name
 
 
 def test_negatives_that_are_missing_are_not_mined_with_other_weights(

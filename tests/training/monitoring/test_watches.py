@@ -11,13 +11,18 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.evaluation import baselines
+from llm2comp.inference.precision import computing_in
 from llm2comp.training.monitoring.held_out import Directions
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.monitoring.watches import CollapseWatch
 
 
 def watch(
-    model: SentenceTransformer, pairs: list[tuple[str, str]], file: Path, dropout: bool = False
+    model: SentenceTransformer,
+    pairs: list[tuple[str, str]],
+    file: Path,
+    dropout: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> CollapseWatch:
     return CollapseWatch(
         model,
@@ -26,7 +31,7 @@ def watch(
         every=10,
         temperature=0.05,
         dropout=dropout,
-        dtype=torch.float32,
+        dtype=dtype,
         log=RunLog(file, Console(file=io.StringIO())),
     )
 
@@ -46,20 +51,22 @@ def test_directions_of_known_vectors() -> None:
     assert alike.text_cosine == pytest.approx(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_equals_a_literal_reference(
-    tiny_backbone: Path, sentences: list[str], tmp_path: Path
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path, dtype: torch.dtype
 ) -> None:
     model = baselines.build("mean", tiny_backbone)
     pairs = list(zip(sentences, sentences[::-1], strict=True))
     model.train()
     state = torch.random.get_rng_state()
-    step(watch(model, pairs, tmp_path / "log"), 10, tmp_path)
+    step(watch(model, pairs, tmp_path / "log", dtype=dtype), 10, tmp_path)
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), state)
     (event,) = map(json.loads, (tmp_path / "log").open())
-    anchors, positives = (
-        torch.tensor(model.encode(list(side))) for side in zip(*pairs, strict=True)
-    )
+    with computing_in(model, dtype):  # only the encoder: the loss is in float32
+        anchors, positives = (
+            torch.tensor(model.encode(list(side))).float() for side in zip(*pairs, strict=True)
+        )
     losses = [
         torch.logsumexp(anchor @ positives.T / 0.05, 0) - anchor @ positive / 0.05
         for anchor, positive in zip(anchors, positives, strict=True)

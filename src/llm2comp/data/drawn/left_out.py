@@ -6,10 +6,11 @@ logger = logging.getLogger("llm2comp")
 
 REASONS = {
     "skipped": "bad rows",
-    "repeated": "rows that are there twice",
+    "repeated": "rows or texts that are there twice",
     "too_short": "texts that are too short",
     "too_long": "texts that are too long",
     "false_negatives": "negatives that are positives of their query",
+    "same_as_query": "positives or negatives that are the query itself",
 }
 """The reasons in words."""
 

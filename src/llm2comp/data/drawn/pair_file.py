@@ -24,6 +24,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.rows import RowFiles
+from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError
 from llm2comp.recipe import DataSource
@@ -50,12 +51,14 @@ class PairFile:
 
     Attributes:
         rows: how many there are.
+        prompts: what rows have before their anchors of their own.
     """
 
     def __init__(self, source: DataSource, name: str, files: RowFiles, stack: ExitStack) -> None:
         self.source = source
         self.name = name
         self.rows = 0
+        self.prompts: set[str] = set()
         self._files = files
         self._stack = stack
         self._writer: ArrowWriter | None = None
@@ -77,6 +80,7 @@ class PairFile:
             self._writer.write(values | {SCORE: float(row[SCORE])})
         else:
             self._writer.write(self._pair(row))
+            self.prompts.update([row[PROMPT]] if PROMPT in row else [])
         self.rows += 1
 
     def _features(self, *, scored: bool) -> dict[str, Any]:

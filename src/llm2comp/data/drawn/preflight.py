@@ -24,16 +24,21 @@ def require_sources(stage: Stage, workdir: Path, on_bad_row: str) -> None:
         on_bad_row: as in the recipe.
 
     Raises:
-        UserError: if a source cannot be read, or its first good row lacks a column.
+        UserError: if a source cannot be read, its first good row lacks a column, or a stage that
+            mines has no source of plain pairs.
     """
     if not stage.steps or (workdir / ROWS).exists():
         return
+    first_rows = []
     for source in stage.data:
         if isinstance(stage, Supervised):
             row = sources.require_good_row(source, pairs.REQUIRED, on_bad_row, pairs.OPTIONAL)
             pairs.require_one_kind(source, row)
+            first_rows.append(row)
         else:
             sources.require_good_row(source, ["text"], on_bad_row)
+    if isinstance(stage, Supervised):
+        pairs.require_minable(stage, first_rows)
     record = workdir / SOURCES
     if not record.exists():
         with atomic_file(record) as partial:

@@ -55,6 +55,11 @@ class Layout:
         prompt = row.get(self.prompt) if self.prompt else None
         return prompt if isinstance(prompt, str) else ""
 
+    def lists(self, names: Collection[str]) -> list[str]:
+        """Return those of a source's columns that may hold lists."""
+        theirs = [self.columns[ours] for ours in LISTS if ours in self.columns]
+        return [name for one in theirs for name in _columns(one, names) if name in names]
+
     def among(self, names: Iterable[str]) -> list[str]:
         """Return those of a source's columns that are read."""
         names = list(names)

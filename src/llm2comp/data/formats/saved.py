@@ -40,6 +40,8 @@ def read(
         if split not in loaded:
             raise UserError(f"{path}: has no split {split!r}; there are {', '.join(loaded)}")
         loaded = loaded[split]
+    elif split not in ("train", str(loaded.split)):
+        raise UserError(f"{path}: holds one split alone, and not {split!r}; leave split out")
     names = loaded.column_names
     unread: dict[str, object] = dict.fromkeys(names)
     number = 0

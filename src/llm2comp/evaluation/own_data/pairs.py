@@ -6,11 +6,15 @@ from pathlib import Path
 from llm2comp.data import files
 from llm2comp.data.drawn.distinct import digest
 from llm2comp.data.files import BadRow
+from llm2comp.data.formats.cells import Cells
+from llm2comp.data.formats.layouts import Layout
 from llm2comp.data.sources import SCORE, is_given, problem_of_value
 from llm2comp.errors import UserError
 from llm2comp.evaluation.own_data.rows import Retrieval, Scored
 
 TEXTS = ("anchor", "positive")
+LAYOUT = Layout({name: name for name in (*TEXTS, SCORE)})
+"""The columns that are read; `positive` may be numbered."""
 
 NumberedPair = tuple[int, Mapping[str, object]]
 
@@ -19,8 +23,8 @@ def read_pairs(path: Path) -> Retrieval | Scored:
     """Read a .jsonl, .csv or .parquet file with the columns `anchor`, `positive` and maybe `score`.
 
     Without scores, each anchor is a query, and all distinct positives of the file are searched. An
-    anchor may be in several rows, or have a list of positives: each of them answers it. Texts that
-    differ in their form of Unicode alone are one text.
+    anchor may be in several rows, or have a list of positives or numbered columns of them: each of
+    them answers it. Texts that differ in their form of Unicode alone are one text.
 
     Raises:
         UserError: if the file cannot be read, a row is bad (the message names its line), or a score
@@ -36,22 +40,28 @@ def read_pairs(path: Path) -> Retrieval | Scored:
 
 
 def _good_rows(path: Path) -> Iterator[NumberedPair]:
-    for number, row in files.read(path, [*TEXTS, SCORE]):
-        problem = row.reason if isinstance(row, BadRow) else _problem(row)
+    names = files.column_names(path)
+    rows = files.read(path, None if names is None else LAYOUT.among(names))
+    if files.kind_of(path) == ".csv":
+        rows = Cells(str(path), LAYOUT.lists, announced=True).read(rows)
+    for number, row in rows:
+        if isinstance(row, BadRow):
+            raise UserError(f"{path}:{number}: {row.reason}")
+        values = LAYOUT.read(row)
+        problem = _problem(values, row)
         if problem is not None:
             raise UserError(f"{path}:{number}: {problem}")
-        assert isinstance(row, Mapping)
-        yield number, row
+        yield number, values
 
 
-def _problem(row: Mapping[str, object]) -> str | None:
+def _problem(values: Mapping[str, object], row: Mapping[str, object]) -> str | None:
     for column in TEXTS:
-        if column not in row:
+        if column not in values:
             return (
                 f"no column {column!r} among {', '.join(map(str, row)) or 'none'}; a file to "
                 "evaluate on has anchor and positive, and score if its pairs are scored"
             )
-        problem = problem_of_value(row[column], column)
+        problem = problem_of_value(values[column], column)
         if problem:
             return f"column {column!r} {problem}"
     return None

@@ -29,12 +29,14 @@ class Summary:
     Attributes:
         pairs: distinct pairs that negatives were looked for.
         wanted: negatives that each was to get.
-        rows: the pairs that got some.
+        rows: the pairs that have some, found or of their own.
+        remedy: what may give more, in words.
     """
 
     pairs: int
     wanted: int
     rows: list[Mined]
+    remedy: str
 
     def table(self) -> Cells:
         """Return the scores of positives and negatives, and how far they are apart."""
@@ -47,22 +49,30 @@ class Summary:
         return cells
 
     def notes(self) -> list[str]:
-        """Return lines that say how many pairs got negatives."""
+        """Return lines that say how many pairs got negatives, and how many had some."""
         full = sum(len(row.negatives) == self.wanted for row in self.rows)
+        none = self.pairs - len(self.rows)
+        own = [row for row in self.rows if row.own]
         lines = [f"{full:,} of {self.pairs:,} pairs have {self.wanted} hard negatives"]
+        if own:
+            count = sum(len(row.own) for row in own)
+            lines[0] += " that were found"
+            lines.append(
+                f"{len(own):,} had {count:,} negatives of their own, which come first in their rows"
+            )
         if len(self.rows) > full:
             lines.append(f"{len(self.rows) - full:,} have fewer")
-        if self.pairs > len(self.rows):
-            lines.append(
-                f"{self.pairs - len(self.rows):,} have none and are not in the file: lower the "
-                "margins, begin at a lower rank, or give a larger corpus"
-            )
+        if none:
+            lines.append(f"{none:,} have none and are not in the file")
+        if full < self.pairs:
+            lines.append(f"for more negatives, {self.remedy}")
         return lines
 
     def examples(self) -> list[str]:
         """Return the texts of a few rows, which are the same for the same rows."""
         lines = []
-        for row in random.Random(0).sample(self.rows, min(EXAMPLES, len(self.rows))):
+        found = [row for row in self.rows if row.negatives]
+        for row in random.Random(0).sample(found, min(EXAMPLES, len(found))):
             texts = [row.positive, *row.negatives]
             labels = ["positive", *["negative"] * len(row.negatives)]
             lines += ["", f"query           {_cut(row.anchor)}"]

@@ -23,6 +23,7 @@ from llm2comp.recipe import DataSource
 from llm2comp.training.losses.distillation import LABEL
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
+from llm2comp.utils.progress import text_progress, track_texts
 
 logger = logging.getLogger("llm2comp")
 
@@ -125,15 +126,14 @@ def _scores(name: str, part: Dataset, teacher: str) -> Iterator[list[float]]:
         )
     reranker = load_reranker(teacher)
     logger.info("%s: %s scores %d rows", name, teacher, len(part))
+    options: dict[str, Any] = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
     columns = []
-    for column in candidates:
-        pairs = list(zip(part["anchor"], part[column], strict=True))
-        identity = torch.nn.Identity()
-        columns.append(
-            reranker.predict(
-                pairs, batch_size=BATCH, activation_fn=identity, show_progress_bar=True
-            )
-        )
+    with text_progress() as progress:
+        task = progress.add_task("teacher", total=len(candidates) * len(part))
+        with track_texts(reranker, progress, task, output="scores"):
+            for column in candidates:
+                pairs = list(zip(part["anchor"], part[column], strict=True))
+                columns.append(reranker.predict(pairs, batch_size=BATCH, **options))
     scores = np.stack(columns, axis=1)
     _require_finite(name, scores, teacher)
     yield from scores.tolist()

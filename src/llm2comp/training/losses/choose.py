@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from llm2comp.data.drawn.pair_file import negatives_of
+from llm2comp.data.pairs import dataset_name
 from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load_in
@@ -42,8 +43,9 @@ def losses_of(
     for name, (fewest, most) in counts.items():
         if gather and fewest < most:  # what is gathered must have one size in all processes
             raise UserError(
-                f"{name}: its rows have {fewest} to {most} negatives, and several processes need "
-                "as many in each row; train with one process, or make their number equal"
+                f"{dataset_name(name)}: its rows have {fewest} to {most} negatives, and several "
+                "processes need as many in each row; train with one process, or make their number "
+                "equal"
             )
     most = max(most for _, most in counts.values())
     info_nce = _info_nce(model, stage, max(most, 1), gather=gather)

@@ -9,8 +9,9 @@ from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.drawn.distinct import digest, number
-from llm2comp.data.drawn.pair_file import POSITIVES, WRITTEN_TOGETHER, negatives_of
+from llm2comp.data.drawn.pair_file import POSITIVES, WRITTEN_TOGETHER
 from llm2comp.data.drawn.rows import arrow_writer
+from llm2comp.data.pairs import dataset_name
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.inference.mining.miner import Mined, Pair, mine
 from llm2comp.recipe_parts import Mining
@@ -35,8 +36,8 @@ def mine_columns(
 ) -> None:
     """Mine negatives for the sources of plain pairs, and write them.
 
-    The positives of a source are the texts that are searched. A pair may get fewer negatives than
-    are asked for, or none; it then has those of its batch.
+    The positives of a source's drawn rows are the texts that are searched. A pair may get fewer
+    negatives than are asked for, or none; it then has those of its batch.
 
     Args:
         data: the rows of each source, as `llm2comp.data.drawn.pair_file` writes them.
@@ -54,7 +55,7 @@ def mine_columns(
 
 
 def with_columns(data: DatasetDict, folder: Path) -> tuple[DatasetDict, dict[str, Any]]:
-    """Return rows with their mined negatives, and what was mined in numbers.
+    """Return rows with their mined negatives, and what was mined in numbers, by source.
 
     A source that has negatives, scores or a teacher stays as it is.
 
@@ -69,9 +70,8 @@ def with_columns(data: DatasetDict, folder: Path) -> tuple[DatasetDict, dict[str
     rows, numbers = dict(data), {}
     for place, (name, part) in enumerate(_plain(data).items()):
         mined = Dataset.from_file(str(folder / _file(place)))
-        numbers[name] = _numbers(mined)
-        plain = part.remove_columns([one for one in part.column_names if one == NEGATIVE])
-        rows[name] = concatenate_datasets([plain, mined.remove_columns(SCORES)], axis=1)
+        numbers[dataset_name(name)] = _numbers(mined)
+        rows[name] = concatenate_datasets([part, mined.remove_columns(SCORES)], axis=1)
     return DatasetDict(rows), numbers
 
 
@@ -84,7 +84,7 @@ def _plain(data: DatasetDict) -> dict[str, Dataset]:
     return {
         name: part
         for name, part in data.items()
-        if not {SCORE, LABEL} & set(part.column_names) and negatives_of(part) == (0, 0)
+        if not {NEGATIVE, SCORE, LABEL} & set(part.column_names)
     }
 
 

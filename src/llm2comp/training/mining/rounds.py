@@ -14,6 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.data.drawn.rows import ROWS
 from llm2comp.errors import UserError
+from llm2comp.inference.mining.miner import remedies
+from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Supervised
 from llm2comp.training.checkpoints import last_checkpoint, step_of
 from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
@@ -81,7 +83,7 @@ def begin_round(
         model: the encoder in training; it gets the weights of the last checkpoint.
         data: the rows of each source.
         prompts: by the name of a source, what is put before its texts in training.
-        dtype: precision of autocast.
+        dtype: precision that the encoder computes in.
 
     Raises:
         UserError: if negatives cannot be mined, or those of the round are missing or damaged.
@@ -102,16 +104,15 @@ def begin_round(
     if not folder.exists():
         if checkpoint:
             load_trained(model, checkpoint)
-        bfloat16 = dtype == torch.bfloat16
-        with torch.autocast(model.device.type, dtype, enabled=bfloat16):
+        with computing_in(model, dtype):
             mine_columns(data, model, stage.mining, folder, prompts)
     rows, numbers = with_columns(data, folder)
     if not any(one["negatives"] for one in numbers.values()):
         logger.warning(
-            "mining found no negatives after step %d of %s, so those of the batch are all: lower "
-            "the margins, or begin at a lower rank",
+            "mining found no negatives after step %d of %s, so those of the batch are all; %s",
             first,
             stage.stage,
+            remedies(stage.mining, reranked=False),
         )
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)

@@ -19,6 +19,7 @@ from llm2comp.errors import BrokenModelError, UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import read_all
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
+from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Evaluation, Pretext, Recipe, Stage, StageBase
 from llm2comp.recipe_parts import During
 from llm2comp.training.checkpoints import checkpoint_after
@@ -161,7 +162,7 @@ class DevelopmentWatch(TrainerCallback):
         stage: name of the stage.
         max_seq_length: tokens that the saved encoder will read; training may read fewer.
         prompts: of the saved encoder.
-        dtype: precision of autocast.
+        dtype: precision that the encoder computes in.
         log: where scores are written.
 
     Raises:
@@ -187,7 +188,7 @@ class DevelopmentWatch(TrainerCallback):
         self.stage = stage
         self.max_seq_length = max_seq_length
         self.prompts = prompts
-        self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
+        self.dtype = dtype
         self.run_log = log
         self.kept_step = 0
         if self.during.keep_best or self.during.patience:
@@ -309,7 +310,7 @@ class DevelopmentWatch(TrainerCallback):
         self.model.max_seq_length = self.max_seq_length
         self.model.prompts = {**self.model.prompts, **self.prompts}
         try:
-            with torch.no_grad(), self.autocast:
+            with torch.no_grad(), computing_in(self.model, self.dtype):
                 yield
         finally:
             self.model.max_seq_length, self.model.prompts = trained

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference.memory_states import collect_memory_states
+from llm2comp.inference.precision import computing_in
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
 from llm2comp.training.monitoring import held_out
@@ -144,7 +145,7 @@ class CollapseWatch(EvalCallback):
         temperature: temperature of the stage's loss.
         dropout: whether the two texts of a pair are equal, so that only dropout makes their
             embeddings differ (UCL).
-        dtype: precision of autocast.
+        dtype: precision that the encoder computes in.
         log: where measurements are written.
     """
 
@@ -166,7 +167,7 @@ class CollapseWatch(EvalCallback):
         self.every = every
         self.temperature = temperature
         self.dropout = dropout
-        self.autocast = torch.autocast(model.device.type, dtype, enabled=dtype == torch.bfloat16)
+        self.dtype = dtype
         self.run_log = log
         self.warned_of_collapse = False
 
@@ -174,7 +175,7 @@ class CollapseWatch(EvalCallback):
         """Measure, log and warn."""
         if len(self.pairs) < 2:
             return
-        with torch.no_grad(), self.autocast, torch.random.fork_rng():
+        with torch.no_grad(), computing_in(self.model, self.dtype), torch.random.fork_rng():
             # The same dropout at each measurement; fork_rng leaves that of training as it was.
             torch.manual_seed(0)
             values = self._values()
