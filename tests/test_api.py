@@ -29,12 +29,17 @@ RELEASE = "smollm2-135m-llm2comp"
 FUNCTIONS = [name for name in llm2comp.__all__ if name != "__version__"]
 API_OF_COMMAND = {"encode": "encode_file"}
 """The function of a command, if it does not have the name of the command."""
-WITHOUT_FUNCTION = {"results", "doctor", "demo", "data", "serve"}
-"""Commands that only print or download, or run until they are stopped."""
+WITHOUT_FUNCTION = {"results", "doctor", "demo", "data", "delete", "serve"}
+"""Commands that only print or download, run until they are stopped, or are a method of an index."""
 RENAMED_OPTIONS = {"merge": "merge_threshold", "baseline": "baselines", "query": "queries"}
 """Options that the command line repeats or shortens."""
-NOT_IN_API = {("train", "on_bad_row")}
-"""An option that is short for a change to the recipe."""
+NOT_IN_API = {
+    ("train", "on_bad_row"),
+    ("search", "names"),
+    ("search", "where"),
+    ("search", "by"),
+}
+"""An option that is short for a change to the recipe, and what `Index.search` takes."""
 
 
 def commands() -> dict[str, Any]:
@@ -111,6 +116,8 @@ def test_the_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None
             compiled.require("onnx")
         except UserError as error:
             pytest.skip(str(error))
+    if name in ("index", "open_index"):
+        pytest.importorskip("lancedb")
     (example,) = doctest.DocTestFinder().find(
         getattr(llm2comp, name), name, globs={"llm2comp": llm2comp}
     )
@@ -153,7 +160,7 @@ def test_a_command_has_the_defaults_of_its_function(name: str) -> None:
 
 def test_all_commands_are_considered() -> None:
     assert commands().keys() > WITHOUT_FUNCTION
-    assert set(FUNCTIONS) - {"fetch", "load", "encode"} == {
+    assert set(FUNCTIONS) - {"fetch", "load", "encode", "open_index"} == {
         API_OF_COMMAND.get(name, name) for name in commands().keys() - WITHOUT_FUNCTION
     }
 

@@ -27,6 +27,8 @@ COMMANDS = [
     "mine",
     "encode",
     "search",
+    "index",
+    "delete",
     "evaluate",
     "results",
     "analyze",

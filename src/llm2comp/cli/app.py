@@ -131,6 +131,8 @@ for _command in (
     mine.mine,
     encode.encode,
     encode.search,
+    encode.index,
+    encode.delete,
     evaluate.evaluate,
     evaluate.results,
     analyze.analyze,

@@ -1,4 +1,4 @@
-"""Commands that use an encoder: embed the texts of a file, or search in them."""
+"""Commands that use an encoder: embed texts, search in them, or keep them in an index."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,8 @@ from llm2comp.cli.shared import (
     TextFile,
     preload,
 )
-from llm2comp.utils.choices import Prompt
+from llm2comp.errors import UserError
+from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
 
 
 def encode(
@@ -81,34 +82,63 @@ def encode(
 
 
 def search(
-    model: ModelName,
-    file: TextFile,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] TEXTS QUERY",
+            help="TEXTS is the folder of an index, which names its encoder, or a file as `encode` "
+            "takes it, with MODEL before it. QUERY is what to look for.",
+        ),
+    ],
     top_k: Annotated[int, typer.Option(min=1, help="Number of texts to show.")] = 5,
     dtype: Dtype = "auto",
     merge: Merge = None,
     dim: Dim = None,
     precision: SearchPrecision = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='Only texts of an index whose metadata meets this, in SQL: "year >= 2020".',
+        ),
+    ] = None,
+    by: Annotated[
+        SearchBy | None,
+        typer.Option(help="Rank an index by vectors (the default), words (BM25), or both."),
+    ] = None,
 ) -> None:
-    """Show the texts of a file that are nearest to a query.
+    """Show the texts of an index or of a file that are nearest to a query.
 
-    A .parquet file that `encode --prompt document` wrote is not encoded again.
+    `llm2comp index` makes an index. The texts of a file are encoded for each search, except those
+    of a .parquet file that `encode --prompt document` wrote.
 
     \b
     Examples:
+      llm2comp search my-index "how do whales breathe"
+      llm2comp search my-index "how do whales breathe" --by hybrid --where "year >= 2020"
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe" --precision binary
       llm2comp search runs/demo/model s.parquet "how do whales breathe"
       git log --format=%s | llm2comp search smollm2-135m-llm2comp - "fix a memory leak"
     """
+    if len(names) not in (2, 3):
+        raise typer.BadParameter("give DIR QUERY for an index, or MODEL FILE QUERY")
+    *given, texts, query = names
+    if len(given) == 0 or Path(texts).is_dir():
+        if (merge, dim, precision) != (None, None, None):
+            raise UserError(f"{texts}: --merge, --dim and --precision are for files of texts")
+        _search_index(Path(texts), given, query, top_k, dtype, where, by or "vector")
+        return
+    if (where, by) != (None, None):
+        raise UserError(f"{texts}: --where and --by are for an index; make one: llm2comp index")
     from llm2comp.data.text_files import require_texts
 
-    require_texts(file)
+    require_texts(Path(texts))
     preload("llm2comp.inference.search", "llm2comp.inference.load")
     hits = api.search(
-        model,
-        file,
+        given[0],
+        texts,
         query,
         top_k=top_k,
         dtype=dtype,
@@ -118,3 +148,91 @@ def search(
     )
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
+
+
+def _search_index(
+    folder: Path,
+    model: list[str],
+    query: str,
+    top_k: int,
+    dtype: Precision,
+    where: str | None,
+    by: SearchBy,
+) -> None:
+    from llm2comp.retrieval.store import has_index
+
+    if not has_index(folder):  # before the imports, which take seconds
+        raise UserError(
+            f"{folder}: holds no index; make one with llm2comp index, or give MODEL FILE QUERY"
+        )
+    preload("llm2comp.retrieval.index")
+    index = api.open_index(folder, *model, dtype=dtype)
+    for hit in index.search(query, top_k, where=where, by=by):
+        typer.echo(f"{hit.score:.3f}  {hit.id}  {' '.join(hit.text.split())}")
+
+
+def index(
+    model: ModelName,
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="File, folder or pattern: one text per line (.txt), or columns 'text', maybe "
+            "'id', and metadata (.jsonl, .json, .csv, .parquet); - is standard input.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the index.")],
+    batch_size: BatchSize = 32,
+    dtype: Dtype = "auto",
+    dim: Dim = None,
+    precision: Annotated[
+        IndexPrecision | None,
+        typer.Option(
+            help="Compare vectors in this first, and rank the best by their floats; default: "
+            "int8, or as in the index."
+        ),
+    ] = None,
+) -> None:
+    """Make an index of texts that lasts, or bring one up to date; `search DIR QUERY` reads it.
+
+    New ids are added, and known ids are replaced if the text or its metadata has changed. Texts
+    that are no longer in the corpus stay. The same command continues one that was stopped.
+
+    \b
+    Examples:
+      llm2comp index smollm2-135m-llm2comp texts.jsonl --out my-index
+      llm2comp index smollm2-135m-llm2comp notes/ --out my-index
+      llm2comp search my-index "how do whales breathe"
+    """
+    from llm2comp.retrieval.store import require_lancedb
+
+    require_lancedb()  # before the imports, which take seconds
+    preload("llm2comp.retrieval.index")
+    from llm2comp.retrieval.index import build
+
+    made, done = build(
+        model, corpus, out, batch_size=batch_size, dtype=dtype, dim=dim, precision=precision
+    )
+    typer.echo(
+        f"{out}: {len(made):,} texts ({done.added:,} added, {done.updated:,} updated, "
+        f"{done.unchanged:,} unchanged)"
+    )
+
+
+def delete(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an index.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the texts.")],
+) -> None:
+    """Delete texts from an index by their ids.
+
+    \b
+    Examples:
+      llm2comp delete my-index whale-1 whale-2
+      llm2comp delete my-index texts.txt:3
+    """
+    from llm2comp.retrieval.store import Store, writing
+
+    store = Store(folder)
+    with writing(folder):
+        gone = store.delete(ids)
+    typer.echo(f"{folder}: deleted {gone:,} of {len(set(ids)):,}; {len(store):,} texts are left")

@@ -4,7 +4,7 @@ In training data an empty row is a mistake. A file to be encoded keeps all its r
 of the embeddings belongs to row i of the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm2comp.data import files
@@ -24,7 +24,22 @@ def read_texts(file: Path) -> Iterator[str]:
         UserError: if the file is missing, has another extension, or has a row without a text. The
             message names the file and the line.
     """
-    for number, row in files.read(file, [COLUMN]):
+    return (text for _, text, _ in read_rows(file, [COLUMN]))
+
+
+def read_rows(
+    file: Path, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, str, Mapping[str, object]]]:
+    """Yield the number, the text and all values of each row of a file, as `read_texts` reads it.
+
+    Args:
+        file: the file.
+        columns: names of the columns that are wanted; all by default.
+
+    Raises:
+        UserError: as `read_texts` does.
+    """
+    for number, row in files.read(file, columns):
         if isinstance(row, files.BadRow):
             raise UserError(f"{file}:{number}: {row.reason}")
         if COLUMN not in row:
@@ -38,7 +53,7 @@ def read_texts(file: Path) -> Iterator[str]:
         # Only JSON has an escape for surrogates. Elsewhere they stand for bytes that are not UTF-8.
         if clean != text and files.kind_of(file) not in (".jsonl", ".json"):
             raise UserError(f"{file}:{number}: not UTF-8; convert the file first")
-        yield clean
+        yield number, clean, row
 
 
 def require_texts(file: Path) -> None:

@@ -8,6 +8,8 @@ Backend = Literal["onnx", "openvino"]
 """The runtime of a compiled encoder."""
 EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
 """In what the numbers of an embedding are stored. `binary` is one bit for each number."""
+IndexPrecision = Literal["float32", "int8", "binary"]
+"""In what an index compares vectors with a query first. Floats then rank the best of them."""
 OnBadRow = Literal["fail", "skip"]
 """What a bad row of data does: stop the run, or be left out."""
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -15,6 +17,8 @@ Precision = Literal["auto", "bfloat16", "float32"]
 loaded to encode, `auto` also requires that bfloat16 does not change the embeddings."""
 Prompt = Literal["query", "document"]
 """Which prompt of the encoder is put before a text."""
+SearchBy = Literal["vector", "text", "hybrid"]
+"""How an index is searched: by cosine, by BM25 over words, or by both."""
 Suite = Literal["offline", "paper"]
 """A set of evaluation tasks. `offline` needs no hub; `paper` is the paper's 14 tasks."""
 TableFormat = Literal["terminal", "markdown", "csv", "latex"]

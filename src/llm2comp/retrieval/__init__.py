@@ -1,0 +1,1 @@
+"""An index of texts that lasts: a folder that is added to, changed and searched."""

@@ -1,0 +1,77 @@
+"""What an index says of itself: how its vectors are stored, and whose they are."""
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from llm2comp.errors import UserError
+from llm2comp.inference.vector_format import Embeddings
+from llm2comp.utils.choices import IndexPrecision
+
+KEY = b"llm2comp"
+"""Under which the table of an index has it, in its schema."""
+SAME = 0.99
+"""Smallest cosine of embeddings that count as those of one encoder. bfloat16 keeps 0.999."""
+
+
+class About(BaseModel):
+    """What an index says of itself.
+
+    Attributes:
+        format: of the folder.
+        model: name or folder of the encoder; None if it was given as a loaded model.
+        dim: number of leading dimensions that are kept.
+        precision: in which vectors are compared with a query first.
+        document: embeddings of `TEXTS` with the prompt for documents, `(texts, dimension)`.
+        query: the same with the prompt for queries.
+    """
+
+    format: Literal[1] = 1
+    model: str | None
+    dim: int
+    precision: IndexPrecision
+    document: list[list[float]]
+    query: list[list[float]]
+
+    def require_same(self, document: Embeddings, query: Embeddings, folder: object) -> None:
+        """Check that an encoder is the one whose vectors an index has.
+
+        Args:
+            document: its embeddings of the fixed texts, as of those of the index.
+            query: the same.
+            folder: of the index, for the message.
+
+        Raises:
+            UserError: if it is another one, or puts other prompts before texts.
+        """
+        for kind, own, other in (
+            ("documents", self.document, document),
+            ("queries", self.query, query),
+        ):
+            there = np.asarray(own, np.float32)
+            if there.shape != other.shape or not _smallest_cosine(there, other) >= SAME:
+                made = self.model or "a loaded model"
+                raise UserError(
+                    f"{folder} was made with {made}, and this encoder embeds {kind} in another "
+                    "way (another encoder, or another prompt); use that one, or make another index"
+                )
+
+
+def _smallest_cosine(one: Embeddings, other: Embeddings) -> float:
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+
+
+def read_about(metadata: dict[bytes, Any] | None, folder: object) -> About:
+    """Return what the schema of a table says.
+
+    Raises:
+        UserError: if it says nothing, or what another version wrote.
+    """
+    try:
+        return About.model_validate_json((metadata or {})[KEY])
+    except (KeyError, ValidationError) as error:
+        raise UserError(
+            f"{folder}: is not an index that this version of llm2comp can read; make it again"
+        ) from error

@@ -1,0 +1,296 @@
+"""An index of texts: an encoder, and the table of its vectors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from llm2comp.data.text_files import replace_surrogates
+from llm2comp.errors import UserError
+from llm2comp.inference.embed import embed
+from llm2comp.inference.load import load
+from llm2comp.inference.search import require_query
+from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
+from llm2comp.model.folder.reference import TEXTS
+from llm2comp.retrieval.about import About
+from llm2comp.retrieval.corpus import Corpus, given_rows
+from llm2comp.retrieval.rows import Kinds, Row, Value
+from llm2comp.retrieval.store import Store, explained, has_index, require_index_folder, writing
+from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
+from llm2comp.utils.progress import text_progress, track_texts
+
+CHUNK = 2_048
+"""Texts that are encoded and then stored at once. What was stored is not encoded again."""
+
+
+@dataclass(frozen=True)
+class IndexHit:
+    """A text of an index that was found.
+
+    Attributes:
+        id: of the text.
+        score: cosine similarity with the query; by text BM25; hybrid the sum of 1 / (60 + rank).
+        text: the text itself.
+        metadata: its other columns; None where it has no value.
+    """
+
+    id: str
+    score: float
+    text: str
+    metadata: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What was done to an index.
+
+    Attributes:
+        added: texts with new ids.
+        updated: texts whose ids were there with another text or other metadata.
+        unchanged: texts that were there as they are.
+    """
+
+    added: int
+    updated: int
+    unchanged: int
+
+
+class Index:
+    """A folder of texts and their vectors, which outlasts the process.
+
+    `len(index)` is the number of texts. A change is stored when the call returns. Other processes
+    may search meanwhile; only one may change the index at a time.
+
+    Args:
+        folder: of the index.
+        model: name, folder or loaded model of the encoder; None is the one that made the index.
+        dtype: as `llm2comp.load` takes it.
+
+    Raises:
+        UserError: if the folder holds no index.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: str | SentenceTransformer | None = None,
+        dtype: Precision = "auto",
+    ) -> None:
+        self.folder = folder
+        self._store = Store(folder)
+        self._model = self._store.about.model if model is None else model
+        self._dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.folder)!r}, {len(self):,} texts)"
+
+    @functools.cached_property
+    def encoder(self) -> SentenceTransformer:
+        """The encoder, which is loaded when it is first needed, and checked.
+
+        Raises:
+            UserError: if it cannot be loaded, or its vectors are others than those of the index.
+        """
+        model = self._model
+        if model is None:
+            raise UserError(f"{self.folder} was made with a loaded model; give that model")
+        encoder = load(model, self._dtype) if isinstance(model, str) else model
+        self._store.about.require_same(*_reference(encoder), self.folder)
+        return encoder
+
+    def search(
+        self, query: str, top_k: int = 5, *, where: str | None = None, by: SearchBy = "vector"
+    ) -> list[IndexHit]:
+        """Return the texts that answer a query best, best first.
+
+        Args:
+            query: what to look for.
+            top_k: number of texts; fewer if there are fewer.
+            where: condition on id, text and metadata in SQL, such as `"year >= 2020"`.
+            by: `"vector"` ranks by the cosine of embeddings, `"text"` by BM25 over words, and
+                `"hybrid"` by both.
+
+        Raises:
+            UserError: if the query is blank, `top_k` is below 1, or the condition is none.
+        """
+        require_query(query)
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}; ask for at least 1 text")
+        if by not in get_args(SearchBy):
+            raise UserError(f"by {by!r} is not one of {', '.join(get_args(SearchBy))}")
+        query = replace_surrogates(query)
+        top_k = min(top_k, max(1, len(self)))
+        # In parentheses, what follows a condition in SQL is an error; else it would be ignored.
+        condition = None if where is None else f"({where})"
+        with explained(where):
+            if by == "text":
+                found = self._store.matching(query, top_k, condition)
+            else:
+                vector = self._embed([query], "query")[0]
+                if by == "vector":
+                    found = self._store.nearest(vector, top_k, condition)
+                else:
+                    found = self._store.hybrid(query, vector, top_k, condition)
+        return [IndexHit(row.id, score, row.text, row.metadata) for row, score in found]
+
+    def add(self, rows: Iterable[Mapping[str, object]], batch_size: int = 32) -> Changes:
+        """Add texts, and replace those whose ids are there.
+
+        Args:
+            rows: each with `id`, `text`, and any metadata: strings, numbers and bools.
+            batch_size: texts of 64 tokens per batch.
+
+        Raises:
+            UserError: if a row has no id or no text, two have one id, a value has another type
+                than in other rows, or another process changes the index. Nothing is added then.
+        """
+        given, kinds = given_rows(rows)
+        with writing(self.folder):
+            kinds = self._store.kinds.joined(kinds, "rows")
+            return self._put_all(iter(given), kinds, batch_size, lambda _: None)
+
+    def add_corpus(self, corpus: Corpus, batch_size: int = 32) -> Changes:
+        """Add the rows of a corpus, and replace those whose ids are there, with a progress bar.
+
+        Raises:
+            UserError: if a column has another type in the index, an embedding is not finite, or
+                the corpus or another process changes something meanwhile.
+        """
+        encoder = self.encoder
+        with writing(self.folder), text_progress() as progress:
+            kinds = self._store.kinds.joined(corpus.kinds, corpus.name)
+            task = progress.add_task(corpus.name, total=corpus.total)
+            skip = functools.partial(progress.advance, task)
+            with track_texts(encoder, progress, task):
+                done = self._put_all(corpus.rows(), kinds, batch_size, skip)
+        if done.added + done.updated + done.unchanged != corpus.total:
+            raise UserError(f"{corpus.name} changed while it was read; run it again")
+        return done
+
+    def delete(self, ids: str | Sequence[str]) -> int:
+        """Delete the texts of some ids, and return how many were there.
+
+        Raises:
+            UserError: if another process changes the index.
+        """
+        with writing(self.folder):
+            return self._store.delete([ids] if isinstance(ids, str) else list(ids))
+
+    def _put_all(
+        self, rows: Iterator[Row], kinds: Kinds, batch_size: int, skip: Callable[[int], object]
+    ) -> Changes:
+        """Store rows in chunks, and leave out those that are there; `skip` is told how many."""
+        added = updated = unchanged = 0
+        while chunk := list(islice(rows, CHUNK)):
+            there = self._store.rows([row.id for row in chunk])
+            new = [row for row in chunk if not _same(there.get(row.id), row, kinds)]
+            skip(len(chunk) - len(new))
+            if new:
+                vectors = self._embed([row.text for row in new], "document", batch_size)
+                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                if bad.size:
+                    raise UserError(
+                        f"the embedding of {new[bad[0]].id} is not finite; use --dtype float32, or "
+                        "remove that text"
+                    )
+                self._store.put(new, vectors, kinds)
+            known = sum(row.id in there for row in new)
+            added, updated = added + len(new) - known, updated + known
+            unchanged += len(chunk) - len(new)
+        self._store.optimize()
+        return Changes(added, updated, unchanged)
+
+    def _embed(self, texts: list[str], prompt: Prompt, batch_size: int = 32) -> Embeddings:
+        """Return embeddings as the index has them: `dim` numbers, of unit length."""
+        vectors = truncate(embed(self.encoder, texts, batch_size, prompt), self._store.about.dim)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def build(
+    model: str | SentenceTransformer,
+    corpus: str,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    dtype: Precision = "auto",
+    dim: int | None = None,
+    precision: IndexPrecision | None = None,
+) -> tuple[Index, Changes]:
+    """Make an index of a corpus, or bring one that is there up to date.
+
+    What a call that was stopped has stored is not encoded again.
+
+    Args:
+        model: name, folder or loaded model of the encoder.
+        corpus: a file, a folder, a pattern, or `-`.
+        out: folder of the index.
+        batch_size: texts of 64 tokens per batch.
+        dtype: of the encoder, as `llm2comp.load` takes it.
+        dim: leading dimensions to keep; None is all, or as in the index that is there.
+        precision: in which vectors are compared first; None is int8, or as in the index.
+
+    Raises:
+        UserError: if the corpus has a bad row, or `out` holds something else, an index of another
+            encoder, or one with another `dim` or `precision`.
+    """
+    if precision not in (None, *get_args(IndexPrecision)):
+        known = ", ".join(get_args(IndexPrecision))
+        raise UserError(f"precision {precision!r} of an index is not one of {known}")
+    require_index_folder(out)
+    exists = has_index(out)
+    if exists:
+        about = Store(out).about
+        if (dim or about.dim, precision or about.precision) != (about.dim, about.precision):
+            raise UserError(
+                f"{out} holds vectors of {about.dim} dimensions in {about.precision}; leave out "
+                "dim and precision, or name another folder"
+            )
+    checked = Corpus.survey(corpus)
+    encoder = load(model, dtype) if isinstance(model, str) else model
+    if not exists:
+        document, query = _reference(encoder)
+        about = About(
+            model=_name(model),
+            dim=require_dim(encoder, dim),
+            precision=precision or "int8",
+            document=document.round(5).tolist(),
+            query=query.round(5).tolist(),
+        )
+        with writing(out):
+            Store.create(out, about)
+    index = Index(out, encoder)
+    return index, index.add_corpus(checked, batch_size)
+
+
+def _name(model: str | SentenceTransformer) -> str | None:
+    """Return the name by which the encoder is found later, also from another folder."""
+    if not isinstance(model, str):
+        return None
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _reference(encoder: SentenceTransformer) -> tuple[Embeddings, Embeddings]:
+    """Return the embeddings of the fixed texts, as documents and as queries."""
+    texts = list(TEXTS)
+    return embed(encoder, texts, len(texts), "document"), embed(encoder, texts, len(texts), "query")
+
+
+def _same(there: Row | None, row: Row, kinds: Kinds) -> bool:
+    if there is None or there.text != row.text:
+        return False
+    return _given(there.metadata) == _given(kinds.values(row))
+
+
+def _given(metadata: Mapping[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in metadata.items() if value is not None}

@@ -1,0 +1,178 @@
+"""The rows of an index: their ids, texts and metadata, and the kinds of values that they hold."""
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm2comp.errors import UserError
+
+ID, TEXT, VECTOR = "id", "text", "vector"
+"""The columns that every index has."""
+Kind = Literal["bool", "int", "float", "str"]
+"""What the values of a column of metadata are. All of them may be missing."""
+Value = bool | int | float | str | None
+LARGEST = 2**63 - 1
+"""The largest whole number that an index holds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text of an index.
+
+    Attributes:
+        id: by which it is changed and deleted.
+        text: what is embedded.
+        metadata: values by column, which a filter may use.
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+
+
+def row_of(
+    values: Mapping[str, object], text: str, default_id: str | None, where: str
+) -> tuple[Row, list[str]]:
+    """Return the row of an index that the values of a corpus make, and what is left out of it.
+
+    Args:
+        values: by column.
+        text: the text of the row, which no tokenizer refuses.
+        default_id: the id of a row without one; None if every row needs its own.
+        where: the place of the row, for messages.
+
+    Returns:
+        The row, and the names of its columns that hold lists and the like.
+
+    Raises:
+        UserError: if the id is missing or no id, a column has a name that an index cannot have, or
+            a number is too large.
+    """
+    metadata, left_out = {}, []
+    for name, value in values.items():
+        if name in (ID, TEXT):
+            continue
+        if isinstance(value, datetime.date | datetime.time):
+            value = value.isoformat()
+        if value is not None and not isinstance(value, bool | int | float | str):
+            left_out.append(str(name))
+            continue
+        if not _is_name(name):
+            raise UserError(
+                f"{where}: the column {name!r} has a name that an index cannot have; rename it "
+                f"(no {VECTOR!r}, no dot or backtick, no _ at the start)"
+            )
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{where}: {name!r} is {value}; an index holds integers of 64 bits")
+        metadata[name] = value
+    lowered: dict[str, str] = {}
+    for name in metadata:
+        other = lowered.setdefault(name.lower(), name)
+        if other != name:  # a filter does not tell them apart
+            raise UserError(f"{where}: the columns {other!r} and {name!r} differ in case alone")
+    return Row(_id_of(values.get(ID), default_id, where), text, metadata), left_out
+
+
+def _id_of(given: object, default: str | None, where: str) -> str:
+    if given is None and default is not None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
+        said = "there is none" if given is None else f"it is {given!r}"
+        raise UserError(f"{where}: the id must be a string or an integer; {said}")
+    return str(given)
+
+
+def _is_name(name: str) -> bool:
+    odd = any(sign in name for sign in ".`\0") or not name.strip()
+    return name.lower() not in (ID, TEXT, VECTOR) and not name.startswith("_") and not odd
+
+
+@dataclass
+class Kinds:
+    """The kind of each column of metadata, which every row is held to.
+
+    Attributes:
+        known: the kind by the name of the column.
+        lenient: whether a column of strings and numbers holds strings. CSV has nothing else.
+    """
+
+    known: dict[str, Kind] = field(default_factory=dict)
+    lenient: bool = False
+
+    def learn(self, row: Row, where: str) -> None:
+        """Note the kinds of a row. Integers and floats together are floats.
+
+        Raises:
+            UserError: if a column held values of another kind before.
+        """
+        for name, value in row.metadata.items():
+            if value is not None:
+                self._learn(name, kind_of(value), f"{where}: {name!r} is {value!r}")
+
+    def joined(self, new: "Kinds", where: str) -> "Kinds":
+        """Return the columns of an index, to which rows of new kinds are added.
+
+        Raises:
+            UserError: if the index cannot hold the values of a column.
+        """
+        both = Kinds(dict(self.known))
+        for name, kind in new.known.items():
+            there = both.known.setdefault(name, kind)
+            fits = there == kind or (there, kind) == ("float", "int")
+            if not (fits or (there == "str" and new.lenient)):
+                raise UserError(
+                    f"{where}: the column {name!r} holds {kind}, and {there} in the index; make "
+                    "it that, or rename the column"
+                )
+        return both
+
+    def _learn(self, name: str, kind: Kind, said: str) -> None:
+        before = self.known.setdefault(name, kind)
+        if before == kind:
+            return
+        if {before, kind} == {"int", "float"}:
+            self.known[name] = "float"
+        elif self.lenient:
+            self.known[name] = "str"
+        else:
+            raise UserError(
+                f"{said}, and other rows have a value of type {before} there; give all rows "
+                "values of one type"
+            )
+
+    def values(self, row: Row) -> dict[str, Value]:
+        """Return a value for each column, as the index holds it; missing ones are None."""
+        return {name: self._value(row.metadata.get(name), kind) for name, kind in self.items()}
+
+    def _value(self, value: Value, kind: Kind) -> Value:
+        if value is None or kind_of(value) == kind:
+            return value
+        return float(value) if kind == "float" else str(value)
+
+    def items(self) -> list[tuple[str, Kind]]:
+        """Return the names and kinds of the columns."""
+        return list(self.known.items())
+
+
+def kind_of(value: bool | int | float | str) -> Kind:
+    """Return the kind of a value."""
+    kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (int, "int"), (float, "float"))
+    return next((kind for known, kind in kinds if isinstance(value, known)), "str")
+
+
+def from_csv(said: str) -> Value:
+    """Return the value of a field of a CSV file, which is None if it is empty.
+
+    It is a number if Python writes that number so. "007", "1.10" and "1,5" stay strings. So a
+    number can become the string again, and nothing is lost.
+    """
+    for kind in (int, float):
+        try:
+            number = kind(said)
+        except ValueError:
+            continue
+        if str(number) == said and math.isfinite(number) and abs(number) <= LARGEST:
+            return number
+    return said or None
