@@ -102,9 +102,18 @@ def test_rows_of_a_program_are_checked_too() -> None:
         {"id": "a"},
         {"id": "a", "text": " "},
         {"id": 1, "text": "x", "n": []},
+        {"id": "half \ud800", "text": "x"},
+        {"id": 1, "text": "x", "n": "half \ud800"},
+        {"id": 1, "text": "x", "half \ud800": "n"},
     ):
         with pytest.raises(UserError, match="^row 0: "):
             given_rows([bad])
+
+
+def test_not_a_number_is_a_missing_value() -> None:
+    """A data frame writes a missing number so, and it is larger than all others in a filter."""
+    rows, kinds = given_rows([{"id": 1, "text": "x", "n": float("nan")}])
+    assert (rows, kinds) == ([Row("1", "x", {"n": None})], Kinds())
 
 
 def test_an_index_keeps_the_types_of_its_columns() -> None:

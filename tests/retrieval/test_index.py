@@ -145,6 +145,8 @@ def test_add_and_delete_by_id(model: SentenceTransformer, corpus: Path, tmp_path
     assert index.delete(["it's", "s0", "absent"]) == 2
     assert index.delete("it's") == 0
     assert index.delete([]) == 0
+    index.add([{"id": number, "text": f"Number {number}."} for number in (1, 2, 3)])
+    assert (index.delete(1), index.delete([2, "3"])) == (1, 2)
     found = {hit.id for hit in index.search("Whales sing.", 99)}
     assert found == {f"s{n}" for n in range(1, 8)}
     for bad in ([{"id": "a", "text": "x"}, {"id": "b"}], [{"id": "a", "text": "x", "n": "one"}]):

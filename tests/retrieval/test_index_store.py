@@ -125,14 +125,15 @@ def test_quantised_search_finds_what_exact_search_finds(
     store.delete([str(number) for number in range(100, 200)])
     products = queries @ texts.T
     products[:, 100:200] = -1
-    hits = 0
-    for query, own in zip(queries, products, strict=True):
-        exact = np.argsort(-own)[:10]
-        found = store.nearest(query, 10)
-        hits += len({int(row.id) for row, _ in found} & set(exact.tolist()))
-        for row, score in found:
-            assert score == pytest.approx(own[int(row.id)], abs=1e-5)
-    assert hits / (10 * len(queries)) >= least - 1e-9
+    for count in (1, 10, 100):  # the first of one is that of ten
+        hits = 0
+        for query, own in zip(queries, products, strict=True):
+            exact = np.argsort(-own)[:count]
+            found = store.nearest(query, count)
+            hits += len({int(row.id) for row, _ in found} & set(exact.tolist()))
+            for row, score in found:
+                assert score == pytest.approx(own[int(row.id)], abs=1e-5)
+        assert hits / (count * len(queries)) >= least - 1e-9, count
 
 
 def test_words_of_all_scripts_are_found(new_store: Callable[..., Store]) -> None:

@@ -167,3 +167,6 @@ def test_models_get_their_names(folder: Path) -> None:
     }
     with pytest.raises(UserError, match="two models are named mine"):
         named_models(["mine=a", "mine=b"])
+    for nameless in ("=minilm", "mine=", "="):
+        with pytest.raises(UserError, match="names no model"):
+            named_models([nameless])

@@ -177,14 +177,15 @@ class Index:
             raise UserError(f"{corpus.name} changed while it was read; run it again")
         return done
 
-    def delete(self, ids: str | Sequence[str]) -> int:
+    def delete(self, ids: str | int | Sequence[str | int]) -> int:
         """Delete the texts of some ids, and return how many were there.
 
         Raises:
             UserError: if another process changes the index.
         """
         with writing(self.folder):
-            return self._store.delete([ids] if isinstance(ids, str) else list(ids))
+            several = [ids] if isinstance(ids, str | int) else ids
+            return self._store.delete([str(one) for one in several])
 
     def _put_all(
         self, rows: Iterator[Row], kinds: Kinds, batch_size: int, skip: Callable[[int], object]

@@ -56,6 +56,8 @@ def row_of(
             continue
         if isinstance(value, datetime.date | datetime.time):
             value = value.isoformat()
+        if isinstance(value, float) and math.isnan(value):  # as pandas writes a missing value
+            value = None
         if value is not None and not isinstance(value, bool | int | float | str):
             left_out.append(str(name))
             continue
@@ -66,6 +68,8 @@ def row_of(
             )
         if isinstance(value, int) and abs(value) > LARGEST:
             raise UserError(f"{where}: {name!r} is {value}; an index holds integers of 64 bits")
+        _require_characters(name, where)
+        _require_characters(value, where)
         metadata[name] = value
     lowered: dict[str, str] = {}
     for name in metadata:
@@ -81,7 +85,14 @@ def _id_of(given: object, default: str | None, where: str) -> str:
     if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
         said = "there is none" if given is None else f"it is {given!r}"
         raise UserError(f"{where}: the id must be a string or an integer; {said}")
+    _require_characters(given, where)
     return str(given)
+
+
+def _require_characters(value: object, where: str) -> None:
+    """Refuse a string with half a character, which no file can hold."""
+    if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise UserError(f"{where}: {value!r} has half a character; correct the row")
 
 
 def _is_name(name: str) -> bool:

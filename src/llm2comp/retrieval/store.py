@@ -38,11 +38,10 @@ SCORE, DISTANCE = "_score", "_distance"
 """What LanceDB adds to the rows that it finds: BM25, and 1 - the product."""
 EXACT_UP_TO = 20_000
 """Among at most this many vectors, a search compares all of them whole, in about 10 ms."""
-CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 20}
-"""Of vectors in fewer bits, this many times the wanted texts are compared with their floats."""
-MOST_CANDIDATES = 400
-"""A search reads at most this many floats of texts, or those of the wanted texts if they are more,
-since each is a read from the disk."""
+CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 10}
+"""Of vectors in fewer bits, this many times the wanted texts are compared with their floats, ..."""
+FEWEST: dict[IndexPrecision, int] = {"float32": 1, "int8": 40, "binary": 200}
+"""... and at least this many, so that a search for one text finds the first of a search for ten."""
 FUSED = 30
 """The best texts of each of the two searches that a hybrid search joins."""
 REPLACED_FOR = datetime.timedelta(minutes=1)
@@ -223,10 +222,11 @@ class Store:
             search = search.where(where)
         if len(self) <= EXACT_UP_TO:
             return search.limit(count).bypass_vector_index()
-        factor = min(CANDIDATES[self.about.precision], MOST_CANDIDATES // count)
+        precision = self.about.precision
+        factor = max(CANDIDATES[precision], -(-FEWEST[precision] // count))
         # Vectors in few bits are so fast that all are compared: no row is missed for its cluster,
         # and none that meets a condition that few rows meet.
-        return search.limit(count).nprobes(ALL).refine_factor(max(1, factor))
+        return search.limit(count).nprobes(ALL).refine_factor(factor)
 
     def _shown(self) -> list[str]:
         return [ID, TEXT, *self.kinds.known]

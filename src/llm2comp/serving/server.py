@@ -74,13 +74,15 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
     """Return what to load by the name under which it is served: `NAME=FOLDER` gives the name.
 
     Raises:
-        UserError: if two have the same name.
+        UserError: if two have the same name, or one has none.
     """
     named: dict[str, str] = {}
     for model in models:
         name, given, folder = model.partition("=")
         if Path(model).exists() or not given:
             name, folder = model, model
+        if not name or not folder:
+            raise UserError(f"{model!r} names no model; give a name, a folder, or NAME=FOLDER")
         if name in named:
             raise UserError(f"two models are named {name}; give one another name: NAME={folder}")
         named[name] = folder
