@@ -65,7 +65,7 @@ def test_memory_tokens_are_those_of_transformers(
     to_later = np.triu(np.array(view.attention)[:, view.memory], 1)
     assert (to_later.max() == 0) == causal
     np.testing.assert_array_equal(model.encode([TEXT]), before)  # the attention is the usual one
-    assert not model[0].model._forward_pre_hooks
+    assert not model[0]._forward_pre_hooks
 
 
 @pytest.mark.parametrize("prompt", [None, "query"])
@@ -112,7 +112,7 @@ def test_a_look_counts_as_a_text_that_waits(server: Running, hold: Callable[...,
         assert batcher.waiting == 2
         dropped = batcher.call(lambda model: 1 / 0)
         assert dropped.cancel()
-    assert waiting.result(10) == 64
+    assert waiting.result(10) == 69  # the text's 64, BOS, and the memory tokens
     assert batcher.alive
     with pytest.raises(ZeroDivisionError):
         batcher.call(lambda model: 1 / 0).result(10)

@@ -90,7 +90,11 @@ def look(encoder: SentenceTransformer, text: str, prompt: Prompt | None) -> Memo
         )
     states: list[npt.NDArray[np.floating]] = []
     recorder = _Recorder(weights)
-    with collect_memory_states(encoder, states), _visible_attention(body), recorder.watch(body):
+    with (
+        collect_memory_states(encoder, states),
+        _visible_attention(body),
+        recorder.watch(encoder[0]),
+    ):
         embed(encoder, [text], 1, prompt)
     if not recorder.shares:
         raise NoMemoryViewError("this model does not show its attention", "choose another model")
@@ -131,17 +135,18 @@ class _Recorder:
         """Per layer `(k, tokens)`, averaged over heads."""
 
     @contextmanager
-    def watch(self, body: PreTrainedModel) -> Iterator[None]:
-        """Record the text that a model reads in a block."""
-        hooks = [body.register_forward_pre_hook(self._note_tokens, with_kwargs=True)]
-        hooks += [one.register_forward_hook(self._note_attention) for one in body.modules()]
+    def watch(self, transformer: nn.Module) -> Iterator[None]:
+        """Record the text that the first module of an encoder reads in a block."""
+        hooks = [transformer.register_forward_pre_hook(self._note_tokens)]
+        hooks += [one.register_forward_hook(self._note_attention) for one in transformer.modules()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _note_tokens(self, _: nn.Module, __: Any, features: dict[str, Any]) -> None:
+    def _note_tokens(self, _: nn.Module, inputs: tuple[dict[str, Any]]) -> None:
+        features = inputs[0]
         self._read = features["attention_mask"][0].bool()
         self.ids = features["input_ids"][0][self._read]
         self.is_memory = self._weights.emb_layer(self.ids).squeeze(-1) > 0
