@@ -14,6 +14,7 @@ from running_server import Running
 from sentence_transformers import SentenceTransformer
 
 sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 Start = Callable[..., Running]
@@ -56,11 +57,11 @@ class Tab:
         self.page.fill("#texts", "\n".join(texts))
         self.page.fill("#query", query)
         self.page.press("#texts", "Control+Enter")
-        self.page.wait_for_function("document.querySelector('#status').innerText.includes('are')")
+        expect(self.page.locator("#status")).to_contain_text("are")
 
     def said(self) -> str:
         """Return the problem that is shown."""
-        self.page.wait_for_function("document.querySelector('#problem').textContent")
+        expect(self.page.locator("#problem")).not_to_be_empty()
         return str(self.page.inner_text("#problem"))
 
     def cells(self, place: str) -> list[list[float]]:
@@ -209,7 +210,7 @@ def test_it_is_used_by_keyboard(server: Running, visit: Callable[..., Any]) -> N
         ]
         page.focus("#send")
         page.keyboard.press("Enter")
-        page.wait_for_function("document.activeElement.id == 'timings-title'")
+        expect(page.locator("#timings-title")).to_be_focused()
         assert page.inner_text("#status") == "2 texts are compared."
         assert page.is_hidden("#nearest")  # there is no query
         assert page.is_hidden("#plane")  # two texts make no map
@@ -230,7 +231,7 @@ def test_errors_of_the_server_come_with_their_remedy(
         tab.page.fill("#texts", "one")
         tab.page.fill("#query", "")
         tab.page.click("#send")
-        tab.page.wait_for_function("document.querySelector('#problem').innerText.includes('one')")
+        expect(tab.page.locator("#problem")).to_contain_text("one")
         tab.compare(["one", "two"])
         assert tab.page.inner_text("#problem") == ""
         tab.page.route("**/v1/embeddings", lambda route: route.abort())
@@ -250,9 +251,7 @@ def test_a_token_is_asked_for_and_forgotten(start: Start, visit: Callable[..., A
         ):
             page.fill("#token", wrong)
             page.press("#token", "Enter")
-            page.wait_for_function(
-                "says => document.querySelector('#problem').innerText.includes(says)", arg=says
-            )
+            expect(page.locator("#problem")).to_contain_text(says)
         page.fill("#token", "secret")
         page.press("#token", "Enter")
         page.wait_for_selector("#access", state="hidden")
@@ -271,16 +270,16 @@ def test_files_are_dropped_and_chosen(
     with visit(server) as tab:
         page = tab.page
         page.evaluate(DROP, [list("erster Satz\nÄrger\n".encode()), "a.txt", "text/plain"])
-        page.wait_for_function("document.querySelector('#texts').value")
+        expect(page.locator("#texts")).not_to_have_value("")
         assert page.input_value("#texts") == "erster Satz\nÄrger\n"
         assert page.inner_text("#status") == "a.txt: 2 texts."
         page.evaluate(DROP, [[255, 254, 0], "b.txt", "text/plain"])
         assert "b.txt is not UTF-8; save it as UTF-8" in tab.said()
         assert page.input_value("#texts") == "erster Satz\nÄrger\n"
         page.evaluate(DROP, [[1], "c.png", "image/png"])
-        page.wait_for_function("document.querySelector('#problem').innerText.includes('c.png')")
+        expect(page.locator("#problem")).to_contain_text("c.png")
         (tmp_path / "d.txt").write_text("one\r\n\r\n  two  \n")
         page.set_input_files("#file", tmp_path / "d.txt")
-        page.wait_for_function("document.querySelector('#status').innerText.includes('d.txt')")
+        expect(page.locator("#status")).to_contain_text("d.txt")
         assert page.inner_text("#status") == "d.txt: 2 texts."
         assert page.inner_text("#problem") == ""
