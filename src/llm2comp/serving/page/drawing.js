@@ -78,7 +78,8 @@ export function drawTable(place, caption, heading, rows) {
 
 /** Draw points with their numbers; both axes have the same scale. */
 export function drawMap(place, readout, texts, across, up) {
-  const [width, height, margin] = [800, 480, 30];
+  const width = Math.max(place.clientWidth, 280); // so that a dot has the same size on a phone
+  const [height, margin] = [Math.round(0.6 * width), 30];
   const spread = (values) => [Math.min(...values), Math.max(...values)];
   const [left, right] = spread(across);
   const [bottom, top] = spread(up);

@@ -236,10 +236,10 @@ function tokenNames() {
 }
 
 function showAttention(names) {
-  const tokens = tokenNames();
+  const tokens = tokenNames().map((name, place) => (view.memory.includes(place) ? name.trim() : `“${name.trim()}”`));
   const rows = view.attention.map((shares, i) => {
     const order = [...shares.keys()].slice(1).sort((a, b) => shares[b] - shares[a]);
-    return [names[i], percent(shares[0]), ...order.slice(0, TOP_TOKENS).map((place) => `${tokens[place].trim()} ${percent(shares[place])}`)];
+    return [names[i], percent(shares[0]), ...order.slice(0, TOP_TOKENS).map((place) => `${tokens[place]} ${percent(shares[place])}`)];
   });
   const most = Math.max(...rows.map((row) => row.length - 2));
   const ranks = Array.from({ length: most }, (_, i) => `No. ${i + 1}`);
