@@ -1,4 +1,5 @@
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -34,3 +35,9 @@ def test_the_pinned_versions_are_allowed() -> None:
     pins = pinned("constraints.txt")
     for name, version in lowest().items():
         assert name == "pip" or pins[name] >= version, name
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Pytest imports them by their names alone, and leaves the second one out with an error."""
+    names = Counter(file.name for file in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []
