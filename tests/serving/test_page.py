@@ -105,6 +105,13 @@ def test_what_cannot_be_looked_at_is_refused(
     assert ask().status_code == HTTPStatus.OK
 
 
+def test_states_that_are_not_finite_are_no_numbers(folder: Path) -> None:
+    model = load(folder, "float32")
+    torch.nn.init.constant_(model[0].model.norm.weight, torch.nan)
+    with pytest.raises(memory_view.NoMemoryViewError, match="are not finite"):
+        look(model, TEXT, None)
+
+
 def test_a_look_counts_as_a_text_that_waits(server: Running, hold: Callable[..., object]) -> None:
     batcher = server.service.models["tiny"].batcher
     with hold(server):

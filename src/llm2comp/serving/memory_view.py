@@ -71,8 +71,8 @@ def look(encoder: SentenceTransformer, text: str, prompt: Prompt | None) -> Memo
         prompt: which prompt of the encoder is put before the text.
 
     Raises:
-        NoMemoryViewError: if there are no memory tokens, the model shows no attention, or the text
-            is too long.
+        NoMemoryViewError: if there are no memory tokens, the model shows no attention or is not
+            finite, or the text is too long.
     """
     weights, body = memory_weights(encoder), getattr(encoder[0], "model", None)
     if weights is None:
@@ -98,6 +98,11 @@ def look(encoder: SentenceTransformer, text: str, prompt: Prompt | None) -> Memo
         embed(encoder, [text], 1, prompt)
     if not recorder.shares:
         raise NoMemoryViewError("this model does not show its attention", "choose another model")
+    if not np.isfinite(states[0]).all():
+        raise NoMemoryViewError(
+            "the states of the memory tokens are not finite",
+            "start the server with --dtype float32, or choose another model",
+        )
     return MemoryView(
         tokens=_as_text(encoder.tokenizer, recorder.ids),
         memory=recorder.is_memory.nonzero().flatten().tolist(),
