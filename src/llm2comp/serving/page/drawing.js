@@ -88,6 +88,7 @@ export function drawMap(place, readout, texts, across, up) {
   picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
   picture.setAttribute("role", "img");
   picture.setAttribute("aria-label", `Map of ${texts.length} texts; the table below has their places`);
+  const labels = [];
   texts.forEach((text, i) => {
     const x = width / 2 + scale * (across[i] - (left + right) / 2);
     const y = height / 2 - scale * (up[i] - (bottom + top) / 2);
@@ -100,9 +101,10 @@ export function drawMap(place, readout, texts, across, up) {
       label.setAttribute("x", x + (x > width - 60 ? -24 : 10));
       label.setAttribute("y", y + 4);
       label.textContent = String(i + 1);
-      picture.append(label);
+      labels.push(label);
     }
   });
+  picture.append(...labels); // above all points
   place.replaceChildren(picture);
   readout.textContent = "";
 }
