@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from running_server import Running
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-NAMED = ("/v1/embeddings", "/v2/embed")
+NAMED = ("/v1/embeddings", "/v2/embed", "/memory-tokens")
 """Routes whose body names a model."""
 
 

@@ -8,9 +8,10 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from llm2comp.serving.middleware import Authenticated, Bounded, Observed
+from llm2comp.serving.middleware import OPEN, Authenticated, Bounded, Observed
 from llm2comp.serving.openai_routes import ERRORS, openai_routes
 from llm2comp.serving.other_routes import other_routes
+from llm2comp.serving.page_routes import FILES, page_routes
 from llm2comp.serving.problems import (
     Problem,
     explain_fault,
@@ -42,9 +43,10 @@ def create_app(service: Service, tokens: tuple[bytes, ...] = ()) -> FastAPI:
     )
     app.include_router(openai_routes(service))
     app.include_router(other_routes(service))
+    app.include_router(page_routes(service))
     _add_operation_routes(app, service)
     if tokens:
-        app.add_middleware(Authenticated, tokens=tokens)
+        app.add_middleware(Authenticated, tokens=tokens, public=OPEN.union(FILES))
     app.add_middleware(Bounded, limits=service.limits)
     app.add_middleware(Observed, metrics=service.metrics)  # the last one is the outermost
     return app

@@ -5,9 +5,11 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +70,23 @@ class _Job:
     left: int = 0
 
 
+@dataclass(eq=False)
+class _Call:
+    """A function that needs the model."""
+
+    function: Callable[[SentenceTransformer], Any]
+    future: "Future[Any]" = field(default_factory=Future)
+
+    def run(self, encoder: SentenceTransformer) -> None:
+        """Call it, unless it was cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.function(encoder))
+        except Exception as error:
+            self.future.set_exception(error)
+
+
 @dataclass(frozen=True)
 class _Row:
     """A text that waits."""
@@ -102,7 +121,7 @@ class Batcher:
         self._batch_size = batch_size
         self._most_waiting = most_waiting
         self._on_batch = on_batch
-        self._new: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[_Job | _Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._seconds_per_text = 0.0
         self.waiting = 0
@@ -133,13 +152,32 @@ class Batcher:
             QueueFullError: if too many texts wait already.
         """
         job = _Job(inputs, prompt)
-        with self._lock:
-            if self.waiting + len(inputs) > self._most_waiting:
-                raise QueueFullError(max(1, math.ceil(self.waiting * self._seconds_per_text)))
-            self.waiting += len(inputs)
-        job.future.add_done_callback(lambda _: self._leave(len(inputs)))
-        self._new.put(job)
+        self._accept(job, len(inputs))
         return job.future
+
+    def call(self, function: Callable[[SentenceTransformer], Any]) -> "Future[Any]":
+        """Let a function use the model in the thread, between two batches.
+
+        Args:
+            function: gets the model; it counts as one text.
+
+        Returns:
+            What the function returns or raises, in time. What is cancelled is not called.
+
+        Raises:
+            QueueFullError: if too many texts wait already.
+        """
+        call = _Call(function)
+        self._accept(call, 1)
+        return call.future
+
+    def _accept(self, job: "_Job | _Call", texts: int) -> None:
+        with self._lock:
+            if self.waiting + texts > self._most_waiting:
+                raise QueueFullError(max(1, math.ceil(self.waiting * self._seconds_per_text)))
+            self.waiting += texts
+        job.future.add_done_callback(lambda _: self._leave(texts))
+        self._new.put(job)
 
     def close(self) -> None:
         """Embed what waits, and end the thread."""
@@ -152,13 +190,18 @@ class Batcher:
 
     def _run(self) -> None:
         rows: list[_Row] = []
+        calls: deque[_Call] = deque()
         closing = False
-        while rows or not closing:
-            for job in self._take(wait=not rows and not closing):
+        while rows or calls or not closing:
+            for job in self._take(wait=not rows and not calls and not closing):
                 if job is None:
                     closing = True
+                elif isinstance(job, _Call):
+                    calls.append(job)
                 else:
                     rows += self._prepare(job)
+            if calls:  # one at a time, so that many do not hold up the texts
+                calls.popleft().run(self._encoder)
             rows = [row for row in rows if not row.job.future.done()]
             if rows:
                 batch = self._next_batch(rows)
@@ -166,7 +209,7 @@ class Batcher:
                 done = set(batch)
                 rows = [row for row in rows if row not in done]
 
-    def _take(self, wait: bool) -> list[_Job | None]:
+    def _take(self, wait: bool) -> "list[_Job | _Call | None]":
         """Return the jobs that have come; wait for one if there is nothing else to do."""
         jobs = [self._new.get()] if wait else []
         while not self._new.empty():

@@ -165,15 +165,22 @@ class _Exchange:
 
 
 class Authenticated:
-    """Lets only those in who show one of the tokens."""
+    """Lets only those in who show one of the tokens.
 
-    def __init__(self, app: ASGIApp, tokens: tuple[bytes, ...]) -> None:
+    Args:
+        app: behind it.
+        tokens: of which a request must show one.
+        public: paths that need no token.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: tuple[bytes, ...], public: frozenset[str]) -> None:
         self.app = app
         self.tokens = tokens
+        self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["path"] in OPEN or self._has_token(Headers(scope=scope)):
+        if scope["path"] in self.public or self._has_token(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         problem = Problem(

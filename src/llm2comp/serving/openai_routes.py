@@ -87,7 +87,7 @@ class EmbeddingsResponse(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that is served; the last two fields are not OpenAI's."""
+    """A model that is served; the last three fields are not OpenAI's."""
 
     id: str
     object: Literal["model"] = "model"
@@ -95,6 +95,7 @@ class Model(BaseModel):
     owned_by: str = "llm2comp"
     dimensions: int
     max_tokens: int | None
+    memory_tokens: int
 
 
 class Models(BaseModel):
@@ -145,6 +146,7 @@ def _described(service: Service, model: ServedModel) -> Model:
         created=service.started,
         dimensions=model.dimensions,
         max_tokens=model.max_tokens,
+        memory_tokens=model.memory_tokens,
     )
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.inference.vector_format import truncate
 from llm2comp.serving.batching import Batcher, Embedded, NotFiniteError, QueueFullError
+from llm2comp.serving.memory_view import MemoryView, NoMemoryViewError, look, memory_tokens
 from llm2comp.serving.observation import Metrics
 from llm2comp.serving.problems import Problem
 from llm2comp.serving.settings import Limits
@@ -30,12 +32,14 @@ class ServedModel:
         name: under which clients ask for it.
         dimensions: of its embeddings.
         max_tokens: that it reads of a text; None if there is no limit.
+        memory_tokens: that it pools over; 0 if it pools otherwise.
         batcher: computes its embeddings.
     """
 
     name: str
     dimensions: int
     max_tokens: int | None
+    memory_tokens: int
     batcher: Batcher
 
 
@@ -68,7 +72,8 @@ class Service:
         self.metrics.waiting.labels(name).set_function(lambda: batcher.waiting)
         longest = encoder.max_seq_length  # infinite for a static model
         limited = longest is not None and math.isfinite(longest)
-        return ServedModel(name, dimensions, longest if limited else None, batcher)
+        max_tokens = longest if limited else None
+        return ServedModel(name, dimensions, max_tokens, memory_tokens(encoder), batcher)
 
     @property
     def idle(self) -> bool:
@@ -129,6 +134,33 @@ class Service:
                 "ask for that number or fewer",
                 param="dimensions",
             )
+        self._require_open()
+        found = await self._compute(model, inputs, prompt, field)
+        return Embedded(truncate(found.embeddings, dimensions or model.dimensions), found.tokens)
+
+    async def look(self, model: ServedModel, text: str, prompt: Prompt | None) -> MemoryView:
+        """Return what the memory tokens of a text are like.
+
+        Args:
+            model: that reads the text.
+            text: one.
+            prompt: which prompt of the model is put before the text.
+
+        Raises:
+            Problem: if a limit is exceeded, or there is nothing to look at.
+        """
+        self._require_allowed([text], "text")
+        self._require_open()
+        try:
+            with _full_queue_is_a_problem():
+                called = model.batcher.call(partial(look, text=text, prompt=prompt))
+            view: MemoryView = await asyncio.wrap_future(called)
+        except NoMemoryViewError as error:
+            raise Problem(HTTPStatus.BAD_REQUEST, str(error), error.remedy) from error
+        return view
+
+    def _require_open(self) -> None:
+        """Check that the server accepts requests."""
         if self.draining:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -136,8 +168,6 @@ class Service:
                 "try again after the seconds in Retry-After, or on another server",
                 headers={"Retry-After": "5", "Connection": "close"},
             )
-        found = await self._compute(model, inputs, prompt, field)
-        return Embedded(truncate(found.embeddings, dimensions or model.dimensions), found.tokens)
 
     def _require_allowed(self, inputs: Inputs, field: str) -> None:
         """Check the limits of a request."""
@@ -164,14 +194,9 @@ class Service:
     ) -> Embedded:
         """Wait for the embeddings."""
         try:
-            return await asyncio.wrap_future(model.batcher.submit(inputs, prompt))
-        except QueueFullError as error:
-            raise Problem(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "too many texts wait already",
-                "try again after the seconds in Retry-After",
-                headers={"Retry-After": str(error.seconds)},
-            ) from error
+            with _full_queue_is_a_problem():
+                accepted = model.batcher.submit(inputs, prompt)
+            return await asyncio.wrap_future(accepted)
         except UnknownTokensError as error:
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
@@ -186,3 +211,17 @@ class Service:
                 str(error),
                 "start the server with --dtype float32, or serve another model",
             ) from error
+
+
+@contextmanager
+def _full_queue_is_a_problem() -> Iterator[None]:
+    """Tell the client when to try again."""
+    try:
+        yield
+    except QueueFullError as error:
+        raise Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "too many texts wait already",
+            "try again after the seconds in Retry-After",
+            headers={"Retry-After": str(error.seconds)},
+        ) from error
