@@ -12,6 +12,9 @@ HUB_NAMES = {
 }
 """Names on the hub of what is packaged."""
 
+FOLDER = "path/to/this/folder"
+"""What stands for the folder in the code of a card."""
+
 TEMPLATE = """---
 {metadata}
 ---
