@@ -60,7 +60,6 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -121,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         if repository is None:
             return self._answer({}, 404, {"X-Error-Code": "RepoNotFound"})
-        branch = "/".join(rest[1:]) or "main"
+        branch = "/".join(rest[1:]).replace("a" * 40, "main") or "main"
         if rest[:1] == ["branch"]:
             if branch in repository.branches:
                 return self._answer({"error": "Reference already exists"}, 409)

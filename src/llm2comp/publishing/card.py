@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 from yaml import YAMLError
@@ -37,12 +38,13 @@ def card_on_hub(
             f"{file}: the metadata between the first two lines --- cannot be used "
             f"({one_line(error)}); mend them"
         ) from error
+    data: Any = card.data
     if results:
         known = {result.unique_identifier for result in results}
-        others = [r for r in card.data.eval_results or [] if r.unique_identifier not in known]
-        card.data.eval_results = [*others, *results]
-        card.data.model_name = card.data.model_name or repo.partition("/")[2]
-        card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mteb"]))
+        others = [r for r in data.eval_results or [] if r.unique_identifier not in known]
+        data.eval_results = [*others, *results]
+        data.model_name = data.model_name or repo.partition("/")[2]
+        data.tags = list(dict.fromkeys([*(data.tags or []), "mteb"]))
     card.text = _with_name(card.text, repo, revision)
     return card
 
@@ -51,9 +53,12 @@ def _with_name(text: str, repo: str, revision: str | None) -> str:
     """Return the text of a card whose code loads a model of the hub in place of a folder."""
     at = f', revision="{revision}"' if revision else ""
     download = f'hf_hub_download("{repo}", "llm2comp.json"{at})'
-    imports = "import json\n\n"
+    imports, following = "import json\n\n", "reference = "
     return (
         text.replace(f'open("{FOLDER}/llm2comp.json")', f"open({download})")
-        .replace(imports, f"{imports}from huggingface_hub import hf_hub_download\n\n")
+        .replace(
+            imports + following,
+            f"{imports}from huggingface_hub import hf_hub_download\n\n{following}",
+        )
         .replace(f'"{FOLDER}"', f'"{repo}"{at}')
     )

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -67,7 +68,7 @@ def push(
     card = card_on_hub(folder / CARD, repo, revision, results)
     require_publishable(name, folder, lineage)
     contents = _contents(folder, str(card).encode("utf-8"))
-    _say_what(repo, contents, len(results), has_licence=card.data.license is not None)
+    _say_what(repo, contents, len(results), has_licence="license" in card.data.to_dict())
     api = HfApi()
     with _one_line_errors(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)
@@ -147,7 +148,8 @@ def _explain(error: Exception, repo: str) -> str:
     response = _response(error)
     said = one_line(getattr(error, "server_message", None) or error)
     if any(part in one_line(error, limit=None).lower() for part in TOO_LARGE):
-        return f"the hub refuses the size of the upload ({said}); free some space there"
+        limits = f"{constants.ENDPOINT}/docs/hub/storage-limits"
+        return f"the hub refuses the size of the upload ({said}); its limits are at {limits}"
     if isinstance(error, ValueError):  # as a card, or a name, that the hub does not take
         return f"the hub refuses it ({said})"
     if response is None:
@@ -161,13 +163,12 @@ def _explain(error: Exception, repo: str) -> str:
         403: f"your token may not write there ({said}); take one with the right to write, or a "
         "repository of yours",
         404: f"the hub has no such owner or repository that you may see; check {repo!r}",
-        413: f"the hub refuses the size of the upload ({said})",
     }
     status = response.status_code
     return explained.get(status, f"the hub answers with status {status} ({said}); try it later")
 
 
-def _response(error: BaseException | None) -> object | None:
+def _response(error: BaseException | None) -> Any:
     """Return the answer of the hub that an error, or what caused it, is about."""
     while error is not None:
         if (response := getattr(error, "response", None)) is not None:

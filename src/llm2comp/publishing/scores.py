@@ -36,15 +36,22 @@ def mteb_results(name: str, folder: Path, lineage: Lineage, store: ResultStore) 
     Raises:
         UserError: if a file of scores is broken.
     """
-    found = {score.task: _result(score) for score in _of_run(name, folder, lineage)}
-    for result in store.all() if lineage.reference is not None else []:
-        dimension = len(lineage.reference.embeddings[0]) if lineage.reference else 0
+    found = {score.task: _eval_result(score) for score in _of_run(name, folder, lineage)}
+    if lineage.reference is None:  # an older version wrote it, and it may be that of another run
+        return _known(found)
+    dimension = len(lineage.reference.embeddings[0])
+    for result in store.all():
         whole = result.score.dim in (0, dimension) and result.score.precision == "float32"
         plain = not result.instruction and MERGED not in result.model
         if result.lineage == lineage and whole and plain:
             subsets = {row["hf_subset"] for rows in result.mteb["scores"].values() for row in rows}
-            found[result.score.task] = _result(result.score, subsets)
-    return [found[task] for task in sorted(found) if found[task] is not None]
+            found[result.score.task] = _eval_result(result.score, subsets)
+    return _known(found)
+
+
+def _known(found: dict[str, EvalResult | None]) -> list[EvalResult]:
+    """Return the results by name of the task, without tasks that are none of mteb's."""
+    return [result for _, result in sorted(found.items()) if result is not None]
 
 
 def _of_run(name: str, folder: Path, lineage: Lineage) -> list[Score]:
@@ -58,7 +65,7 @@ def _of_run(name: str, folder: Path, lineage: Lineage) -> list[Score]:
     return read_scores(run).get(STAGE_LABELS.get(lineage.stages[-1].stage, ""), [])
 
 
-def _result(score: Score, subsets: set[str] | None = None) -> EvalResult | None:
+def _eval_result(score: Score, subsets: set[str] | None = None) -> EvalResult | None:
     """Return a score as the hub has it; None if its task is none of mteb's.
 
     Args:
