@@ -27,7 +27,6 @@ def test_the_wheel_is_small_and_installs(tmp_path: Path) -> None:
     pip("wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"llm2comp-{llm2comp.__version__}-py3-none-any.whl"
-    print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
     assert wheel.stat().st_size < LARGEST
     pip("install", wheel, "--no-deps", "--no-index", "--target", tmp_path / "site")
     installed = tmp_path / "site" / "llm2comp"
