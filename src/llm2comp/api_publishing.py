@@ -25,7 +25,7 @@ def push(
 
     Raises:
         UserError: if the folder does not pass a check, or the hub refuses the upload or cannot be
-            reached. Nothing is committed then.
+            reached. The branch is then as it was.
 
     Examples:
         >>> llm2comp.push("runs/first/model", "me/first", private=True)  # doctest: +SKIP

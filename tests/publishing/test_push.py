@@ -172,27 +172,12 @@ def test_what_is_no_encoder_folder_is_refused(hub: Hub, run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("route", "status", "message", "parts"),
     [
-        (
-            "repos/create",
-            401,
-            "Invalid username or password",
-            ["does not know you", "hf auth login"],
-        ),
-        ("repos/create", 403, "You don't have the rights", ["may not write", "the rights"]),
-        ("repos/create", 404, "Not found", ["no such owner"]),
-        ("commit/main", 413, "Payload Too Large", ["refuses the size"]),
-        (
-            "info/lfs",
-            403,
-            "Private repository storage limit reached",
-            ["refuses the size", "limit"],
-        ),
-        (
-            "commit/main",
-            412,
-            "A commit has happened since",
-            ["status 412", "A commit has happened"],
-        ),
+        ("repos/create", 401, "Invalid username", ["status 401", "hf auth login"]),
+        ("repos/create", 403, "You don't have the rights", ["the rights", "right to write"]),
+        ("repos/create", 404, "Not found", ["status 404", "check the owner"]),
+        ("commit/main", 413, "Payload Too Large", ["refuses the size", "storage-limits"]),
+        ("info/lfs", 403, "Private repository storage limit reached", ["refuses the size"]),
+        ("commit/main", 412, "A commit has happened", ["status 412", "A commit has happened"]),
         ("validate-yaml", 400, "Bad", ["refuses it", "Invalid metadata in README.md"]),
     ],
 )
@@ -201,7 +186,7 @@ def test_a_refusal_of_the_hub_is_one_line(
 ) -> None:
     hub.refused[route] = (status, message)
     line = refused(str(folder), REPO)
-    assert all(part in line for part in [*parts, f"{REPO}: ", "nothing is committed"]), line
+    assert all(part in line for part in [*parts, f"{REPO}: "]), line
     assert not any(repository.commits for repository in hub.repositories.values())
 
 

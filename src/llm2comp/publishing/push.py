@@ -6,12 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 from llm2comp.data.sources import HUB_ID
 from llm2comp.errors import UserError, one_line
@@ -38,7 +33,6 @@ def push(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
-    store: ResultStore | None = None,
 ) -> str:
     """Check an encoder folder, and upload it to the hub with its scores on MTEB in its card.
 
@@ -52,19 +46,18 @@ def push(
         private: make the repository private. One that is there must be private already.
         revision: branch to commit to, made if it is not there; None is the main one.
         message: of the commit; by default it has the name of the encoder.
-        store: where scores are looked for; None is the one in the user's cache.
 
     Returns:
         The address of the commit.
 
     Raises:
         UserError: if the folder does not pass a check, or the hub refuses it or cannot be reached.
-            Nothing is committed then.
+            The branch is then as it was.
     """
     if not HUB_ID.fullmatch(repo) or ":" in repo:
         raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME")
     folder, lineage = encoder_folder(name)
-    results = mteb_results(name, folder, lineage, store or ResultStore())
+    results = mteb_results(name, folder, lineage, ResultStore())
     card = card_on_hub(folder / CARD, repo, revision, results)
     require_publishable(name, folder, lineage)
     contents = _contents(folder, str(card).encode("utf-8"))
@@ -140,7 +133,7 @@ def _one_line_errors(repo: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the libraries below have exceptions of their own
-        raise UserError(f"{repo}: {_explain(error, repo)}; nothing is committed") from error
+        raise UserError(f"{repo}: {_explain(error, repo)}") from error
 
 
 def _explain(error: Exception, repo: str) -> str:
@@ -151,21 +144,19 @@ def _explain(error: Exception, repo: str) -> str:
         limits = f"{constants.ENDPOINT}/docs/hub/storage-limits"
         return f"the hub refuses the size of the upload ({said}); its limits are at {limits}"
     if isinstance(error, ValueError):  # as a card, or a name, that the hub does not take
-        return f"the hub refuses it ({said})"
+        return f"the hub refuses it ({said}); mend it, and repeat"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set; unset it"
     if response is None:
-        if constants.HF_HUB_OFFLINE:
-            return "HF_HUB_OFFLINE is set; unset it"
         reason = type(error.__cause__ or error).__name__
         return f"{constants.ENDPOINT} cannot be reached ({reason}); check the network, and repeat"
-    explained = {
-        401: "the hub does not know you; log in with `hf auth login`, or set HF_TOKEN to a valid "
-        "token",
-        403: f"your token may not write there ({said}); take one with the right to write, or a "
-        "repository of yours",
-        404: f"the hub has no such owner or repository that you may see; check {repo!r}",
+    remedies = {
+        401: "log in with `hf auth login`, or set HF_TOKEN to a valid token",
+        403: "take a token with the right to write there, or a repository of yours",
+        404: f"check the owner and the name of {repo!r}",
     }
-    status = response.status_code
-    return explained.get(status, f"the hub answers with status {status} ({said}); try it later")
+    remedy = remedies.get(response.status_code, "repeat it later")
+    return f"the hub refuses it with status {response.status_code} ({said}); {remedy}"
 
 
 def _response(error: BaseException | None) -> Any:
