@@ -1,4 +1,4 @@
-"""A hub of our own: the part of its HTTP API with which its client uploads and downloads models."""
+"""A hub of our own: the part of its HTTP API with which its client uploads a model."""
 
 import base64
 import hashlib
@@ -67,9 +67,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
-    def do_HEAD(self) -> None:
-        self._handle()
-
     def do_POST(self) -> None:
         self._handle()
 
@@ -95,9 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._validate()
         if parts[0] == "api":
             return self._model("/".join(parts[2:4]), parts[4:])
-        if parts[2:3] == ["info"]:
-            return self._large_files()
-        return self._download("/".join(parts[:2]), *parts[3:])
+        assert parts[2:] == ["info", "lfs", "objects", "batch"], path
+        return self._large_files()
 
     def _create(self) -> None:
         asked = json.loads(self.body)
@@ -120,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         if repository is None:
             return self._answer({}, 404, {"X-Error-Code": "RepoNotFound"})
-        branch = "/".join(rest[1:]).replace("a" * 40, "main") or "main"
+        branch = "/".join(rest[1:]) or "main"
         if rest[:1] == ["branch"]:
             if branch in repository.branches:
                 return self._answer({"error": "Reference already exists"}, 409)
@@ -187,12 +183,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.objects[oid] = self.body
         self._answer({})
 
-    def _download(self, name: str, branch: str, *path: str) -> None:
-        branches = self.hub.repositories[name].branches
-        content = branches["main" if branch == "a" * 40 else branch]["/".join(path)]
-        etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": "a" * 40}
-        self._send(200, content, etag)
-
     def _read(self) -> bytes:
         if self.headers.get("transfer-encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -206,13 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(
         self, content: Any, status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
-        self._send(status, json.dumps(content).encode(), headers or {})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        body = json.dumps(content).encode()
         self.send_response(status)
-        headers |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        for name, value in headers.items():
+        for name, value in ((headers or {}) | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        self.wfile.write(body)

@@ -61,7 +61,7 @@ def push(
     card = card_on_hub(folder / CARD, repo, revision, results)
     require_publishable(name, folder, lineage)
     contents = _contents(folder, str(card).encode("utf-8"))
-    _say_what(repo, contents, len(results), has_licence="license" in card.data.to_dict())
+    _say_what(repo, contents, len(results), has_licence=card.data.get("license") is not None)
     api = HfApi()
     with _one_line_errors(repo):
         api.create_repo(repo, private=private or None, exist_ok=True)

@@ -15,10 +15,6 @@ from llm2comp.training.run_folder import STAGE_LABELS, read_scores
 
 SAME_DATA = {"STSBenchmark": "default", "STS17": "en-en"}
 """Tasks of this package with all of mteb's data, also in their quick version, and their subset."""
-SOURCE = {
-    "source_name": "MTEB",
-    "source_url": "https://github.com/embeddings-benchmark/mteb",
-}
 
 
 def mteb_results(name: str, folder: Path, lineage: Lineage, store: ResultStore) -> list[EvalResult]:
@@ -90,5 +86,6 @@ def _eval_result(score: Score, subsets: set[str] | None = None) -> EvalResult | 
         dataset_revision=about.dataset["revision"],
         metric_type=score.metric,
         metric_value=round(score.main_score, 4),
-        **SOURCE,
+        source_name="MTEB",
+        source_url="https://github.com/embeddings-benchmark/mteb",
     )
