@@ -1,5 +1,6 @@
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -51,3 +52,9 @@ def test_the_citation_has_what_the_format_requires() -> None:
     for work in (citation, paper):
         assert work["title"]
         assert all("name" in author or "family-names" in author for author in work["authors"])
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Pytest imports them by their names alone, and leaves the second one out with an error."""
+    names = Counter(file.name for file in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, times in names.items() if times > 1] == []

@@ -111,7 +111,7 @@ def test_a_failure_is_500_and_its_log_has_no_text(
     lines = [JsonLines().format(record) for record in caplog.records]
     failures = [json.loads(line) for line in lines if "ValueError" in line]
     assert failures
-    assert all("test_process.py" in failure["at"][-1] for failure in failures)
+    assert all("test_server_process.py" in failure["at"][-1] for failure in failures)
     assert "secret" not in "".join(lines)
 
 
