@@ -107,9 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _validate(self) -> None:
         try:
-            assert isinstance(ModelCard(json.loads(self.body)["content"]).data.license, str)
-        except (ValueError, AssertionError):
-            return self._answer({"errors": [{"message": '"license" is required'}]}, 400)
+            ModelCard(json.loads(self.body)["content"])
+        except ValueError as error:
+            return self._answer({"errors": [{"message": str(error)}]}, 400)
         return self._answer({"errors": [], "warnings": []})
 
     def _model(self, name: str, rest: list[str]) -> None:

@@ -214,3 +214,12 @@ def test_a_path_in_the_lineage_of_an_old_folder_is_found(hub: Hub, folder: Path)
     (folder / "llm2comp.json").write_text(json.dumps(lineage, indent=2))
     with pytest.raises(UserError, match=r"llm2comp.json:\d+: /mnt/disk/models/llama is a path"):
         llm2comp.push(folder, REPO)
+
+
+def test_a_card_without_a_licence_gets_that_of_the_lineage(hub: Hub, folder: Path) -> None:
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("license: mit\n", ""))
+    url = RUNNER.invoke(app, ["push", str(folder), REPO])
+    assert "the card has no licence" not in url.stderr  # the lineage has it
+    data = ModelCard(hub.repositories[REPO].branches["main"]["README.md"].decode()).data
+    assert data.license == "mit"

@@ -14,7 +14,11 @@ CARD = "README.md"
 
 
 def card_on_hub(
-    file: Path, repo: str, revision: str | None, results: Sequence[EvalResult]
+    file: Path,
+    repo: str,
+    revision: str | None,
+    results: Sequence[EvalResult],
+    licence: str | None = None,
 ) -> ModelCard:
     """Return the card of a folder as the hub shows it.
 
@@ -25,6 +29,7 @@ def card_on_hub(
         repo: name on the hub.
         revision: branch that the code loads; None is the main one.
         results: scores to add to the metadata. A score of the card on the same data is replaced.
+        licence: of the encoder, for a card without one.
 
     Raises:
         UserError: if there is no card, or its metadata cannot be read.
@@ -39,6 +44,7 @@ def card_on_hub(
             f"({one_line(error)}); mend them"
         ) from error
     data: Any = card.data
+    data.license = data.license or licence
     if results:
         known = {result.unique_identifier for result in results}
         others = [r for r in data.eval_results or [] if r.unique_identifier not in known]

@@ -11,6 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from llm2comp.data.sources import HUB_ID
 from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation.store import ResultStore
+from llm2comp.model.folder.card import known_licence
 from llm2comp.publishing.card import CARD, card_on_hub
 from llm2comp.publishing.checks import encoder_folder, files_of, require_publishable
 from llm2comp.publishing.scores import mteb_results
@@ -58,7 +59,7 @@ def push(
         raise UserError(f"{repo!r} is no name on the hub; give OWNER/NAME")
     folder, lineage = encoder_folder(name)
     results = mteb_results(name, folder, lineage, ResultStore())
-    card = card_on_hub(folder / CARD, repo, revision, results)
+    card = card_on_hub(folder / CARD, repo, revision, results, known_licence(lineage))
     require_publishable(name, folder, lineage)
     contents = _contents(folder, str(card).encode("utf-8"))
     _say_what(repo, contents, len(results), has_licence=card.data.get("license") is not None)
