@@ -1,7 +1,9 @@
+import re
 import tomllib
 from collections import Counter
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -35,6 +37,21 @@ def test_the_pinned_versions_are_allowed() -> None:
     pins = pinned("constraints.txt")
     for name, version in lowest().items():
         assert name == "pip" or pins[name] >= version, name
+
+
+def test_the_citation_has_what_the_format_requires() -> None:
+    """Version 1.2.0 of the Citation File Format; cffconvert accepts the file."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+    paper = citation["preferred-citation"]
+    assert paper["type"] == "conference-paper"
+    assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", paper["url"])
+    for work in (citation, paper):
+        assert work["title"]
+        assert all("name" in author or "family-names" in author for author in work["authors"])
 
 
 def test_no_two_files_of_tests_have_one_name() -> None:

@@ -35,6 +35,7 @@ COMMANDS = [
     "report",
     "study",
     "export",
+    "push",
     "data list",
     "data fetch",
     "demo",

@@ -22,6 +22,7 @@ COMMANDS = [
     "report",
     "study",
     "export",
+    "push",
     "data list",
     "data fetch",
     "data",

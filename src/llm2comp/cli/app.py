@@ -139,6 +139,7 @@ for _command in (
     analyze.report,
     train.study,
     export.export,
+    export.push,
     serve.serve,
     data.doctor,
     train.demo,

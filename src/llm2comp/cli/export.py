@@ -1,4 +1,4 @@
-"""The command that compiles an encoder for another runtime."""
+"""The commands that compile an encoder for another runtime, and that publish one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,3 +34,31 @@ def export(
         f"Load it with llm2comp.load({str(out)!r}), or with SentenceTransformer({str(out)!r}, "
         f"backend={to!r}) in an environment with optimum."
     )
+
+
+def push(
+    model: Annotated[
+        str, typer.Argument(help="Encoder folder, or released name.", metavar="MODEL")
+    ],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub, OWNER/NAME.", metavar="REPO")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch to commit to, made if it is not there; default: the main one."),
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+) -> None:
+    """Check an encoder folder, and upload it to the Hugging Face hub with its scores in its card.
+
+    Log in first with `hf auth login`, or set HF_TOKEN. Nothing is uploaded if a file is damaged,
+    names a path of this machine, or if stock sentence-transformers computes other embeddings.
+
+    \b
+    Examples:
+      llm2comp push runs/first/model me/first
+      llm2comp push runs/first/model me/first --private --revision v2 --message "More steps"
+    """
+    preload("llm2comp.publishing.push")
+    typer.echo(api.push(model, repo, private=private, revision=revision, message=message))

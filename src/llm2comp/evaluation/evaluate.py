@@ -22,6 +22,9 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.utils.choices import EmbeddingPrecision, Precision, Suite
 from llm2comp.utils.files import require_folder
 
+MERGED = ", merged at "
+"""What the name of a row has after that of the model if memory tokens are merged."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -201,5 +204,5 @@ def evaluate(
 
 def row_name(model: str, merge_threshold: float | None = None, *, instructed: bool = False) -> str:
     """Return the name of a model in tables and stored results, with how it was evaluated."""
-    merged = "" if merge_threshold is None else f", merged at {merge_threshold:g}"
+    merged = "" if merge_threshold is None else f"{MERGED}{merge_threshold:g}"
     return model + merged + (", instructed" if instructed else "")

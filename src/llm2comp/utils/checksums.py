@@ -34,11 +34,15 @@ def _lines(folder: Path, files: list[Path]) -> str:
     return "".join(f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
-def require_unchanged(folder: Path) -> None:
+def require_unchanged(folder: Path, edited: str | None = None) -> None:
     """Check that a folder holds the files that its checksums were written for.
 
     Files that were added later are not looked at. A folder without checksums, which an older
     version wrote, is not checked.
+
+    Args:
+        folder: with `CHECKSUMS`.
+        edited: name of a file that people may edit; it is not checked.
 
     Raises:
         UserError: if a file is missing or has changed; the message names it.
@@ -54,12 +58,27 @@ def require_unchanged(folder: Path) -> None:
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise UserError(f"{file}:{number}: not a checksum; the file is damaged")
+        if name == edited:
+            continue
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing, and {file} lists it")
         if _digest(folder / name) != digest:
             raise UserError(
                 f"{folder / name} is damaged or was edited: its checksum is not that in {file}"
             )
+
+
+def with_content(folder: Path, name: str, content: bytes) -> str:
+    """Return the checksums of a folder as they are if one of its files has another content.
+
+    Args:
+        folder: with `CHECKSUMS`.
+        name: of the file, relative to the folder.
+        content: of the file.
+    """
+    lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+    changed = f"{hashlib.sha256(content).hexdigest()}  {name}"
+    return "".join(f"{changed if line[66:] == name else line}\n" for line in lines)
 
 
 def _files(folder: Path) -> list[Path]:

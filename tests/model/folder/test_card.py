@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 
 from llm2comp.model import released
+from llm2comp.model.folder.card import model_card
 from llm2comp.model.lineage import Lineage, base_name
 
 ABSOLUTE = re.compile(r"""["'` ](/[\w.-]+){2,}""")
@@ -70,3 +71,16 @@ def test_the_code_on_the_card_checks_the_embeddings(
     exec((first + second).replace("path/to/this/folder", str(folders["causal"])), {})
     cosines = np.fromstring(capsys.readouterr().out.strip(" []\n"), sep=" ")
     np.testing.assert_allclose(cosines, np.ones(3), atol=1e-6)
+
+
+def test_the_licence_of_a_packaged_backbone_is_known_without_the_lineage() -> None:
+    lineage = Lineage.read(released.RELEASED / "smollm2-135m-llm2comp")
+    assert lineage.licence is None  # an older version wrote it
+    data = ModelCard(model_card(lineage, 576, {"transformers": ">=5.2"})).data
+    assert data.license == "apache-2.0"
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data.language == "en"
+    other = lineage.backbone.model_copy(update={"name": "tiny-llama"})
+    unknown = lineage.model_copy(update={"backbone": other})
+    data = ModelCard(model_card(unknown, 576, {"transformers": ">=5.2"})).data
+    assert data.license is None

@@ -12,6 +12,9 @@ HUB_NAMES = {
 }
 """Names on the hub of what is packaged."""
 
+FOLDER = "path/to/this/folder"
+"""What stands for the folder in the code of a card."""
+
 TEMPLATE = """---
 {metadata}
 ---
@@ -192,10 +195,21 @@ def _metadata(lineage: Lineage) -> str:
         # All packaged texts are English.
         language="en" if sources and packaged.issuperset(sources) else None,
         library_name="sentence-transformers",
-        license=lineage.licence,
+        license=known_licence(lineage),
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "llm2comp"],
     ).to_yaml()
+
+
+def known_licence(lineage: Lineage) -> str | None:
+    """Return the licence of what an encoder began as, as the hub abbreviates it.
+
+    Folders of older versions have none in their lineage. That of a packaged model is known.
+    """
+    began_as = lineage.backbone or lineage.bases[0]
+    if lineage.licence is None and began_as.name in HUB_NAMES:
+        return catalog.entry(began_as.name).licence.lower()
+    return lineage.licence
 
 
 def _sources(lineage: Lineage) -> list[str]:
