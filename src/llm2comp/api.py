@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llm2comp.api_analysis import analyze as analyze
 from llm2comp.api_analysis import report as report
+from llm2comp.api_bulk import encode_files as encode_files
 from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine

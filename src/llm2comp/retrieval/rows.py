@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm2comp.data.text_files import id_of
 from llm2comp.errors import UserError
 
 ID, TEXT, VECTOR = "id", "text", "vector"
@@ -76,17 +77,7 @@ def row_of(
         other = lowered.setdefault(name.lower(), name)
         if other != name:  # a filter does not tell them apart
             raise UserError(f"{where}: the columns {other!r} and {name!r} differ in case alone")
-    return Row(_id_of(values.get(ID), default_id, where), text, metadata), left_out
-
-
-def _id_of(given: object, default: str | None, where: str) -> str:
-    if given is None and default is not None:
-        return default
-    if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
-        said = "there is none" if given is None else f"it is {given!r}"
-        raise UserError(f"{where}: the id must be a string or an integer; {said}")
-    _require_characters(given, where)
-    return str(given)
+    return Row(id_of(values.get(ID), default_id, where), text, metadata), left_out
 
 
 def _require_characters(value: object, where: str) -> None:
