@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encode_files(
-    model: str | Path, texts: str | Path, out: str | Path, *, engine: Engine = "local",
+    model: str | Path, files: str | Path, out: str | Path, *, engine: Engine = "local",
     keep: Sequence[str] = (), prompt: Prompt | None = None, batch_size: int = 32,
     workers: int | None = None, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32",
@@ -24,7 +24,7 @@ def encode_files(
 
     Args:
         model: name or folder that `load` takes.
-        texts: folder, file or pattern of files as `encode_file` takes them; also a URL that fsspec
+        files: folder, file or pattern of files as `encode_file` takes them; also a URL that fsspec
             takes, such as `"s3://bucket/texts/*.parquet"`.
         out: folder of the files of vectors, or its URL. It is of one model and its settings.
         engine: `"local"`, or `"ray"` for a cluster: the one that `RAY_ADDRESS` or this machine
@@ -59,4 +59,4 @@ def encode_files(
     settings = Settings(
         str(model), prompt, dtype, merge_threshold, dim, precision, tuple(keep), batch_size
     )
-    return encode_all(settings, str(texts), str(out), engine, workers)
+    return encode_all(settings, str(files), str(out), engine, workers)

@@ -29,7 +29,7 @@ SHOWN = 10
 
 def encode(
     model: ModelName,
-    texts: Annotated[
+    file: Annotated[
         str,
         typer.Argument(
             help="Texts: one per line (.txt), or a column 'text' (.jsonl, .json, .csv, .parquet), "
@@ -96,14 +96,14 @@ def encode(
     """
     from llm2comp.inference.bulk.shards import is_pattern
 
-    if engine is not None or is_pattern(texts):
+    if engine is not None or is_pattern(file):
         if Path(out).suffix in (".npy", ".npz", ".parquet"):
             raise UserError(f"--out {out}: many files are written to a folder; name a folder")
         if engine != "ray":
             preload("llm2comp.inference.bulk.local_engine")
         done = api.encode_files(
             model,
-            texts,
+            file,
             out,
             engine=engine or "local",
             keep=tuple(filter(None, keep.split(","))),
@@ -122,16 +122,16 @@ def encode(
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
 
-    require_writable(Path(out), Path(texts), precision)
-    require_texts(Path(texts))  # before the imports, which take seconds
+    require_writable(Path(out), Path(file), precision)
+    require_texts(Path(file))  # before the imports, which take seconds
     preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
     rows = api.encode_file(
         model,
-        texts,
+        file,
         out,
         prompt=prompt,
         batch_size=batch_size,
-        workers=workers or 1,
+        workers=workers,
         dtype=dtype,
         merge_threshold=merge,
         dim=dim,
