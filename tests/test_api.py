@@ -41,8 +41,7 @@ NOT_IN_API = {
     ("search", "where"),
     ("search", "by"),
 }
-"""An option that is short for a change to the recipe, and what `encode_files` and `Index.search` take.
-"""
+"""Short for a change to the recipe, or what `encode_files` and `Index.search` take."""
 
 
 def commands() -> dict[str, Any]:
