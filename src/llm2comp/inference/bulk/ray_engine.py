@@ -10,9 +10,10 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
@@ -20,7 +21,6 @@ from rich.progress import Progress
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference.bulk.encoding import Encoding, Settings
 from llm2comp.inference.bulk.shards import Result, Shard
-from llm2comp.inference.bulk.vector_folder import local_or_name
 
 RETRIES = 2
 """A file is given to this many more actors if the one that encodes it ends: a file that ends every
@@ -46,14 +46,15 @@ class RayEngine:
         import ray
         import ray.data
 
-        self.settings = replace(settings, model=local_or_name(settings.model))
+        self.settings = replace(settings, model=_absolute(settings.model))
         self.shown = settings.model
         self.ours = not ray.is_initialized()
         if self.ours:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             with _one_line():
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        self.workers, self.resources = _actors(workers)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.workers, self.resources = actors(workers, machines)
 
     def encoding(self, known: Encoding | None, out: str) -> Encoding:
         """Return what the vectors are, as `Encoder.encoding` does, on a machine of the cluster."""
@@ -148,23 +149,30 @@ def _encoding(settings: Settings, known: Encoding | None, out: str) -> Encoding:
     return Encoder(settings).encoding(known, out)
 
 
-def _actors(wanted: int | None) -> tuple[int, dict[str, float]]:
+def actors(
+    wanted: int | None, machines: Sequence[Mapping[str, float]]
+) -> tuple[int, dict[str, float]]:
     """Return the number of actors, and what each takes of its machine.
 
-    Without GPUs the actors of a machine divide its processors between them, and Ray tells torch
-    how many each has.
+    Args:
+        wanted: number of actors; None for one per GPU, or one per machine if there are none.
+        machines: what each has: `GPU` and `CPU`. The actors of a machine without GPUs divide its
+            processors, and Ray tells torch how many each has.
     """
-    import ray
-
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus:
         count = wanted or gpus
         return count, {"num_gpus": 1 / -(-count // gpus)}
-    count = wanted or len(machines)
-    each = -(-count // len(machines))
-    fewest = min(machine.get("CPU", 0) for machine in machines)
-    return count, {"num_cpus": max(1, fewest // each)}
+    cpus = [machine["CPU"] for machine in machines if machine.get("CPU")]  # a head may have none
+    count = wanted or len(cpus)
+    each = -(-count // len(cpus))
+    return count, {"num_cpus": max(1, min(cpus) // each)}
+
+
+def _absolute(model: str) -> str:
+    """Return the name of a model as every process finds it, whatever its working folder is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 @contextmanager

@@ -76,14 +76,13 @@ def encode_files(
     shards = find_shards(pattern)
     folder = VectorFolder(out)
     folder.require_outside(shards)
-    known = folder.encoding()
-    with _started(engine, settings, workers) as started, folder.writing():
-        encoding = started.encoding(known, folder.name)
+    with _started(engine, settings, workers) as started:
+        encoding = started.encoding(folder.encoding(), folder.name)
         todo = folder.missing(shards, encoding)
-        if known is None:
-            folder.save_encoding(encoding)
-        done, failed = _encode_all(started, todo, folder, encoding) if todo else ({}, {})
-        folder.save_failed(failed)
+        with folder.writing():
+            folder.claim(encoding)
+            done, failed = _encode_all(started, todo, folder, encoding) if todo else ({}, {})
+            folder.save_failed(failed)
     files = len(shards) - len(failed)
     unchanged = len(shards) - len(todo)
     return Encoded(files, unchanged, sum(done.values()), failed, f"{folder.name}/{FAILED}")

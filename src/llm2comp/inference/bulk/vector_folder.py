@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,10 +90,18 @@ class VectorFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.name}/{ENCODING}: is damaged; name another folder") from error
 
-    def save_encoding(self, encoding: Encoding) -> None:
-        """Write down what the vectors of the folder are."""
-        with new_file(f"{self.url}/{ENCODING}") as stream:
-            stream.write(f"{encoding.to_json()}\n".encode())
+    def claim(self, encoding: Encoding) -> None:
+        """Write down what the vectors of the folder are.
+
+        Raises:
+            UserError: if another process has claimed it for others.
+        """
+        known = self.encoding()
+        if known is None:
+            with new_file(f"{self.url}/{ENCODING}") as stream:
+                stream.write(f"{encoding.to_json()}\n".encode())
+        elif known.id != encoding.id:
+            raise UserError(f"{self.name}: another process encodes into it; name another folder")
 
     def missing(self, shards: Sequence[Shard], encoding: Encoding) -> list[Shard]:
         """Return the files of texts whose vectors are not there, or are of an earlier version.
@@ -158,9 +165,3 @@ def origin(shard: Shard, encoding: Encoding, dtype: str) -> dict[bytes, str]:
         "dtype": dtype,
     }
     return {ORIGIN: json.dumps(about)}
-
-
-def local_or_name(model: str) -> str:
-    """Return the name of a model as every process finds it, whatever its working folder is."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
