@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from typer.testing import CliRunner
 import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
+from llm2comp.inference import encode_file as encoding
 from llm2comp.inference.bulk import shard_file
 from llm2comp.inference.bulk.run import Encoded
 from llm2comp.inference.embedding_files import content_of
@@ -73,6 +75,21 @@ def test_vectors_are_those_of_each_file_alone(
     origin = json.loads(pq.read_schema(found).metadata[b"llm2comp.origin"])
     assert origin["model"] == str(encoder)
     assert origin["dtype"] == "float32"
+
+
+def test_rows_stay_together_in_files_of_many_chunks(
+    encoder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(encoder, texts, tmp_path / "whole")
+    monkeypatch.setattr(encoding, "CHUNK_BATCHES", 3)
+    encode(encoder, texts, tmp_path / "chunks", batch_size=1)
+    assert pq.ParquetFile(tmp_path / "chunks" / "part-00.parquet").num_row_groups == 7
+    found, wanted = (read_vectors(tmp_path / name) for name in ("chunks", "whole"))
+    assert [(name, text) for name, (text, _) in found.items()] == [
+        (name, text) for name, (text, _) in wanted.items()
+    ]
+    vectors = [np.array([vector for _, vector in one.values()]) for one in (found, wanted)]
+    np.testing.assert_allclose(*vectors, atol=1e-6)
 
 
 def test_columns_are_kept_on_request_alone(encoder: Path, texts: Path, tmp_path: Path) -> None:
@@ -256,8 +273,8 @@ def test_on_a_full_disk_nothing_is_half_written_and_the_next_call_goes_on(
         ended = CliRunner().invoke(app, command)
     assert ended.exit_code == 2
     assert ended.stderr.splitlines()[-1] == (
-        f"llm2comp: {out}: disk full ([Errno 27] File too large); free some space; repeat the "
-        "command, which goes on from here"
+        "llm2comp: disk full ([Errno 27] File too large) at part-01.parquet; free some space, and "
+        "repeat the command, which goes on from here"
     )
     assert names(out) == ["_encoding.json", "_writer.lock", "part-00.parquet"]
     ended = CliRunner().invoke(app, command)

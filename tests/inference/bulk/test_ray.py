@@ -10,16 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import psutil
 import pytest
+from rich.progress import Progress
 from shard_texts import read_vectors, write_texts
 
 import llm2comp
-from llm2comp.inference.bulk.ray_engine import RETRIES
+from llm2comp.errors import UserError
+from llm2comp.inference.bulk.encoding import Settings
+from llm2comp.inference.bulk.ray_engine import RETRIES, RayEngine
+from llm2comp.inference.bulk.shards import find_shards
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.exhaustive
@@ -142,6 +147,32 @@ def test_files_that_fail_are_named_and_the_others_go_on(
     assert read_vectors(out) == read_vectors(tmp_path / "alone")
 
 
+@pytest.mark.usefixtures("cluster")
+def test_what_is_wrong_with_the_model_is_one_line(
+    encoder: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    texts, out = tmp_path / "texts", tmp_path / "out"
+    write_texts(texts, 2, 2, sentences)
+    said = []
+    for name in ("local", "ray"):
+        with pytest.raises(UserError) as raised:
+            llm2comp.encode_files("no such model", texts, out, engine=name)
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert not out.exists()
+
+    engine = RayEngine(Settings(str(encoder)), workers=2)
+    encoding = replace(engine.encoding(None, str(out)), fingerprint="another")
+    progress = Progress()
+    task = progress.add_task("")
+    results = list(engine.run(find_shards(str(texts)), str(out), encoding, progress, task))
+    assert {result.error for result in results} == {
+        f"model {str(encoder)!r} is another one on this machine; give all machines one copy of its "
+        "folder"
+    }
+    assert all(result.stop for result in results)
+
+
 def command(encoder: Path, texts: Path, out: Path) -> list[str]:
     given = ["encode", str(encoder), str(texts), "--out", str(out), "--engine", "ray"]
     given += ["--dtype", "float32", "--keep", "id,text", "--workers", "2"]
@@ -190,7 +221,7 @@ def test_a_full_disk_is_one_line_and_the_next_call_goes_on(
         )
         assert full.returncode == 2
         *_, line = full.stderr.strip().splitlines()
-        assert line.startswith(f"llm2comp: {out}: disk full ([Errno 28] No space left on device)")
+        assert line.startswith("llm2comp: disk full ([Errno 28] No space left on device) at part-")
         there = len(parts(out))
         assert there < 8
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)

@@ -78,7 +78,7 @@ class RayEngine:
             task: the bar of texts in it.
 
         Raises:
-            UserError: if no actor can hold the model.
+            UserError: if Ray fails.
         """
         import ray
 
@@ -131,15 +131,22 @@ class _Actor:
         from llm2comp.utils.hardware import retain_freed_memory
 
         retain_freed_memory()
-        self.encoder = Encoder(settings)
-        self.encoder.require(encoding)
         self.out = out
         self.its_encoding = encoding
+        self.error = ""
+        try:
+            self.encoder = Encoder(settings)
+            self.encoder.require(encoding)
+        except Exception as error:  # raised from here, it would be one more process that ended
+            self.error = one_line(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Encode the one file of a batch."""
         shard = Shard(**{name: str(values[0]) for name, values in batch.items()})
-        result = self.encoder.encode(shard, self.out, self.its_encoding)
+        if self.error:
+            result = Result(shard.name, error=self.error, stop=True)
+        else:
+            result = self.encoder.encode(shard, self.out, self.its_encoding)
         return {name: [value] for name, value in asdict(result).items()}
 
 
@@ -188,8 +195,9 @@ def _one_line() -> Iterator[None]:
         yield
     except (ray.exceptions.RayError, ConnectionError, ValueError) as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
+        while cause is not None:
+            # What a worker raises arrives as an error of Ray, which is of the worker's type too.
+            if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
+                raise UserError(str(cause)) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is not None:
-            raise UserError(str(cause)) from error
         raise UserError(f"Ray: {one_line(error)}") from error

@@ -103,10 +103,7 @@ def _encode_all(
                 break
             for result in engine.run(left, folder.url, encoding, progress, task):
                 if result.stop:
-                    raise UserError(
-                        f"{folder.name}: {result.error}; repeat the command, which goes on from "
-                        "here"
-                    )
+                    raise UserError(result.error)
                 if result.error:
                     failed[result.name] = result.error
                     again |= {result.name} if result.again else set()

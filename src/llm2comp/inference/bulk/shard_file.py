@@ -99,8 +99,11 @@ class Encoder:
             raise
         except Exception as error:
             if _is_disk_full(error):
+                said = (
+                    f"disk full ({one_line(error)}) at {shard.output}; free some space, and repeat"
+                )
                 return Result(
-                    shard.name, error=f"disk full ({one_line(error)}); free some space", stop=True
+                    shard.name, error=f"{said} the command, which goes on from here", stop=True
                 )
             mistake = isinstance(error, UserError)
             said = one_line(error, None)
