@@ -179,8 +179,9 @@ def command(encoder: Path, texts: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "llm2comp", *given]
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_is_killed_goes_on_and_leaves_no_process(
-    encoder: Path, tmp_path: Path, sentences: list[str]
+    encoder: Path, tmp_path: Path, sentences: list[str], how: signal.Signals
 ) -> None:
     texts, out = tmp_path / "texts", tmp_path / "out"
     write_texts(texts, 10, 500, sentences, longest=40)
@@ -188,9 +189,10 @@ def test_a_driver_that_is_killed_goes_on_and_leaves_no_process(
     with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         while process.poll() is None and len(parts(out)) < 3:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(how)
         said = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL, said
+    assert process.returncode == (-9 if how == signal.SIGKILL else 143), said
+    assert how == signal.SIGKILL or said.splitlines()[-1].startswith("llm2comp: stopped by SIGTERM")
     end = time.monotonic() + 60
     while actors() and time.monotonic() < end:
         time.sleep(0.1)

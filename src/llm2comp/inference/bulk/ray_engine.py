@@ -9,6 +9,8 @@ import importlib.util
 import inspect
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,18 +43,11 @@ class RayEngine:
     def __init__(self, settings: Settings, workers: int | None) -> None:
         if importlib.util.find_spec("ray") is None:
             raise UserError("--engine ray needs Ray: pip install 'llm2comp[ray]'")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        self.ours = _connect()
         import ray
-        import ray.data
 
         self.settings = replace(settings, model=_absolute(settings.model))
         self.shown = settings.model
-        self.ours = not ray.is_initialized()
-        if self.ours:
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
-            with _one_line():
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.workers, self.resources = actors(workers, machines)
 
@@ -154,6 +149,31 @@ def _encoding(settings: Settings, known: Encoding | None, out: str) -> Encoding:
     from llm2comp.inference.bulk.shard_file import Encoder
 
     return Encoder(settings).encoding(known, out)
+
+
+def _connect() -> bool:
+    """Join a cluster or start one; return False if the program has done so already.
+
+    Raises:
+        UserError: if the cluster cannot be reached.
+    """
+    defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    if "RAY_ADDRESS" in os.environ:
+        defaults["RAY_NUM_REDIS_GET_RETRIES"] = "1"  # 20 would be 14 minutes
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        return False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    before = signal.getsignal(signal.SIGTERM)
+    with _one_line():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's would end with a stack and another status
+    return True
 
 
 def actors(
