@@ -47,7 +47,8 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
     """Rewrite the small files of a folder that sentence-transformers has saved.
 
     Args:
-        folder: with a transformer, `WordWeights`, `Pooling` with the mode `mean`, and `Normalize`.
+        folder: with a transformer, `Pooling` and `Normalize`, and `WordWeights` unless it pools the
+            last token.
         compiled: whether the body is a graph, which has the attention in it.
 
     Returns:
@@ -56,7 +57,9 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
     config = _read(folder / "config.json")
     # A server that does not know `WordWeights` would pool over the text. Servers choose their code
     # by this name, and refuse one that they do not know. transformers goes by `model_type`.
-    config["architectures"] = [f"{config['architectures'][0].removesuffix('Model')}MemoryEncoder"]
+    if "WordWeights" in (folder / "modules.json").read_text(encoding="utf-8"):
+        name = config["architectures"][0].removesuffix("Model")
+        config["architectures"] = [f"{name}MemoryEncoder"]
     tokenizer = _read(folder / "tokenizer_config.json")
     # Without this, transformers 4 gives GPT-2 and others an embedding of token types to add.
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
@@ -171,7 +174,10 @@ def _use_old_modules(folder: Path, max_length: int) -> None:
         module["type"] = f"sentence_transformers.models.{name}"
         if name == "Pooling":
             pooling = _read(folder / module["path"] / "config.json")
-            modes = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in POOLING_MODES}
+            modes = {
+                f"pooling_mode_{mode}": mode.removesuffix("_tokens") == pooling["pooling_mode"]
+                for mode in POOLING_MODES
+            }
             dimension = {"word_embedding_dimension": pooling["embedding_dimension"]}
             _write(
                 folder / module["path"] / "config.json",
