@@ -210,13 +210,14 @@ def scikit_learn(task: dict[str, Any]) -> dict[str, Embeddings]:
     }
 
 
-def mteb(task: dict[str, Any]) -> dict[str, Embeddings]:
-    """What `mteb run -m FOLDER` loads; tasks need their data from the hub."""
+def mteb(task: dict[str, Any], model: Any = None) -> dict[str, Embeddings]:
+    """What `mteb.evaluate` makes of a model of sentence-transformers."""
     import mteb as library
+    from datasets import Dataset
     from mteb.types import PromptType
     from torch.utils.data import DataLoader
 
-    model = library.get_model(task["folder"], device="cpu")
+    model = model or library.SentenceTransformerEncoderWrapper(task["folder"], device="cpu")
     about = {
         "task_metadata": library.get_task("STSBenchmark").metadata,
         "hf_split": "test",
@@ -224,11 +225,18 @@ def mteb(task: dict[str, Any]) -> dict[str, Embeddings]:
     }
 
     def embed(texts: list[str], prompt_type: Any = None) -> Embeddings:
-        batches = DataLoader([{"text": text} for text in texts], batch_size=len(texts))
+        batches = DataLoader(Dataset.from_dict({"text": texts}), batch_size=len(texts))
         return model.encode(batches, prompt_type=prompt_type, **about)
 
     (query,) = embed([task["query"]], PromptType.query)
     return {"texts": embed(task["texts"]), "default": query, "told": query}
+
+
+def mteb_run(task: dict[str, Any]) -> dict[str, Embeddings]:
+    """What `mteb run -m FOLDER` loads before its tasks, which need data of the hub."""
+    import mteb as library
+
+    return mteb(task, library.get_model(task["folder"], device="cpu"))
 
 
 def by_hand(task: dict[str, Any]) -> dict[str, Embeddings]:
@@ -380,6 +388,7 @@ CLIENTS = {
         keybert,
         scikit_learn,
         mteb,
+        mteb_run,
         by_hand,
         vllm,
         llama_cpp,
