@@ -282,11 +282,11 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    installed = {found.name for found in metadata.distributions()}
-    versions = {name: metadata.version(name) for name in installed.intersection(PACKAGES)}
-    answers = [answer(task) | {"versions": versions} for task in json.load(sys.stdin)]
+    answers = [answer(task) for task in json.load(sys.stdin)]
     assert "llm2comp" not in sys.modules
-    sys.stdout.write(f"\n{json.dumps(answers)}\n")
+    used = [name for name in PACKAGES if name.replace("-", "_") in sys.modules]
+    versions = {"versions": {name: metadata.version(name) for name in used}}
+    sys.stdout.write(f"\n{json.dumps([found | versions for found in answers])}\n")
 
 
 main()

@@ -289,7 +289,9 @@ def page(rows: list[Row], folders: list[Folder]) -> str:
     for row in rows:
         versions = [row.versions.get(p, "") for p in ("sentence-transformers", "transformers")]
         package, _, version = row.environment.requirements[0].partition("==")
-        client = ST if package == ST else f"{row.environment.name} ({package} {version})"
+        name = row.environment.name
+        client = f"{name} {version}" if name == package else f"{name} ({package} {version})"
+        client = ST if package == ST else client
         cells = [client, *versions, *(row.cells[n] for n in names), *row.prompts]
         table.append(f"| {' | '.join(cells)} |")
     said = {
