@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from llm2comp.serving.openai_routes import (
+from llm2comp.serving.routes.bodies import (
     ERRORS,
     Strict,
     Text,

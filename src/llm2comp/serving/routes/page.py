@@ -7,7 +7,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from llm2comp.serving.openai_routes import ERRORS, Strict, Text, json_response
+from llm2comp.serving.routes.bodies import ERRORS, Strict, Text, json_response
 from llm2comp.serving.service import Service
 from llm2comp.utils.choices import Prompt
 
