@@ -12,6 +12,7 @@ from llm2comp.data.formats import saved
 from llm2comp.data.formats.parts import local_files
 from llm2comp.errors import UserError
 from llm2comp.retrieval.rows import ID, Kinds, Row, from_csv, row_of
+from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
@@ -122,7 +123,7 @@ def _typed(values: Mapping[str, object], place: str) -> dict[str, object]:
 
 def _name_in_ids(file: Path, home: Path) -> str:
     """Return one name for one file, whatever the user calls it."""
-    if file == files.STANDARD_INPUT:
+    if file == STANDARD_INPUT:
         return "-"
     whole = file.resolve()
     return (whole.relative_to(home) if whole.is_relative_to(home) else whole).as_posix()

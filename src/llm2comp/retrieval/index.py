@@ -21,7 +21,7 @@ from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
-from llm2comp.retrieval.rows import Kinds, Row, Value, require_id
+from llm2comp.retrieval.rows import Kind, Kinds, Row, Value, require_id
 from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
 from llm2comp.utils.progress import text_progress, track_texts
@@ -90,6 +90,16 @@ class Index:
 
     def __len__(self) -> int:
         return len(self._store)
+
+    @property
+    def about(self) -> About:
+        """What the index says of itself: its encoder, and how vectors are stored."""
+        return self._store.about
+
+    @property
+    def columns(self) -> dict[str, Kind]:
+        """The kinds of the columns of metadata, by name."""
+        return self._store.kinds.known
 
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self):,} texts)"
@@ -307,7 +317,7 @@ def build(
     if not exists:
         document, query = _reference(encoder)
         about = About(
-            model=_name(model),
+            model=stored_name(model),
             dim=require_dim(encoder, dim),
             precision=precision or "int8",
             document=document.round(5).tolist(),
@@ -319,8 +329,11 @@ def build(
     return index, index.add_corpus(checked, batch_size)
 
 
-def _name(model: str | SentenceTransformer) -> str | None:
-    """Return the name by which the encoder is found later, also from another folder."""
+def stored_name(model: str | SentenceTransformer) -> str | None:
+    """Return the name by which an index finds its encoder later, also from another folder.
+
+    It is None for a loaded model.
+    """
     if not isinstance(model, str):
         return None
     return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -60,6 +60,10 @@ def has_index(folder: Path) -> bool:
     return any((folder / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
 
 
+class ReplacedError(UserError):
+    """The index was removed, or another one was made in its folder, while it was open."""
+
+
 class Store:
     """The table of an index.
 
@@ -96,13 +100,22 @@ class Store:
         return store
 
     def __len__(self) -> int:
-        return int(self.table.count_rows())
+        with self._there():
+            return int(self.table.count_rows())
 
     @property
     def kinds(self) -> Kinds:
-        """The columns of metadata."""
+        """The columns of metadata.
+
+        Raises:
+            ReplacedError: if the table is another one. All that reads or adds rows asks for this.
+        """
         names = {str(kind): name for name, kind in TYPES.items()}
-        known = {one.name: one.type for one in self.table.schema}
+        with self._there():
+            schema = self.table.schema
+        if read_about(schema.metadata, self.folder) != self.about:
+            raise ReplacedError(f"{self.folder}: the index was made anew; open it again")
+        known = {one.name: one.type for one in schema}
         for name in (ID, TEXT, VECTOR):
             del known[name]
         return Kinds({name: names[str(kind)] for name, kind in known.items()})
@@ -232,6 +245,20 @@ class Store:
 
     def _shown(self) -> list[str]:
         return [ID, TEXT, *self.kinds.known]
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Say so if the table has gone.
+
+        Raises:
+            ReplacedError: if it has.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if has_index(self.folder):
+                raise
+            raise ReplacedError(f"{self.folder}: the index was removed; make it again") from error
 
     @contextmanager
     def explained(self, where: str | None) -> Iterator[None]:

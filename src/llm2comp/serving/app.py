@@ -19,6 +19,7 @@ from llm2comp.serving.routes.bodies import ERRORS
 from llm2comp.serving.routes.openai import openai_routes
 from llm2comp.serving.routes.others import other_routes
 from llm2comp.serving.routes.page import FILES, page_routes
+from llm2comp.serving.routes.search import search_routes
 from llm2comp.serving.service import Service
 from llm2comp.version import __version__
 
@@ -44,6 +45,7 @@ def create_app(service: Service, tokens: tuple[bytes, ...] = ()) -> FastAPI:
     )
     app.include_router(openai_routes(service))
     app.include_router(other_routes(service))
+    app.include_router(search_routes(service))
     app.include_router(page_routes(service))
     _add_operation_routes(app, service)
     if tokens:

@@ -7,11 +7,9 @@ from pydantic import BaseModel, Field
 
 from llm2comp.serving.routes.bodies import (
     ERRORS,
+    Input,
     Strict,
-    Text,
-    Texts,
-    TokenLists,
-    Tokens,
+    StrictRoute,
     base64_of,
     json_response,
 )
@@ -23,7 +21,7 @@ class EmbeddingsRequest(Strict):
     """What `/v1/embeddings` reads."""
 
     model: str
-    input: Text | Texts | Tokens | TokenLists = Field(
+    input: Input = Field(
         description="A text, a list of texts, the token ids of a text, or a list of such lists."
     )
     dimensions: int | None = Field(None, ge=1)
@@ -85,7 +83,7 @@ class Models(BaseModel):
 
 def openai_routes(service: Service) -> APIRouter:
     """Return `/v1/embeddings` and `/v1/models`."""
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses=ERRORS, route_class=StrictRoute)
 
     @router.post(
         "/embeddings", response_class=Response, responses={200: {"model": EmbeddingsResponse}}
