@@ -87,6 +87,8 @@ def test_a_field_that_is_there_twice(server: Running, path: str, body: bytes, na
         b'{"model": "tiny", "input": NaN}',
         b'{"model": "\\ud800", "input": "a", "\\ud800": 1}',
         b'{"model": "tiny", "input": "a lone surrogate \\ud800"}',
+        b'{"model": "tiny", "input": "a", "\\ud800": 1}',
+        b'{"\\ud800": 1, "\\ud800": 2}',
     ],
     ids=lambda body: str(body[:20]),
 )

@@ -266,6 +266,23 @@ def test_queries_share_batches_with_texts(
     assert batches == [1, 4]
 
 
+def test_searches_at_the_same_time_find_what_each_finds_alone(searchable: Running) -> None:
+    cases = [
+        {"query": query, "by": by, "where": where}
+        for query in QUERIES
+        for by in ("vector", "text", "hybrid")
+        for where in (None, "n < 5")
+    ]
+
+    def found(case: dict[str, Any]) -> list[str]:
+        return [hit["id"] for hit in searchable.search(**case).json()["results"][0]]
+
+    alone = list(map(found, cases))
+    with ThreadPoolExecutor(8) as pool:
+        for together in pool.map(found, cases * 3), pool.map(found, cases * 3):
+            assert list(together) == alone * 3
+
+
 def test_a_full_queue_a_timeout_and_a_signal(
     serve: Start, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +291,7 @@ def test_a_full_queue_a_timeout_and_a_signal(
     searcher = running.service.searcher
     leave = threading.Event()
     held = [searcher.submit(partial(leave.wait, 20)) for _ in range(2)]
+    assert "llm2comp_waiting_searches 2.0" in running.get("/metrics").text
     assert_problem(running.search("whales", by="text"), 429, "Retry-After")
     assert held[1].cancel()
     assert_problem(running.search("whales", by="text"), 503, "no answer within 1 seconds")

@@ -17,7 +17,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
-from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
+from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_length, truncate
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
@@ -265,9 +265,7 @@ class Index:
         Args:
             embeddings: of the encoder, at whole length.
         """
-        vectors = truncate(embeddings, self._store.about.dim)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+        return to_unit_length(truncate(embeddings, self._store.about.dim))
 
     def _embed(self, texts: list[str], prompt: Prompt, batch_size: int = 32) -> Embeddings:
         return self.fit(embed(self.encoder, texts, batch_size, prompt))

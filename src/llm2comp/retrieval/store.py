@@ -43,7 +43,7 @@ CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 10}
 """Of vectors in fewer bits, this many times the wanted texts are compared with their floats, ..."""
 FEWEST: dict[IndexPrecision, int] = {"float32": 1, "int8": 40, "binary": 200}
 """... and at least this many, so that a search for one text finds the first of a search for ten."""
-FUSED = 100
+FUSED = 50
 """The best texts of each of the two searches that a hybrid search joins. If more are wanted, as
 many as that."""
 REPLACED_FOR = datetime.timedelta(minutes=1)

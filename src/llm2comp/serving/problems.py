@@ -69,7 +69,7 @@ class Problem(HTTPException):
             message=f"{replace_surrogates(self.detail)}; {remedy}",
             remedy=remedy,
             type="invalid_request_error" if self.status_code < 500 else "server_error",
-            param=self.param,
+            param=None if self.param is None else replace_surrogates(self.param),
             code=HTTPStatus(self.status_code).phrase.lower().replace(" ", "_"),
         )
         content = ProblemBody(error=detail).model_dump_json()

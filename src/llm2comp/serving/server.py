@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
             fields["indexes"] = list(self.service.indexes)
         logger.info("serving", extra={"fields": fields})
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # noqa: ARG002
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Drain at the first signal, and stop at once at the second."""
         self.should_exit = self.force_exit = self.service.draining
         self.service.draining = True

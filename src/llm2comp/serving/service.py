@@ -75,6 +75,7 @@ class Service:
         }
         self.indexes = {one.name: one for one in indexes}
         self.searcher = Searcher(limits.waiting)
+        self.metrics.searches.set_function(lambda: self.searcher.waiting)
 
     def _serve(self, name: str, encoder: SentenceTransformer, batch_size: int) -> ServedModel:
         dimensions = encoder.encode("a text", show_progress_bar=False).shape[-1]

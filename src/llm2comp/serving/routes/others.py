@@ -3,10 +3,10 @@
 import uuid
 from typing import Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from llm2comp.inference.vector_format import to_unit_length
 from llm2comp.serving.routes.bodies import (
     ERRORS,
     Strict,
@@ -85,10 +85,10 @@ def other_routes(service: Service) -> APIRouter:
         found = await service.embed(
             model, texts, request.prompt_name, request.dimensions, field="inputs"
         )
-        if not request.normalize:
-            return json_response(found.embeddings.tolist())
-        lengths = np.linalg.norm(found.embeddings, axis=1, keepdims=True)
-        return json_response((found.embeddings / np.maximum(lengths, 1e-12)).tolist())
+        embeddings = found.embeddings
+        return json_response(
+            (to_unit_length(embeddings) if request.normalize else embeddings).tolist()
+        )
 
     @router.post("/v2/embed", response_class=Response, responses={200: {"model": CohereResponse}})
     async def cohere(request: CohereRequest) -> Response:
