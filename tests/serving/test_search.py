@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 from running_server import Running, assert_problem, wait_for
 from sentence_transformers import SentenceTransformer
@@ -95,6 +96,20 @@ def test_it_finds_what_python_and_the_command_line_find(
     shown = CliRunner().invoke(app, arguments).stdout.splitlines()
     assert [line.split()[1] for line in shown] == [hit["id"] for hit in alone[0]]
     assert shown or options.get("where")
+
+
+def test_the_client_of_openai(searchable: Running) -> None:
+    client = openai.OpenAI(base_url=f"{searchable.url}/v1", api_key="any", max_retries=0)
+    found = client.vector_stores.search("notes", query="whales", max_num_results=3)
+    wanted = searchable.search("whales", top_k=3).json()["results"][0]
+    assert [(hit.file_id, hit.content[0].text, hit.score, hit.attributes) for hit in found] == [
+        (hit["id"], hit["text"], hit["score"], hit["metadata"]) for hit in wanted
+    ]
+    with pytest.raises(openai.NotFoundError, match="give one of notes"):
+        client.vector_stores.search("other", query="whales")
+    filters: Any = {"type": "eq", "key": "n", "value": 1}
+    with pytest.raises(openai.BadRequestError, match='the field "filters" is not known'):
+        client.vector_stores.search("notes", query="whales", filters=filters)
 
 
 def test_indexes_are_listed_and_named(serve: Start, notes: Path, own: Path) -> None:
