@@ -5,35 +5,27 @@ look at the disk, at the LoRA of every stage to come, and at an encoder of few l
 weights that is assembled, merged, saved and loaded again, as the trained one will be.
 """
 
-import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model, with_layers
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lineage import Lineage, StageRecord
-from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
+from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Backbone, Contrastive, Pretext, Stage, StageBase
+from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
 from llm2comp.training.losses.matryoshka import require_dims
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
@@ -65,13 +57,14 @@ def rehearse(context: StageContext[Stage]) -> None:
         _rehearse_others(context, lineage, remaining)
         return
     config, tokenizer = _read(context)
-    whole = _random_body(config, backbone, context.source, device="meta")
+    head, code = context.source is None, backbone.trust_remote_code
+    whole = body_of(random_model(config, head=head, device="meta", trust_remote_code=code))
     _require_matryoshka(remaining, token_table(whole).weight.shape[1])
     trained = _count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
-    small = _with_few_layers(config, whole)
+    small = with_layers(config, layers_of_each_kind(config, whole))
     try:
-        body = _random_body(small, backbone, context.source, device="cpu")
+        body = body_of(random_model(small, head=head, device="cpu", trust_remote_code=code))
     except Exception as error:  # the settings of some architectures depend on each other
         context.log.console.print(
             f"{config.model_type} cannot be cut to few layers, so saving is not rehearsed "
@@ -170,22 +163,6 @@ def _read(context: StageContext[Stage]) -> tuple[PreTrainedConfig, PreTrainedTok
     return config, read_tokenizer(folder, name, **trust)
 
 
-def _random_body(
-    config: PreTrainedConfig, backbone: Backbone, source: Path | None, *, device: str
-) -> PreTrainedModel:
-    """Return a body with random weights in float32; on the device `meta` it takes no memory."""
-    kind: Any = AutoModelForCausalLM if source is None else AutoModel
-    with silent(), torch.device(device):
-        model: PreTrainedModel = kind.from_config(
-            copy.deepcopy(config),
-            dtype=torch.float32,
-            trust_remote_code=backbone.trust_remote_code,
-        )
-    body = body_of(model)
-    body.train(False)
-    return body
-
-
 def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     """Return the number of memory embeddings that a stage trains."""
     if isinstance(stage, Pretext) and lineage.method is not None:
@@ -219,26 +196,6 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
             f"{(needed - written) / 1e9:.1f} GB: {len(trained) + 1} encoder folders of "
             f"{folder / 1e9:.1f} GB and checkpoints; free some space or give another --out"
         )
-
-
-def _with_few_layers(config: PreTrainedConfig, body: PreTrainedModel) -> PreTrainedConfig:
-    """Return a configuration with the first layers only, so many that each kind is among them."""
-    count: int = config.num_hidden_layers
-    blocks = next(
-        (m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count), ()
-    )
-    types = getattr(config, "layer_types", None) or [None] * count
-    kinds = [
-        (kind, *(f"{name} {type(m).__name__}" for name, m in block.named_modules()))
-        for kind, block in zip(types, blocks, strict=bool(blocks))
-    ]
-    few = max((kinds.index(kind) + 1 for kind in set(kinds)), default=count)
-    small = copy.deepcopy(config)
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == count:  # says something of each layer
-            setattr(small, name, value[:few])
-    small.num_hidden_layers = few
-    return small
 
 
 def _save_and_load(
