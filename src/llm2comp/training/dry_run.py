@@ -60,7 +60,7 @@ def rehearse(context: StageContext[Stage]) -> None:
     head, code = context.source is None, backbone.trust_remote_code
     whole = body_of(random_model(config, head=head, device="meta", trust_remote_code=code))
     _require_matryoshka(remaining, token_table(whole).weight.shape[1])
-    trained = _count_trained(whole, remaining, lineage)
+    trained = count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
     small = with_layers(config, layers_of_each_kind(config, whole))
     try:
@@ -113,7 +113,7 @@ def _rehearse_others(
     )
     _require_matryoshka(remaining, require_dim(model, None))
     body = encoder.encoder_body(model)
-    trained = _count_trained(body, remaining, lineage)
+    trained = count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
     _train_nothing_and_save(context, model, body, lineage, causal=None)
 
@@ -125,7 +125,7 @@ def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
             require_dims(stage.stage, stage.matryoshka, dimension)
 
 
-def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
+def count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
     """Return the number of parameters that each stage trains.
 
     Raises:
@@ -171,22 +171,32 @@ def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     return lineage.num_memory_tokens
 
 
+def disk_needed(numbers: int, trained: list[int], *, keeps_best: bool) -> int:
+    """Return the bytes that a run writes: its encoder folders, adapters and checkpoints.
+
+    Args:
+        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        trained: parameters that each stage trains.
+        keeps_best: whether the checkpoint of the best step is kept too.
+    """
+    checkpoints = (CHECKPOINTS + keeps_best) * CHECKPOINT_BYTES * max(trained)
+    return (len(trained) + 1) * 4 * numbers + checkpoints + 4 * sum(trained)
+
+
 def _require_space(context: StageContext[Stage], numbers: int, trained: list[int]) -> None:
     """Check that the disk holds what the rest of the run writes.
 
     Args:
         context: the stage.
-        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        numbers: parameters of an encoder.
         trained: parameters that each remaining stage trains.
 
     Raises:
         UserError: with the space that is needed and the space that is free.
     """
-    folder = 4 * numbers
     during = context.recipe.evaluation.during
-    best = 1 if during is not None and during.keep_best else 0
-    checkpoints = (CHECKPOINTS + best) * CHECKPOINT_BYTES * max(trained)
-    needed = (len(trained) + 1) * folder + checkpoints + 4 * sum(trained)
+    keeps_best = during is not None and during.keep_best
+    needed = disk_needed(numbers, trained, keeps_best=keeps_best)
     written = sum(file.stat().st_size for file in context.workdir.rglob("*") if file.is_file())
     out = context.target.parent
     free = shutil.disk_usage(out).free
@@ -194,7 +204,7 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
         raise UserError(
             f"{out} is on a disk with {free / 1e9:.1f} GB free, and the run needs "
             f"{(needed - written) / 1e9:.1f} GB: {len(trained) + 1} encoder folders of "
-            f"{folder / 1e9:.1f} GB and checkpoints; free some space or give another --out"
+            f"{4 * numbers / 1e9:.1f} GB and checkpoints; free some space or give another --out"
         )
 
 
