@@ -34,8 +34,8 @@ def notes(plan: Plan) -> list[str]:
         lines.append("Time and memory are extrapolated from steps with few layers on this machine.")
     else:
         lines.append(
-            f"Memory is extrapolated from steps with few layers. Time assumes {UTILISATION:.0%} of "
-            f"the {plan.gpu.flops / 1e12:,.0f} TFLOP/s of a {plan.gpu.name}."
+            f"Memory is counted tensor by tensor, with fused attention. Time assumes "
+            f"{UTILISATION:.0%} of the {plan.gpu.flops / 1e12:,.0f} TFLOP/s of a {plan.gpu.name}."
         )
     lines.append("Drawing rows, held-out measurements and scores take more time.")
     return lines + [_misfit(plan, stage) for stage in plan.stages if stage.changes is not None]

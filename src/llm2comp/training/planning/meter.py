@@ -3,14 +3,17 @@
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+REPEATS = 3
+"""Times that a step is timed. The shortest counts: other programs only make it longer."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +40,53 @@ class Need:
         )
 
 
-def measure(run: Callable[[], None], repeats: int = 2) -> Need:
-    """Return what a function needs, which makes tensors and frees them again.
+def count(run: Callable[[], None], model: nn.Module) -> Need:
+    """Return the memory and the operations of a function, without its time.
 
     Args:
-        run: is called once to allocate memory, once to count, and `repeats` times for its time.
-        repeats: the shortest time counts, because other programs only make it longer.
+        run: makes tensors and frees them again; on the device `meta` it takes no time.
+        model: what it runs. Its weights are not counted.
     """
+    with _Meter(model) as meter:
+        run()
+    return Need(meter.peak, meter.flops, 0.0)
+
+
+def measure(run: Callable[[], None], model: nn.Module) -> Need:
+    """Return the memory, the operations and the time of a function.
+
+    Args:
+        run: as `count` takes it.
+        model: as `count` takes it.
+    """
+    counted = count(run, model)
+    return replace(counted, seconds=min(_seconds(run) for _ in range(REPEATS)))
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
     run()
-    with _Meter() as meter:
-        run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return Need(meter.peak, meter.flops, min(seconds))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors that are made in a block and are still there, and operations.
+
+    Args:
+        model: whose weights are not counted, although views of them are made.
 
     Attributes:
         peak: the most bytes at any time.
         flops: operations of matrix products, as torch counts them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.flops = self._now = 0
-        self._known: set[int] = set()
+        tensors = [*model.parameters(), *model.buffers()]
+        self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}

@@ -231,6 +231,12 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
         lineage,
         layers_of_each_kind(config, whole),
         compute_dtype(precision),
-        fused=gpu is not None or torch.cuda.is_available(),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        _device(gpu),
     )
+
+
+def _device(gpu: Gpu | None) -> torch.device:
+    """Return where steps are measured, or counted if the run is for a GPU by name."""
+    if gpu is not None:
+        return torch.device("meta")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

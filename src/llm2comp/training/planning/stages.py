@@ -13,6 +13,8 @@ from llm2comp.model.attention import record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Contrastive, Pretext, Unsupervised
+from llm2comp.training.planning import on_meta
+from llm2comp.training.planning.meter import Need
 from llm2comp.training.planning.step import Step, Trained, whole_need
 from llm2comp.training.pretext import pretext_model
 
@@ -43,7 +45,10 @@ def pretext_step(stage: Pretext, trained: Trained, rows: Dataset) -> Step:
         return model, lambda: model(batch)["loss"]
 
     row_tokens = split + specials
-    need = whole_need(trained, build, rows=len(largest), row_tokens=row_tokens)
+    if trained.device.type == "meta":
+        need = on_meta.pretext_need(stage, trained, len(largest), len(ids), split)
+    else:
+        need = whole_need(trained, build, rows=len(largest), row_tokens=row_tokens)
     mean = float(np.mean(tokens))
     share = mean / (len(largest) * row_tokens)
     return Step(need.bytes, mean, share * need.flops, share * need.seconds)
@@ -72,10 +77,13 @@ def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) ->
     def build(layers: int, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
         return _encoder_step(stage, trained, layers, count, length)
 
-    both = whole_need(trained, build, rows=rows, row_tokens=length)
-    forward = None
-    if any(source.cached for source in sources):
-        forward = whole_need(trained, build, rows=rows, row_tokens=length, backward=False)
+    def need(*, backward: bool) -> Need:
+        if trained.device.type == "meta":
+            return on_meta.contrastive_need(stage, trained, rows, length, backward=backward)
+        return whole_need(trained, build, rows=rows, row_tokens=length, backward=backward)
+
+    both = need(backward=True)
+    forward = need(backward=False) if any(source.cached for source in sources) else None
     tokens = flops = seconds = 0.0
     total = sum(source.rows for source in sources)
     for source in sources:
@@ -98,10 +106,7 @@ def _encoder_step(
     """
     body, _ = trained.of_layers(layers, head=False)
     record_attention(body.config, causal=stage.attention != "bidirectional")
-    # The fused attention of a GPU draws its dropout again; that of a processor has none.
-    dropout = 0.0
-    if isinstance(stage, Unsupervised) and not trained.fused:
-        dropout = stage.attention_dropout
+    dropout = stage.attention_dropout if isinstance(stage, Unsupervised) else 0.0
     for name, value in dropout_settings(body.config, dropout).items():
         setattr(body.config, name, value)
     body.requires_grad_(stage.lora is None)

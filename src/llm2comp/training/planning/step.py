@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm2comp.model.attention import configure_attention, use_sdpa
+from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.few_layers import random_model, with_layers
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, extended_tokenizer
@@ -41,8 +41,7 @@ class Trained:
         lineage: of the run before its first stage.
         layers: a number of first layers among which each kind of layer is.
         dtype: the precision of training.
-        fused: whether attention is fused, as on a GPU, and stores no attention weights.
-        device: where steps are measured.
+        device: where steps are measured; on `meta` they are counted only.
     """
 
     recipe: Recipe
@@ -51,7 +50,6 @@ class Trained:
     lineage: Lineage
     layers: int
     dtype: torch.dtype
-    fused: bool
     device: torch.device
 
     def of_layers(
@@ -73,8 +71,6 @@ class Trained:
             trust_remote_code=backbone.trust_remote_code,
         )
         configure_attention(model)
-        if self.fused:
-            use_sdpa(model)
         tokenizer = add_memory_tokens(
             model, self.tokenizer, memory, self.recipe.seed, prompt_format, backbone.add_bos
         )
@@ -139,8 +135,8 @@ def whole_need(
     whole = trained.config.num_hidden_layers
     layers = sorted({trained.layers, min(whole, 3 * trained.layers)})
     affordable = int(OPERATIONS / (6 * trained.parameters(layers[-1]) * row_tokens))
-    most = max(1, min(rows, affordable))
-    counts = sorted({-(-most // 2), max(most, min(rows, 2))})
+    most = max(2 if rows > 1 else 1, min(rows, affordable))
+    counts = sorted({-(-most // 2), most})
 
     def need(number: int, count: int) -> Need:
         model, loss = build(number, count)
@@ -157,7 +153,7 @@ def whole_need(
             model.zero_grad(set_to_none=True)
 
         try:
-            return measure(step)
+            return measure(step, model)
         finally:
             free_unused_memory()
 
@@ -170,7 +166,7 @@ def whole_need(
     return Need(bytes_of_all, share * many.flops, share * many.seconds)
 
 
-def _extrapolated(needs: list[Need], sizes: list[int], size: int) -> Need:
+def _extrapolated(needs: list[Need], sizes: list[int], size: float) -> Need:
     """Return the need at a size, from needs at one or two sizes."""
     if len(needs) == 1:
         return needs[0]
