@@ -33,7 +33,7 @@ def plan(
     Examples:
         >>> needed = llm2comp.plan("my-recipe.yaml", gpu="L4")
         >>> [stage.changes is None for stage in needed.stages]  # whether each stage fits
-        [True, True]
+        [True, True, True]
     """
     from llm2comp.recipe import Recipe, load_recipe, recipe_path
     from llm2comp.training.planning.machines import gpu_named

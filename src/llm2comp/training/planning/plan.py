@@ -27,7 +27,7 @@ from llm2comp.utils.hardware import compute_dtype
 
 OPTIMISER_BYTES = 12
 """Of a number that trains: itself and AdamW's two moments, in float32. Its gradient is measured."""
-PROGRAM = 0.9e9
+PROGRAM = 1.1e9
 """Bytes of Python, torch and the other libraries in a training process, as measured on Linux."""
 LOADING = 8
 """Bytes of a number of the model on the host at once, while a backbone is read: as float32 in a
@@ -86,6 +86,7 @@ class Plan:
     room: float
 
 
+@torch.random.fork_rng(devices=[])
 def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
     """Measure a step of each stage with few layers, and return what the whole run will need.
 
