@@ -181,9 +181,7 @@ def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
         gpu_named("H300")
 
 
-def test_an_encoder_of_others_is_refused(
-    sentences: list[str], pairs: Path, tmp_path: Path
-) -> None:
+def test_an_encoder_of_others_is_refused(sentences: list[str], pairs: Path, tmp_path: Path) -> None:
     recipe = fine_tuning(write_bert(tmp_path / "bert", sentences), pairs)
     with pytest.raises(UserError, match="is an encoder of others"):
         plan_run(recipe)
