@@ -15,6 +15,7 @@ from llm2comp.api_analysis import report as report
 from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine
+from llm2comp.api_planning import plan as plan
 from llm2comp.api_publishing import push as push
 from llm2comp.errors import UserError
 
