@@ -15,6 +15,7 @@ LAYERS = [
     "api_bulk",
     "api_index",
     "api_mining",
+    "api_planning",
     "api_publishing",
     "api_analysis",
     "serving",

@@ -66,19 +66,16 @@ def require_texts(file: Path) -> None:
         raise UserError(f"{file}: there are no texts in it")
 
 
-def id_of(given: object, default: str | None, where: str) -> str:
+def require_id(given: object, where: str) -> str:
     """Return the id of a row as a string.
 
     Args:
         given: what the row has under `id`.
-        default: the id of a row without one; None if every row needs its own.
         where: the place of the row, for the message.
 
     Raises:
         UserError: if it is no string or integer, is blank, or has half a character.
     """
-    if given is None and default is not None:
-        return default
     if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
         said = "there is none" if given is None else f"it is {given!r}"
         raise UserError(f"{where}: the id must be a string or an integer; {said}")

@@ -1,6 +1,7 @@
 """Ray writes the files that this machine writes alone, whatever is killed meanwhile.
 
-Ray is not among what the tests install, because it takes 240 MB: `pip install 'llm2comp[ray]'`.
+Ray is not among what the tests install, because it takes 240 MB. `make test-ray` installs it, and
+runs these tests.
 """
 
 import os

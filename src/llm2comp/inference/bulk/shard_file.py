@@ -8,7 +8,7 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.hub import cached_model
-from llm2comp.data.text_files import id_of, read_rows
+from llm2comp.data.text_files import read_rows, require_id
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference.bulk.encoding import Encoding, Settings
 from llm2comp.inference.bulk.locations import local_copy, new_file
@@ -143,7 +143,7 @@ class _Rows:
     def texts(self) -> Iterator[str]:
         for number, text, values in read_rows(self.file, ["text", *self.keep]):
             if "id" in self.keep:
-                self.ids.append(id_of(values.get("id"), None, f"{self.file}:{number}"))
+                self.ids.append(require_id(values.get("id"), f"{self.file}:{number}"))
             yield text
 
     def kept(self, texts: list[str]) -> list[list[str]]:
