@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import requests
 from running_server import Running, assert_problem, wait_for
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
@@ -118,6 +123,7 @@ def test_indexes_are_listed_and_named(serve: Start, notes: Path, own: Path) -> N
     assert listed[0] == {
         "name": "notes",
         "model": "tiny",
+        "error": None,
         "texts": 8,
         "dimensions": 32,
         "precision": "int8",
@@ -156,7 +162,67 @@ def test_an_index_that_was_made_anew_is_not_searched_with_the_old_encoder(
     llm2comp.index(changed, tmp_path / "a.txt", own)
     assert_problem(running.search("whales"), 503, "start the server again")
     assert_problem(running.search("whales", by="text"), 503, "start the server again")
-    assert_problem(running.get("/indexes"), 503, "start the server again")
+    (listed,) = running.get("/indexes").json()["data"]
+    assert listed["error"] == "it was removed, or made anew; start the server again"
+
+
+def test_an_index_that_was_made_anew_with_fewer_dimensions_is_not_searched(
+    serve: Start, folder: Path, own: Path, notes: Path
+) -> None:
+    running = serve(own, notes)
+    assert running.search("whales", index="own").status_code == 200
+    shutil.rmtree(own)
+    (own.parent / "one.txt").write_text("A single text.\n")
+    llm2comp.index(str(folder), own.parent / "one.txt", own, dim=8)
+    for by in ("vector", "hybrid", "text"):
+        assert_problem(running.search("whales", index="own", by=by), 503, "made anew")
+    listed = {one["name"]: one for one in running.get("/indexes").json()["data"]}
+    assert "made anew" in listed["own"]["error"]
+    assert listed["own"]["texts"] is None
+    assert listed["notes"]["error"] is None
+    assert listed["notes"]["texts"] == len(Index(notes))
+
+
+def test_merging_is_refused_where_it_would_do_nothing(notes: Path) -> None:
+    with pytest.raises(UserError, match="leave --merge out"):
+        load_all({}, {"notes": str(notes)}, "float32", 0.5)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_search_that_does_not_end_does_not_keep_the_server(
+    folder: Path, notes: Path, tmp_path: Path, signals: int
+) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import logging, sys, time\n"
+        "from llm2comp.retrieval.index import Index\n"
+        "from llm2comp.serving.server import serve\n"
+        "from llm2comp.serving.settings import Limits\n"
+        "logging.getLogger('llm2comp').setLevel(logging.INFO)\n"
+        "Index.find = lambda *_, **__: time.sleep(300)\n"
+        "limits = Limits(seconds=float(sys.argv[3]))\n"
+        "serve([f'tiny={sys.argv[1]}'], [sys.argv[2]], '127.0.0.1', 0, (), limits,\n"
+        "      dtype='float32', merge_threshold=None, batch_size=32)\n"
+    )
+    seconds = {1: 2, 2: 200}[signals]
+    command = [sys.executable, str(script), str(folder), str(notes), str(seconds)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if '"serving"' in line)
+            url = f"http://{json.loads(said)['addresses'][0]}"
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(
+                    requests.post, f"{url}/search", json={"query": "a", "by": "text"}, timeout=60
+                )
+                wait_for(lambda: "waiting_searches 1" in requests.get(f"{url}/metrics").text)
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.5)
+                assert process.wait(20) == 1
+                asked.exception()
+        finally:
+            process.kill()
 
 
 def test_an_index_brings_its_encoder(serve: Start, folder: Path, own: Path) -> None:
@@ -333,6 +399,11 @@ def test_numbers_that_json_does_not_have(serve: Start, folder: Path, own: Path) 
     metadata = {hit["id"]: hit["metadata"] for hit in found}
     assert metadata["inf"]["price"] == "Infinity"
     assert metadata["big"]["n"] == 2**62
+
+
+def test_the_name_of_an_index_has_no_slash(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has a slash; give NAME="):
+        named_indexes([f"a/b={tmp_path}"])
 
 
 def test_names_of_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

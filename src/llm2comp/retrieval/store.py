@@ -198,8 +198,9 @@ class Store:
             count: number of rows.
             where: condition in SQL that the rows meet.
         """
+        shown = self._shown()  # first: an index that was made anew may have other dimensions
         found = self._by_vector(self.table.search(query).distance_type("dot"), count, where)
-        rows = found.select([*self._shown(), DISTANCE]).to_list()
+        rows = found.select([*shown, DISTANCE]).to_list()
         return [(_row(one), 1 - one[DISTANCE]) for one in rows]
 
     def matching(self, query: str, count: int, where: str | None = None) -> list[tuple[Row, float]]:

@@ -25,9 +25,13 @@ def named_indexes(folders: Sequence[str]) -> dict[str, str]:
     """Return the folders of indexes by name, which is that of the folder, or as in `NAME=FOLDER`.
 
     Raises:
-        UserError: if two have the same name, or one has none.
+        UserError: if two have the same name, or one has none or a slash in it.
     """
-    return _named(folders, "index", lambda folder: Path(folder).resolve().name)
+    named = _named(folders, "index", lambda folder: Path(folder).resolve().name)
+    for name, folder in named.items():
+        if "/" in name:  # it would be several parts of an address
+            raise UserError(f"the name {name!r} of an index has a slash; give NAME={folder}")
+    return named
 
 
 def load_all(
@@ -48,8 +52,14 @@ def load_all(
         The encoders by name, and the indexes.
 
     Raises:
-        UserError: if something cannot be loaded, or the encoder of an index is not to be found.
+        UserError: if something cannot be loaded, the encoder of an index is not to be found, or
+            memory tokens are to be merged and no model is named.
     """
+    if merge_threshold is not None and not models:
+        raise UserError(
+            "--merge is for models that are named, and an index keeps the encoder that made it; "
+            "leave --merge out"
+        )
     opened = {name: Index(Path(folder)) for name, folder in indexes.items()}  # before what is slow
     named = dict(models)
     encoders = {name: load(model, dtype, merge_threshold) for name, model in named.items()}

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from types import FrameType
@@ -41,6 +42,9 @@ def serve(
 ) -> None:
     """Serve models until a signal asks to stop, and everything that was accepted is answered.
 
+    A second signal ends the process at once, with status 1. So does a search that goes on after the
+    first signal for longer than a request may take.
+
     Args:
         models: names or folders that `llm2comp.load` takes, or `NAME=FOLDER`.
         indexes: folders of indexes, or `NAME=FOLDER`. Their encoders are served too.
@@ -54,7 +58,6 @@ def serve(
 
     Raises:
         UserError: if the address cannot be used, or a model or an index cannot be loaded.
-        SystemExit: with status 1, if a second signal stopped it at once.
     """
     named, folders = named_models(models), named_indexes(indexes)
     listening = bind(host, port)  # before models are loaded, which takes seconds
@@ -66,8 +69,11 @@ def serve(
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
     server = Server(service, tokens)
     server.run(sockets=[listening])
-    if server.force_exit:
-        raise SystemExit(1)
+    if server.force_exit or not service.idle:
+        # Python would wait for the threads that still compute.
+        logger.warning("stopped with %d requests unanswered", service.waiting)
+        logging.shutdown()
+        os._exit(1)
     service.close()
 
 
@@ -113,6 +119,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service = service
+        self._latest = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say where."""
@@ -127,10 +134,12 @@ class Server(uvicorn.Server):
         """Drain at the first signal, and stop at once at the second."""
         self.should_exit = self.force_exit = self.service.draining
         self.service.draining = True
+        self._latest = time.monotonic() + self.service.limits.seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Stop listening when everything that was accepted is computed."""
-        self.should_exit |= self.service.draining and self.service.idle
+        """Stop listening when everything that was accepted is computed, or nobody waits for it."""
+        done = self.service.idle or time.monotonic() > self._latest
+        self.should_exit |= self.service.draining and done
         return await super().on_tick(counter)
 
 

@@ -90,8 +90,13 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether everything that was accepted is computed."""
-        waiting = [model.batcher.waiting for model in self.models.values()]
-        return not any([*waiting, self.searcher.waiting])
+        return not self.waiting
+
+    @property
+    def waiting(self) -> int:
+        """Texts and searches that are accepted and not computed."""
+        texts = sum(model.batcher.waiting for model in self.models.values())
+        return texts + self.searcher.waiting
 
     @property
     def alive(self) -> bool:
@@ -174,33 +179,33 @@ class Service:
             found = await self._compute(model, queries, "query", "query")
             vectors = list(index.index.fit(found.embeddings))
         # One after the other, so that the queries of a request do not hold up other requests.
-        return [
-            await self.in_thread(
-                partial(index.index.find, query, vector, top_k, where=where, by=by)
-            )
-            for query, vector in zip(queries, vectors, strict=True)
-        ]
-
-    async def in_thread(self, search: Callable[[], Found]) -> Found:
-        """Return what a function returns that reads an index.
-
-        Raises:
-            Problem: if too many searches wait already, or the index cannot be read so.
-        """
-        with _full_queue_is_a_problem():
-            accepted = self.searcher.submit(search)
         try:
-            return await asyncio.wrap_future(accepted)
+            return [
+                await self.in_thread(
+                    partial(index.index.find, query, vector, top_k, where=where, by=by)
+                )
+                for query, vector in zip(queries, vectors, strict=True)
+            ]
         except ReplacedError as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "the index was removed, or made anew",
+                f"the index {index.name} was removed, or made anew",
                 "start the server again",
             ) from error
         except UserError as error:
             raise Problem(
                 HTTPStatus.BAD_REQUEST, str(error), "see GET /indexes for the columns"
             ) from error
+
+    async def in_thread(self, search: Callable[[], Found]) -> Found:
+        """Return what a function returns that reads an index.
+
+        Raises:
+            Problem: if too many searches wait already.
+        """
+        with _full_queue_is_a_problem():
+            accepted = self.searcher.submit(search)
+        return await asyncio.wrap_future(accepted)
 
     async def embed(
         self,

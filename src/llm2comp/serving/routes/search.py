@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from llm2comp.retrieval.rows import Kind, Value
+from llm2comp.retrieval.store import ReplacedError
 from llm2comp.serving.routes.bodies import (
     ERRORS,
     Strict,
@@ -85,7 +86,8 @@ class IndexAnswer(BaseModel):
 
     name: str
     model: str
-    texts: int
+    error: str | None = Field(description="Why it cannot be searched, if it was removed or remade.")
+    texts: int | None
     dimensions: int
     precision: IndexPrecision
     columns: dict[str, Kind]
@@ -149,11 +151,17 @@ def search_routes(service: Service) -> APIRouter:
 
 def _described(served: ServedIndex) -> IndexAnswer:
     about = served.index.about
+    texts, columns, error = None, {}, None
+    try:
+        texts, columns = len(served.index), served.index.columns
+    except ReplacedError:
+        error = "it was removed, or made anew; start the server again"
     return IndexAnswer(
         name=served.name,
         model=served.model,
-        texts=len(served.index),
+        error=error,
+        texts=texts,
         dimensions=about.dim,
         precision=about.precision,
-        columns=served.index.columns,
+        columns=columns,
     )
