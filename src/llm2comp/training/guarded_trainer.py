@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.training.distributed import world
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.utils.finite import first_not_finite
@@ -88,7 +89,8 @@ class GuardedTrainer(Trainer, ABC):
         loss: Tensor = super().training_step(model, inputs, *args, **options)
         norms = [_gradient_norm(parameters).to(loss.device) for parameters in self.parts.values()]
         # One copy from the GPU, for which the step waits.
-        value, *gradients = torch.stack([loss.float(), *norms]).tolist()
+        mean = world.total(loss.float()) / world.size()
+        value, *gradients = torch.stack([mean, *norms]).tolist()
         if not math.isfinite(value):
             raise DivergenceError("the loss is not finite")
         if not all(map(math.isfinite, gradients)):
