@@ -81,7 +81,7 @@ def _one_voice() -> Iterator[None]:
             raise typer.Exit(status) from None
         if world.has_lost_another(error):
             typer.echo(f"llm2comp: {LOST}", err=True)
-            raise typer.Exit(status) from None
+            raise typer.Exit(1) from None
         raise
 
 

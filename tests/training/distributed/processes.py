@@ -1,7 +1,8 @@
 """Run `llm2comp train` in several processes, as a launcher does, and let some of them fail.
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
-`out`, `processes` and possibly `overrides`, `fault` and `fault_at`. Standard output gets the exit
+`out`, `processes`, `said` and possibly `fault` and `fault_at`. What process 0 says is in
+`said`.0.txt; `said`.json lists the checkpoints that the run left. Standard output gets the exit
 statuses of each run's processes, as JSON; a negative one is a signal.
 
 The processes are forked after the imports, which take most of the time of a new process.
@@ -10,7 +11,6 @@ The processes are forked after the imports, which take most of the time of a new
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -25,12 +25,6 @@ from llm2comp.training.monitoring.progress import RunProgress
 
 SECONDS = 120
 """A run that hangs is killed after this time."""
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def fail(fault: str, stage: str, step: int) -> None:
@@ -58,18 +52,17 @@ def fail(fault: str, stage: str, step: int) -> None:
 def process(run: dict[str, Any], rank: int, port: int) -> None:
     """Be one process of a run."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     if run["processes"] > 1:
         number = str(run["processes"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         os.environ |= {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    Path(run["out"]).mkdir(parents=True, exist_ok=True)
-    said = os.open(f"{run['out']}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    said = os.open(f"{run['said']}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(said, 1)
     os.dup2(said, 2)
     if "fault" in run and rank == run["fault_at"][0]:
         fail(run["fault"], *run["fault_at"][1:])
-    overrides = run.get("overrides", [])
-    sys.argv = ["llm2comp", "train", run["recipe"], *overrides, "--out", run["out"]]
+    sys.argv = ["llm2comp", "train", run["recipe"], "--out", run["out"]]
     status = 1
     try:
         main()
@@ -82,7 +75,9 @@ def process(run: dict[str, Any], rank: int, port: int) -> None:
 
 def statuses(run: dict[str, Any]) -> list[int]:
     """Run, and return the exit status of each process."""
-    port, children = free_port(), []
+    # torchrun holds the store that the processes share, so that it outlives each of them.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port, children = store.port, []
     for rank in range(run["processes"]):
         child = os.fork()
         if not child:
@@ -99,6 +94,8 @@ def statuses(run: dict[str, Any]) -> list[int]:
                 os.kill(child, signal.SIGKILL)
         else:
             time.sleep(0.01)
+    left = sorted(path.name for path in Path(run["out"]).glob(".*.work/checkpoint-*"))
+    Path(f"{run['said']}.json").write_text(json.dumps(left))
     return [ended[child] for child in children]
 
 

@@ -7,6 +7,7 @@ nothing here does anything.
 import functools
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,16 +185,17 @@ def is_first_to_fail() -> bool:
     """
     if size() == 1:  # the processes have not joined yet, and all fail for the same reason
         return os.environ.get("RANK", "0") == "0"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=SECONDS_TO_ASK),
-        )
-        return store.add("llm2comp/failures", 1) == 1
-    except (KeyError, RuntimeError):  # the store has ended, with the main process
-        return is_main()
+        socket.create_connection((host, port), SECONDS_TO_ASK).close()
+    except OSError:
+        # The store has ended, as it does with the main process if no launcher holds it.
+        return rank() <= 1
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=False, timeout=timedelta(seconds=SECONDS_TO_ASK)
+    )
+    first: bool = store.add("llm2comp/failures", 1) == 1
+    return first
 
 
 def has_lost_another(error: Exception) -> bool:

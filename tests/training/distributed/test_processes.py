@@ -1,0 +1,190 @@
+"""Two and four processes train as one does, and a process that fails loses nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("processes.py")
+STAGES = ("1-pretext", "2-unsupervised", "3-supervised")
+FAULTS = {
+    "killed": ("SIGKILL", 1, 5),
+    "killed in a checkpoint": ("in a checkpoint", 0, 4),
+    "terminated": ("SIGTERM", 1, 5),
+    "disk full": ("error", 1, 5),
+}
+"""The fault, the process that has it, and the step of stage 3 after which it has it."""
+
+
+def start(runs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
+    """Run in processes, and return their exit statuses."""
+    spec = folder / "runs.json"
+    spec.write_text(json.dumps(runs))
+    done = subprocess.run(
+        [sys.executable, SCRIPT, spec],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=500,
+    )
+    statuses: list[list[int]] = json.loads(done.stdout)
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Path, folder: Path) -> dict[str, Any]:
+    """Three stages without dropout, because each process draws dropout of its own.
+
+    Stage 3 has rows with none to three hard negatives, rows with scores, and pairs. Its last
+    batches of a source are not full, so that there are fewer rows than processes.
+    """
+    content: dict[str, Any] = yaml.safe_load(tiny_recipe.read_text())
+    texts = tiny_recipe.with_name("texts.txt").read_text().splitlines()
+    mined = [
+        {"query": texts[i], "pos": [texts[i + 60]], "neg": texts[120 + i : 120 + i + i % 4]}
+        for i in range(60)
+    ]
+    (folder / "mined.jsonl").write_text("\n".join(map(json.dumps, mined)))
+    content["backbone"]["dtype"] = "float32"
+    for stage in content["stages"]:
+        stage |= {"lora": {"r": 4, "dropout": 0.0}, "learning_rate": 1e-3}
+        stage |= {"steps": 5, "batch_size": 8, "log_steps": 1, "save_steps": 4}
+    pretext, unsupervised, supervised = content["stages"]
+    del pretext["memory_learning_rate"]
+    unsupervised |= {"views": "crop", "attention_dropout": 0.0}
+    scored, pairs = (str(tiny_recipe.with_name(f"{name}.jsonl")) for name in ("scored", "pairs"))
+    supervised |= {
+        "data": [
+            {"source": str(folder / "mined.jsonl"), "negatives": 4},
+            {"source": scored},
+            {"source": pairs, "weight": 0.5},
+        ],
+        "steps": 12,
+        "mini_batch_size": 2,
+    }
+    return content
+
+
+@pytest.fixture(scope="module")
+def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
+    """All runs of this module, by name: the exit statuses of their processes."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    runs: dict[str, dict[str, Any]] = {
+        f"of {number}": {"recipe": "recipe.yaml", "processes": number} for number in (1, 2, 4)
+    }
+    tuned = recipe | {"stages": recipe["stages"][-1:], "base": str(folder / "of 1" / STAGES[1])}
+    tuned["backbone"] = {"dtype": "float32"}
+    del tuned["memory"]
+    tuned["stages"] = [tuned["stages"][0] | {"lora": {"r": 4, "dropout": 0.2}}]
+    (folder / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    two = {"recipe": "tuned.yaml", "processes": 2}
+    runs["undisturbed"] = dict(two)
+    for name, (fault, *at) in FAULTS.items():
+        runs[name] = two | {"fault": fault, "fault_at": [at[0], "supervised", at[1]]}
+        runs[f"{name}, continued"] = dict(two)
+    for name, run in runs.items():
+        run |= {"recipe": str(folder / run["recipe"])}
+        run |= {"out": str(folder / name.removesuffix(", continued")), "said": str(folder / name)}
+    return dict(zip(runs, start([*runs.values()], folder), strict=True))
+
+
+def said(folder: Path, name: str) -> str:
+    return "".join(file.read_text() for file in sorted(folder.glob(f"{name}.?.txt")))
+
+
+def losses(out: Path) -> list[tuple[str, int, float, float]]:
+    events = map(json.loads, (out / "run.jsonl").read_text().splitlines())
+    keys = ("stage", "step", "loss", "grad_norm")
+    return [tuple(event[key] for key in keys) for event in events if "loss" in event]
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_train_as_one_process_does(
+    statuses: dict[str, list[int]], folder: Path, number: int
+) -> None:
+    assert statuses["of 1"] == [0]
+    assert statuses[f"of {number}"] == [0] * number, said(folder, f"of {number}")
+    one, several = folder / "of 1", folder / f"of {number}"
+    expected = losses(one)
+    assert len(expected) == 5 + 5 + 12
+    assert losses(several) == [
+        (stage, step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
+        for stage, step, loss, norm in expected
+    ]
+    for stage in STAGES:
+        path = Path(stage, "adapter", "adapter_model.safetensors")
+        weights, wanted = load_file(several / path), load_file(one / path)
+        assert weights.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert (weights[name] - tensor).abs().max() < 1e-5, name
+
+
+def test_a_run_of_processes_leaves_what_a_run_of_one_leaves(
+    statuses: dict[str, list[int]], folder: Path
+) -> None:
+    """The main process alone writes; each event is in the log once."""
+
+    def files(out: Path) -> set[str]:
+        found = {str(f.relative_to(out)) for f in out.rglob("*")}
+        return {f for f in found if "tensorboard/" not in f}
+
+    def events(out: Path) -> list[tuple[str, ...]]:
+        lines = (out / "run.jsonl").read_text().splitlines()
+        return [tuple(json.loads(line)) for line in lines]
+
+    assert files(folder / "of 2") == files(folder / "of 1")
+    assert events(folder / "of 2") == events(folder / "of 1")
+    assert "Load it with" in (folder / "of 2.0.txt").read_text()
+    assert (folder / "of 2.1.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_that_failed_continues_and_equals_one_that_did_not(
+    statuses: dict[str, list[int]], folder: Path, fault: str
+) -> None:
+    assert statuses["undisturbed"] == [0, 0], said(folder, "undisturbed")
+    continued = f"{fault}, continued"
+    assert statuses[continued] == [0, 0], said(folder, continued)
+    expected, found = folder / "undisturbed", folder / fault
+    assert losses(found) == losses(expected)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (found / "model" / name).read_bytes() == (expected / "model" / name).read_bytes()
+    assert not list(found.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "line"),
+    [
+        ("killed", [1, -9], "another process of this run has ended"),
+        ("killed in a checkpoint", [-9, 1], "another process of this run has ended"),
+        ("terminated", [143, 143], "stopped by SIGTERM"),
+        ("disk full", [1, 2], "disk full"),
+    ],
+)
+def test_what_fails_ends_all_processes_with_one_line(
+    statuses: dict[str, list[int]], folder: Path, fault: str, status: list[int], line: str
+) -> None:
+    text = said(folder, fault)
+    assert statuses[fault] == status, text
+    lines = [one for one in text.splitlines() if one.startswith("llm2comp: ")]
+    assert [line in one for one in lines] == [True], text
+    assert "Traceback" not in text
+
+
+def test_sigterm_writes_a_checkpoint_of_the_step_that_is_trained(
+    statuses: dict[str, list[int]], folder: Path
+) -> None:
+    """Checkpoints are due after every fourth step, and the signal came after step 5."""
+    done = json.loads((folder / "terminated.json").read_text())
+    assert done == ["checkpoint-4", "checkpoint-5"]
