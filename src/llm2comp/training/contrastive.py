@@ -51,6 +51,7 @@ from llm2comp.training.trainer import (
     log_trained,
     run_training,
     save_trained,
+    trained_tensors,
     training_arguments,
 )
 from llm2comp.utils.finite import require_finite
@@ -215,7 +216,7 @@ def _train(
 def _keep_trained(model: SentenceTransformer, adapted: PeftModel | None, workdir: Path) -> None:
     """Write what was trained into the work folder."""
     if adapted is None:
-        save_trained(model, workdir)
+        save_trained(trained_tensors(model), workdir)
     else:
         adapted.save_pretrained(str(workdir / encoder.ADAPTER), save_embedding_layers=False)
 

@@ -10,10 +10,11 @@ from statistics import mean
 from typing import Any, cast
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import save_fsdp_optimizer, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
@@ -23,6 +24,13 @@ from llm2comp.recipe import Pretext, StageBase
 from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
 from llm2comp.training.distributed import world
 from llm2comp.training.distributed.preemption import Preemption
+from llm2comp.training.distributed.sharded import (
+    copy_to,
+    divide_by_blocks,
+    is_fsdp,
+    make_trained_whole,
+    whole,
+)
 from llm2comp.training.distributed.shares import read_whole_batches
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
 from llm2comp.training.monitoring import divergence
@@ -47,15 +55,25 @@ class AdapterCheckpoints(GuardedTrainer):
 
     run_log: RunLog
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        if not self.args.should_save:
-            return
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains, and the place in the log. All processes must take part."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_trained(cast(nn.Module, self.model), folder)
-        (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+        tensors = trained_tensors(cast(nn.Module, self.model))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(tensors, folder)
+            (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_fsdp():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would write the frozen weights too.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            state = cast(Any, self.lr_scheduler).state_dict()
+            torch.save(state, Path(output_dir, SCHEDULER_NAME))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Prepare for several processes."""
@@ -148,19 +166,22 @@ class PretextTrainer(AdapterCheckpoints):
         super().log(logs, *args, **options)
 
 
-def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write the parameters of a model that train."""
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a model that train, whole and in main memory, by name."""
     parameters = trainable_parameters(model)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+
+
+def save_trained(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write what `trained_tensors` returned."""
     save_file(tensors, folder / WEIGHTS)
 
 
-@torch.no_grad()
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Load what `save_trained` wrote into a model of the same kind."""
     parameters = dict(model.named_parameters())
     for name, tensor in load_file(folder / WEIGHTS).items():
-        parameters[name].copy_(tensor)
+        copy_to(parameters[name], tensor)
 
 
 def run_training(
@@ -186,6 +207,8 @@ def run_training(
     preemption = Preemption()
     trainer.add_callback(preemption)
     checkpoint = world.from_main(lambda: last_checkpoint(context.workdir))
+    if is_fsdp():
+        divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))
     if world.size() > 1:
         set_seed(context.recipe.seed, device_specific=True)  # each process has other dropout
     try:
@@ -206,6 +229,7 @@ def run_training(
         raise world.from_main(stop) from error
     finally:
         progress.bar.stop()  # because a round of mining ends without the end of a training
+    make_trained_whole(cast(nn.Module, trainer.model))
     finish_trackers(context.recipe.report_to)
 
 

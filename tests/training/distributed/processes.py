@@ -13,10 +13,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from llm2comp.__main__ import main
 from llm2comp.cli import app  # noqa: F401 (it is imported once, before the forks)
@@ -38,8 +40,8 @@ def fail(fault: str, stage: str, step: int) -> None:
                 raise OSError(28, "No space left on device")
             os.kill(os.getpid(), getattr(signal, fault))
 
-    def save_trained(model: Any, folder: Path) -> None:
-        save(model, folder)
+    def save_trained(tensors: Any, folder: Path) -> None:
+        save(tensors, folder)
         if folder.name == f"checkpoint-{step}":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -47,6 +49,24 @@ def fail(fault: str, stage: str, step: int) -> None:
         trainer.save_trained = save_trained
     else:
         RunProgress.on_step_end = on_step_end
+
+
+def use_fsdp() -> None:
+    """Let accelerate use FSDP without a GPU, which torch can and accelerate does not offer."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    os.environ |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    os.environ |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    original = AcceleratorState.__init__
+
+    def initialise(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        if options.get("fsdp_plugin") is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = options["fsdp_plugin"]
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = initialise
 
 
 def process(run: dict[str, Any], rank: int, port: int) -> None:
@@ -60,6 +80,8 @@ def process(run: dict[str, Any], rank: int, port: int) -> None:
     said = os.open(f"{run['said']}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    if run.get("fsdp"):
+        use_fsdp()
     if "fault" in run and rank == run["fault_at"][0]:
         fail(run["fault"], *run["fault_at"][1:])
     sys.argv = ["llm2comp", "train", run["recipe"], "--out", run["out"]]
@@ -69,6 +91,8 @@ def process(run: dict[str, Any], rank: int, port: int) -> None:
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
