@@ -1,7 +1,7 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import AutoConfig
@@ -32,6 +33,7 @@ from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.distributed import world
+from llm2comp.training.distributed.sharded import is_fsdp
 from llm2comp.training.distributed.shares import as_part_of_a_sum
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
@@ -72,7 +74,9 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
         if world.size() == 1:
             return super().compute_loss(model, inputs, *args, **options)
         self.gathered.counts = inputs.pop("counts")
-        loss: Any = super().compute_loss(model, inputs, *args, **options)
+        # With FSDP all processes must call the model as often, whatever their numbers of texts.
+        with column_merging_disabled() if is_fsdp() else nullcontext():
+            loss: Any = super().compute_loss(model, inputs, *args, **options)
         return as_part_of_a_sum(loss)
 
     def beginnings(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Run `llm2comp train` in several processes, as a launcher does, and let some of them fail.
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
-`out`, `processes`, `said` and possibly `fault` and `fault_at`. What process 0 says is in
+`out`, `processes`, `said` and possibly `fsdp`, `fault` and `fault_at`. What process 0 says is in
 `said`.0.txt; `said`.json lists the checkpoints that the run left. Standard output gets the exit
 statuses of each run's processes, as JSON; a negative one is a signal.
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from torch.distributed.fsdp import FSDPModule
 
 from llm2comp.__main__ import main
 from llm2comp.cli import app  # noqa: F401 (it is imported once, before the forks)
@@ -67,6 +68,13 @@ def use_fsdp() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = initialise
+    after = RunProgress.on_step_end
+
+    def on_step_end(self: RunProgress, *arguments: Any, model: Any, **other: Any) -> None:
+        assert isinstance(model, FSDPModule), "the weights are not divided"
+        after(self, *arguments, **other)
+
+    RunProgress.on_step_end = on_step_end
 
 
 def process(run: dict[str, Any], rank: int, port: int) -> None:

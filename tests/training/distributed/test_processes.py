@@ -1,5 +1,6 @@
 """Two and four processes train as one does, and a process that fails loses nothing."""
 
+import copy
 import json
 import os
 import subprocess
@@ -61,6 +62,7 @@ def recipe(tiny_recipe: Path, folder: Path) -> dict[str, Any]:
         stage |= {"lora": {"r": 4, "dropout": 0.0}, "learning_rate": 1e-3}
         stage |= {"steps": 5, "batch_size": 8, "log_steps": 1, "save_steps": 4}
     pretext, unsupervised, supervised = content["stages"]
+    unsupervised["eval_pairs"] = supervised["eval_pairs"] = 4
     del pretext["memory_learning_rate"]
     unsupervised |= {"views": "crop", "attention_dropout": 0.0}
     scored, pairs = (str(tiny_recipe.with_name(f"{name}.jsonl")) for name in ("scored", "pairs"))
@@ -80,6 +82,11 @@ def recipe(tiny_recipe: Path, folder: Path) -> dict[str, Any]:
 def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     """All runs of this module, by name: the exit statuses of their processes."""
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    divided = copy.deepcopy(recipe)
+    divided["stages"][-1]["mini_batch_size"] = 32
+    for stage in divided["stages"]:
+        stage["gradient_checkpointing"] = True
+    (folder / "divided.yaml").write_text(yaml.safe_dump(divided))
     runs: dict[str, dict[str, Any]] = {
         f"of {number}": {"recipe": "recipe.yaml", "processes": number} for number in (1, 2, 4)
     }
@@ -88,6 +95,9 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     del tuned["memory"]
     tuned["stages"] = [tuned["stages"][0] | {"lora": {"r": 4, "dropout": 0.2}}]
     (folder / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    fsdp = {"recipe": "divided.yaml", "processes": 2, "fsdp": True}
+    runs["of 2, FSDP"] = fsdp | {"fault": "SIGTERM", "fault_at": [1, "pretext", 3]}
+    runs["of 2, FSDP, continued"] = dict(fsdp)
     two = {"recipe": "tuned.yaml", "processes": 2}
     runs["undisturbed"] = dict(two)
     for name, (fault, *at) in FAULTS.items():
@@ -109,13 +119,15 @@ def losses(out: Path) -> list[tuple[str, int, float, float]]:
     return [tuple(event[key] for key in keys) for event in events if "loss" in event]
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("processes", ["of 2", "of 4", "of 2, FSDP"])
 def test_processes_train_as_one_process_does(
-    statuses: dict[str, list[int]], folder: Path, number: int
+    statuses: dict[str, list[int]], folder: Path, processes: str
 ) -> None:
+    """With FSDP, the run was also stopped in stage 1, and continued."""
+    last = processes + ", continued" * (processes == "of 2, FSDP")
     assert statuses["of 1"] == [0]
-    assert statuses[f"of {number}"] == [0] * number, said(folder, f"of {number}")
-    one, several = folder / "of 1", folder / f"of {number}"
+    assert set(statuses[last]) == {0}, said(folder, last)
+    one, several = folder / "of 1", folder / processes
     expected = losses(one)
     assert len(expected) == 5 + 5 + 12
     assert losses(several) == [

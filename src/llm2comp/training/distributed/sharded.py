@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -21,6 +22,9 @@ def divide_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
     """Let FSDP divide each block of the backbone by itself, so that one is whole at a time."""
     body = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = list(body._no_split_modules or ())
+    if isinstance(model, SentenceTransformer):
+        # accelerate looks for the last norm here. It would take `Normalize`, which has no weights.
+        vars(model)["base_model_prefix"] = "0"
 
 
 def divide_again(model: nn.Module) -> None:
