@@ -78,10 +78,10 @@ def _one_voice() -> Iterator[None]:
 
         status = 2 if isinstance(error, UserError) else 1
         if not world.is_first_to_fail():
-            raise typer.Exit(status) from None
+            raise SystemExit(status) from None
         if world.has_lost_another(error):
             typer.echo(f"llm2comp: {LOST}", err=True)
-            raise typer.Exit(1) from None
+            raise SystemExit(1) from None
         raise
 
 

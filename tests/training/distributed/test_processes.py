@@ -14,6 +14,12 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("processes.py")
 STAGES = ("1-pretext", "2-unsupervised", "3-supervised")
+MISTAKES = {
+    "an unknown key": ({"no_such_key": 1}, "no_such_key"),
+    "no such file": ({"data": [{"source": "no-such-file.jsonl"}]}, "no-such-file.jsonl"),
+    "divergence": ({"learning_rate": 1e30}, "supervised diverged at step 2"),
+}
+"""Changes of stage 3, and a part of the line that the run ends with."""
 FAULTS = {
     "killed": ("SIGKILL", 1, 5),
     "killed in a checkpoint": ("in a checkpoint", 0, 4),
@@ -103,6 +109,10 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     for name, (fault, *at) in FAULTS.items():
         runs[name] = two | {"fault": fault, "fault_at": [at[0], "supervised", at[1]]}
         runs[f"{name}, continued"] = dict(two)
+    for name, (changes, _) in MISTAKES.items():
+        wrong = tuned | {"stages": [tuned["stages"][0] | changes]}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(wrong))
+        runs[name] = {"recipe": f"{name}.yaml", "processes": 2}
     for name, run in runs.items():
         run |= {"recipe": str(folder / run["recipe"])}
         run |= {"out": str(folder / name.removesuffix(", continued")), "said": str(folder / name)}
@@ -113,7 +123,18 @@ def said(folder: Path, name: str) -> str:
     return "".join(file.read_text() for file in sorted(folder.glob(f"{name}.?.txt")))
 
 
-def losses(out: Path) -> list[tuple[str, int, float, float]]:
+Losses = list[tuple[str, int, float, float]]
+"""For each step its stage and number, the loss, and the norm of the gradient."""
+
+
+def same(found: Losses, expected: Losses) -> bool:
+    return found == [
+        (stage, step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
+        for stage, step, loss, norm in expected
+    ]
+
+
+def losses(out: Path) -> Losses:
     events = map(json.loads, (out / "run.jsonl").read_text().splitlines())
     keys = ("stage", "step", "loss", "grad_norm")
     return [tuple(event[key] for key in keys) for event in events if "loss" in event]
@@ -130,10 +151,7 @@ def test_processes_train_as_one_process_does(
     one, several = folder / "of 1", folder / processes
     expected = losses(one)
     assert len(expected) == 5 + 5 + 12
-    assert losses(several) == [
-        (stage, step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
-        for stage, step, loss, norm in expected
-    ]
+    assert same(losses(several), expected)
     for stage in STAGES:
         path = Path(stage, "adapter", "adapter_model.safetensors")
         weights, wanted = load_file(several / path), load_file(one / path)
@@ -194,9 +212,94 @@ def test_what_fails_ends_all_processes_with_one_line(
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_said_once(statuses: dict[str, list[int]], folder: Path, mistake: str) -> None:
+    """It happens before the processes have joined, in the main one alone, or in all of them."""
+    text = said(folder, mistake)
+    assert statuses[mistake] == [2, 2], text
+    lines = [one for one in text.splitlines() if one.startswith("llm2comp: ")]
+    assert [MISTAKES[mistake][1] in one for one in lines] == [True], text
+
+
 def test_sigterm_writes_a_checkpoint_of_the_step_that_is_trained(
     statuses: dict[str, list[int]], folder: Path
 ) -> None:
     """Checkpoints are due after every fourth step, and the signal came after step 5."""
     done = json.loads((folder / "terminated.json").read_text())
     assert done == ["checkpoint-4", "checkpoint-5"]
+
+
+def variants(recipe: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Recipes of one stage with what most recipes do not have."""
+    pretext, _, supervised = recipe["stages"]
+    pairs = supervised["data"][-1]["source"]
+    encoder = str(folder / "of 1" / STAGES[0])
+    mine = {"mining": {"negatives": 2, "every": 3}}
+    teacher = {"data": [{"source": pairs, "teacher": str(folder / "of 1" / STAGES[2])}]}
+    masked = {"objective": "mntp", "mask_probability": 1.0, "masking": "all"}
+    fixed = {"data": [{"source": pairs}], "steps": 6}
+    stages: dict[str, dict[str, Any]] = {
+        "mining": supervised | fixed | mine,
+        "teacher": supervised | fixed | teacher,
+        "guide": supervised | fixed | {"guide": encoder},
+        "tokens": supervised | {"mini_batch_tokens": 60},
+        "matryoshka": supervised | {"matryoshka": [32, 8]},
+        "all weights": supervised | fixed | {"lora": None, "memory_learning_rate": None},
+        "scores": supervised | fixed,
+        "masked tokens": pretext | masked | {"attention": "bidirectional"},
+        "embedding prediction": pretext | {"objective": "embedding_prediction"},
+    }
+    recipes = {}
+    for name, stage in stages.items():
+        content = recipe | {"stages": [stage]}
+        if stage["stage"] == "supervised":
+            content |= {"base": encoder, "backbone": {"dtype": "float32"}}
+            del content["memory"]
+        recipes[name] = content
+    during = {"data": pairs, "every": 2, "patience": 2}
+    recipes["scores"] |= {"evaluation": {"tasks": [], "during": during}}
+    return recipes
+
+
+@pytest.mark.exhaustive
+def test_what_few_recipes_have_is_the_same_too(
+    statuses: dict[str, list[int]], recipe: dict[str, Any], folder: Path
+) -> None:
+    runs = []
+    recipes = variants(recipe, folder)
+    for name, content in recipes.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        for number in (1, 2):
+            out = str(folder / f"{name}, {number}")
+            runs.append({"recipe": str(path), "out": out, "said": out, "processes": number})
+    ended = start(runs, folder)
+    for place, name in enumerate(recipes):
+        assert ended[2 * place : 2 * place + 2] == [[0], [0, 0]], said(folder, f"{name}, 2")
+        one, two = (losses(folder / f"{name}, {number}") for number in (1, 2))
+        assert len(one) >= 5
+        assert same(two, one), name
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --nproc_per_node 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 "
+        "--local-addr 127.0.0.1",
+        "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no --main_process_port 0",
+    ],
+    ids=["torchrun", "accelerate launch"],
+)
+def test_real_launchers(
+    statuses: dict[str, list[int]], folder: Path, tmp_path: Path, launcher: str
+) -> None:
+    command = ["llm2comp", "train", folder / "recipe.yaml", "--out", tmp_path]
+    subprocess.run(
+        [sys.executable, "-m", *launcher.split(), "-m", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=400,
+    )
+    assert same(losses(tmp_path), losses(folder / "of 1"))
