@@ -14,6 +14,7 @@ LAYERS = [
     "api",
     "api_index",
     "api_mining",
+    "api_planning",
     "api_publishing",
     "api_analysis",
     "serving",

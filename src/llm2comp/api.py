@@ -15,6 +15,7 @@ from llm2comp.api_analysis import report as report
 from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine
+from llm2comp.api_planning import plan as plan
 from llm2comp.api_publishing import push as push
 from llm2comp.errors import UserError
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from sentence_transformers import SentenceTransformer
 
-    from llm2comp.evaluation.checked_export import Check
     from llm2comp.evaluation.store import Score
+    from llm2comp.inference.last_token import Difference
     from llm2comp.inference.search import Hit
     from llm2comp.inference.vector_format import VectorFormat
     from llm2comp.recipe import Recipe
     from llm2comp.training.study.results import Results
-    from llm2comp.utils.choices import Backend, EmbeddingPrecision, Precision, Prompt, Suite
+    from llm2comp.utils.choices import EmbeddingPrecision, Export, Precision, Prompt, Suite
 
     Model = str | Path | SentenceTransformer
     """An encoder folder, released name or hub id, or a loaded model."""
@@ -338,23 +339,26 @@ def evaluate(
 
 
 def export(
-    model: str | Path, to: Backend, out: str | Path, *, int8: bool = False, dim: int | None = None
-) -> Check:
-    """Compile an encoder for ONNX Runtime or OpenVINO, and return how much the export differs.
+    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None
+) -> Difference:
+    """Write an encoder for another runtime or for servers, and return how much the export differs.
 
-    The export is compared with the encoder in PyTorch and float32, by its embeddings and by its
-    score on STSBenchmark. An export that differs too much is not written.
+    The export is compared with the encoder in PyTorch and float32, by its embeddings and, if it is
+    compiled, by its score on STSBenchmark. An export that differs too much is not written.
 
     Args:
         model: name or folder that `load` takes.
-        to: `"onnx"` or `"openvino"`.
+        to: `"onnx"` or `"openvino"` to compile it; `"last-token"` for servers that pool by
+            themselves, such as vLLM. The encoder must then have one memory token and causal
+            attention.
         out: encoder folder to write.
-        int8: store the weights in 8 bits.
-        dim: as in `encode`. The folder has a module more, which all clients read.
+        int8: store the weights in 8 bits; not for `"last-token"`.
+        dim: as in `encode`. The folder has a module more, which all clients read; not for
+            `"last-token"`.
 
     Raises:
-        UserError: if the encoder cannot be loaded, the backend is not installed, `out` holds
-            something else, or the export differs too much.
+        UserError: if the encoder cannot be loaded or has no such form, the backend is not
+            installed, `out` holds something else, or the export differs too much.
 
     Examples:
         >>> check = llm2comp.export("smollm2-135m-llm2comp", "onnx", "encoder-onnx")
@@ -363,7 +367,12 @@ def export(
         >>> model = llm2comp.load("encoder-onnx")
     """
     from llm2comp.evaluation.checked_export import export as compile_encoder
+    from llm2comp.inference.last_token import export as pool_last_token
 
+    if to == "last-token":
+        if int8 or dim is not None:
+            raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
+        return pool_last_token(str(model), Path(out))
     return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 

@@ -24,6 +24,7 @@ from llm2comp.training import pipeline
 RUNNER = CliRunner()
 COMMANDS = [
     "train",
+    "plan",
     "mine",
     "encode",
     "search",
@@ -36,6 +37,7 @@ COMMANDS = [
     "study",
     "export",
     "push",
+    "serve",
     "data list",
     "data fetch",
     "demo",

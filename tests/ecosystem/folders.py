@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import llm2comp
 from llm2comp.model import encoder, released
+from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.model.lineage import Lineage, StageRecord
@@ -20,7 +21,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Lora, Recipe
 
 QUERY, PROMPT = "how do whales breathe", "query: "
-RELEASED = "smollm2-135m-llm2comp"
+RELEASED, LAST_TOKEN = "smollm2-135m-llm2comp", "last-token"
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,33 @@ class Folder:
 
 
 def write_folders(parent: Path) -> list[Folder]:
-    """Write a causal and a bidirectional folder, and return them with the released encoder."""
+    """Write folders with causal and bidirectional attention and an export for servers.
+
+    The released encoder comes with them. The export is of a real backbone, because servers compute
+    no tiny ones.
+    """
     shutil.rmtree(parent, ignore_errors=True)
     backbone = _backbone(parent / "backbone")
+    one = _encoder(backbone_folder("smollm2-135m"), parent / "one", causal=True, k=1)
+    llm2comp.export(one, "last-token", parent / LAST_TOKEN)
     return [
         _folder("causal", _encoder(backbone, parent / "causal", causal=True), causal=True),
         _folder(RELEASED, released.fetch(RELEASED), causal=True, has_prompt=False),
         _folder("bidirectional", _encoder(backbone, parent / "bidirectional", causal=False)),
+        _folder(LAST_TOKEN, parent / LAST_TOKEN, causal=True, of=one),
     ]
 
 
-def _folder(name: str, path: Path, *, causal: bool = False, has_prompt: bool = True) -> Folder:
-    model = llm2comp.load(path, "float32")
+def _folder(
+    name: str,
+    path: Path,
+    *,
+    causal: bool = False,
+    has_prompt: bool = True,
+    of: Path | None = None,
+) -> Folder:
+    """Return a folder with the embeddings of the encoder that it is an export of, or its own."""
+    model = llm2comp.load(of or path, "float32")
     texts = [*TEXTS, ""]
     plain, prompted = model.encode([QUERY, PROMPT + QUERY])
     return Folder(name, path, causal, has_prompt, texts, model.encode(texts), (plain, prompted))
@@ -102,13 +118,13 @@ def _backbone(folder: Path) -> Path:
     return folder
 
 
-def _encoder(backbone: Path, folder: Path, *, causal: bool) -> Path:
+def _encoder(backbone: Path, folder: Path, *, causal: bool, k: int = 4) -> Path:
     """Write an encoder folder with a random adapter."""
     recipe = Recipe.model_validate(
         {
             "name": folder.name,
-            "backbone": {"name": str(backbone)},
-            "memory": {"tokens": 4},
+            "backbone": {"name": str(backbone), "add_bos": True},
+            "memory": {"tokens": k},
             "prompts": {"query": PROMPT, "document": ""},
             "stages": [
                 {"stage": "pretext", "data": [{"source": "boolq-passages"}], "steps": 1}
@@ -118,7 +134,7 @@ def _encoder(backbone: Path, folder: Path, *, causal: bool) -> Path:
     )
     model = LlamaForCausalLM.from_pretrained(backbone).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(backbone)
-    extended = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed)
+    extended = add_memory_tokens(model, tokenizer, recipe.memory, recipe.seed, add_bos=True)
     compressor = Compressor(
         model, recipe.memory.tokens, Lora(r=4), bos_id=extended.bos_token_id, causal=causal
     ).eval()

@@ -62,6 +62,31 @@ def test_the_id_of_a_line_is_its_place(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
+def test_a_file_has_one_name_in_ids_however_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    for folder in (home / "notes", tmp_path / "other"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("one\n")
+    (home / "link").symlink_to(home / "notes")
+    monkeypatch.chdir(home / "notes")
+    names = ["a.txt", "../notes/a.txt", str(home / "notes"), str(home / "link" / "*.txt")]
+    found = [[row.id for row in Corpus.survey(name, home).rows()] for name in names]
+    assert found == [["notes/a.txt:1"]] * 4
+    other = Corpus.survey("../../other/a.txt", home)
+    assert [row.id for row in other.rows()] == [f"{tmp_path.resolve()}/other/a.txt:1"]
+
+
+def test_numbers_of_csv_that_are_no_floats_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,n\na,9007199254740993\nb,0.5\n")
+    corpus = Corpus.survey(str(tmp_path / "rows.csv"))
+    assert [corpus.kinds.values(row) for row in corpus.rows()] == [
+        {"n": "9007199254740993"},
+        {"n": "0.5"},
+    ]
+
+
 def test_parquet_keeps_types_and_leaves_vectors_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +110,15 @@ def test_parquet_keeps_types_and_leaves_vectors_out(
         ([{"text": "x", "vector": 1}], r":1: the column 'vector' has a name"),
         ([{"text": "x", "a.b": 1}], r":1: the column 'a.b' has a name"),
         ([{"text": "x", "year": 1, "Year": 2}], r":1: the columns 'year' and 'Year'"),
+        (
+            [{"text": "x", "year": 1}, {"text": "y", "Year": 2}],
+            r":2: the columns 'year' and 'Year'",
+        ),
+        (
+            [{"text": "x", "n": 2**53 + 1}, {"text": "y", "n": 0.5}],
+            r":1: 'n' is .* no float equals",
+        ),
+        ([{"text": "x", "n": 0.5}, {"text": "y", "n": -(2**53) - 1}], r":2: 'n' is .* no float"),
         ([{"txt": "x"}], r":1: no 'text'"),
         ([{"text": ""}], "no texts in it"),
     ],
@@ -105,9 +139,14 @@ def test_rows_of_a_program_are_checked_too() -> None:
         {"id": "half \ud800", "text": "x"},
         {"id": 1, "text": "x", "n": "half \ud800"},
         {"id": 1, "text": "x", "half \ud800": "n"},
+        {"id": 1, "text": "x", 5: "n"},
+        "text",
+        None,
     ):
         with pytest.raises(UserError, match="^row 0: "):
-            given_rows([bad])
+            given_rows([bad])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="differ in case alone"):
+        given_rows([{"id": 1, "text": "x", "lang": "de"}, {"id": 2, "text": "x", "Lang": "fr"}])
 
 
 def test_not_a_number_is_a_missing_value() -> None:
@@ -126,3 +165,9 @@ def test_an_index_keeps_the_types_of_its_columns() -> None:
     for kinds in (Kinds({"n": "float"}), Kinds({"s": "int"})):
         with pytest.raises(UserError, match="in the index"):
             index.joined(kinds, "f")
+    with pytest.raises(UserError, match="'n' and 'N' differ in case alone"):
+        index.joined(Kinds({"N": "int"}), "f")
+    large = Kinds()
+    large.learn(Row("a", "text", {"x": 2**53 + 1}), "f:1")
+    with pytest.raises(UserError, match="f:1: 'x' is 9007199254740993, which no float equals"):
+        index.joined(large, "f")

@@ -1,6 +1,9 @@
 """An index lasts: it is brought up to date, continued, searched, and refuses what does not fit."""
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,12 +179,58 @@ def test_words_and_both(model: SentenceTransformer, corpus: Path, tmp_path: Path
     assert next(iter(both)) == max(wanted, key=lambda one: wanted[one])
 
 
+def test_the_first_ten_are_the_same_however_many_are_asked_for(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    words = ["whales", "coins", "bread", "rain", "music", "snow", "ships", "maps"]
+    texts = [f"{words[n % 8]} {words[n % 7]} {n}" for n in range(200)]
+    index, _ = build(model, _lines(tmp_path / "texts.txt", texts), tmp_path / "index")
+    for query in ("whales and coins", "snow maps 17"):
+        found = [[hit.id for hit in index.search(query, n, by="hybrid")] for n in (1, 10, 30, 50)]
+        for fewer in found[:3]:
+            assert fewer == found[3][: len(fewer)]
+
+
+def _lines(file: Path, texts: list[str]) -> str:
+    file.write_text("".join(f"{text}\n" for text in texts))
+    return str(file)
+
+
+def test_standard_input_replaces_no_other_text(
+    model: SentenceTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(text: str) -> Changes:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return build(model, "-", tmp_path / "index")[1]
+
+    assert read("one\ntwo\n") == Changes(2, 0, 0)
+    assert read("one\ntwo\nthree\n") == Changes(1, 0, 2)  # as after a stop
+    with pytest.raises(UserError, match="-:2 is another text in the index"):
+        read("one\nother\n")
+    index = Index(tmp_path / "index", model)
+    assert [hit.text for hit in index.search("x", 9, where="id = '-:2'")] == ["two"]
+    assert index.add([{"id": "-:2", "text": "changed by its id"}]) == Changes(0, 1, 0)
+
+
+def test_an_index_says_nothing_of_its_clusters(tmp_path: Path) -> None:
+    code = (Path(__file__).parent / "makes_clusters.py").read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
 def test_mistakes_are_one_line(model: SentenceTransformer, corpus: Path, tmp_path: Path) -> None:
     index, _ = build(model, str(corpus), tmp_path / "index")
     for where, said in (
         ("m = 1", "No field named m"),
         ("n =", "Expected"),
         ("n = 'x'", "'x'"),
+        (
+            "text = 5",
+            r"Received literal Int64\(5\).*columns are id \(str\), text \(str\), n \(int\)",
+        ),
+        ("id = s1", "No field named s1; .*a string has 'single quotes'"),
         ("f(n) > 1", "f"),
     ):
         with pytest.raises(UserError, match=said) as caught:
@@ -190,8 +239,17 @@ def test_mistakes_are_one_line(model: SentenceTransformer, corpus: Path, tmp_pat
         assert "cargo" not in str(caught.value)
     with pytest.raises(UserError, match="blank"):
         index.search(" ")
-    with pytest.raises(UserError, match="at least 1"):
-        index.search("x", 0)
+    for count in (0, 2.5, True, "5"):
+        with pytest.raises(UserError, match="whole number of at least 1"):
+            index.search("x", count)  # type: ignore[arg-type]
+    for query, where, said in ((5, None, "query is of type int"), ("x", 5, "filter 5 is no str")):
+        with pytest.raises(UserError, match=said):
+            index.search(query, where=where)  # type: ignore[arg-type]
+    for ids in (2.5, [None], [True], [["s1"]]):
+        with pytest.raises(UserError, match="the id must be a string or an integer|of type"):
+            index.delete(ids)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="row 0: is of type str; give a dict"):
+        index.add(["a text"])  # type: ignore[list-item]
     with pytest.raises(UserError, match="by 'words' is not one of"):
         index.search("x", by="words")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="holds no index"):

@@ -1,5 +1,6 @@
 """Real servers with tiny random encoders."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ import torch
 from running_server import Running
 from sentence_transformers import SentenceTransformer
 
+import llm2comp
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.model import encoder
@@ -41,6 +43,17 @@ def folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def loaded(folder: Path) -> SentenceTransformer:
     """The encoder as a program loads it. The servers have copies of their own."""
     return load(folder, "float32")
+
+
+@pytest.fixture(scope="session")
+def notes(folder: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an index of the sentences, `s0` and so on, with their numbers in `n`."""
+    pytest.importorskip("lancedb")
+    path = tmp_path_factory.mktemp("indexes")
+    rows = [{"id": f"s{n}", "text": text, "n": n} for n, text in enumerate(sentences)]
+    (path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    llm2comp.index(folder, path / "corpus.jsonl", path / "notes", dtype="float32")
+    return path / "notes"
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import requests
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.serving.searching import ServedIndex
 from llm2comp.serving.server import Server, bind
 from llm2comp.serving.service import Service
 from llm2comp.serving.settings import Limits
@@ -20,6 +21,7 @@ class Running:
         encoders: by name.
         limits: of what clients may ask for.
         tokens: that clients must show.
+        indexes: that are searched.
     """
 
     def __init__(
@@ -27,8 +29,9 @@ class Running:
         encoders: dict[str, SentenceTransformer],
         limits: Limits,
         tokens: tuple[bytes, ...] = (),
+        indexes: Sequence[ServedIndex] = (),
     ) -> None:
-        self.service = Service(encoders, limits)
+        self.service = Service(encoders, limits, indexes=indexes)
         self.server = Server(self.service, tokens)
         self.listening = bind("127.0.0.1", 0)
         self.port: int = self.listening.getsockname()[1]
@@ -41,6 +44,10 @@ class Running:
     def embed(self, **fields: Any) -> requests.Response:
         """Post to `/v1/embeddings`."""
         return self.post("/v1/embeddings", json={"model": "tiny", **fields})
+
+    def search(self, query: str | list[str], **fields: Any) -> requests.Response:
+        """Post to `/search`."""
+        return self.post("/search", json={"query": query, **fields})
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """Get a path."""

@@ -129,6 +129,14 @@ def test_a_model_that_is_no_transformer_is_served(sentences: list[str]) -> None:
         np.testing.assert_allclose(vectors(answer), static.encode(sentences), atol=1e-5)
         assert answer.json()["usage"]["prompt_tokens"] == sum(len(one.split()) for one in sentences)
         assert running.get("/v1/models").json()["data"][0]["max_tokens"] is None
+        whole = static.encode(sentences)
+        unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+        assert np.abs(whole - unit).max() > 0.1  # the model has no Normalize
+        for fields, expected in (({}, unit), ({"normalize": False}, whole)):
+            found = running.post("/embed", json={"inputs": sentences, **fields})
+            np.testing.assert_allclose(found.json(), expected, atol=1e-5)
+        shorter = vectors(running.embed(input=sentences, dimensions=4))
+        np.testing.assert_allclose(np.linalg.norm(shorter, axis=1), 1, atol=1e-5)
         assert_problem(running.embed(input=[1, 2]), 400, "send the text itself")
     finally:
         running.stop()

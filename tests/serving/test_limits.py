@@ -24,14 +24,21 @@ JSON = {"Content-Type": "application/json"}
         ({}, "the field 'input' is missing"),
         ({"input": ""}, "input: string should have at least 1 character"),
         ({"input": []}, "input: "),
-        ({"input": ["a", ""]}, "input: "),
-        ({"input": 5}, "input: "),
-        ({"input": None}, "input: "),
-        ({"input": {"text": "a"}}, "input: "),
-        ({"input": ["a", 5]}, "input: "),
-        ({"input": [[1], ["a"]]}, "input: "),
-        ({"input": [-1]}, "input: "),
-        ({"input": [True]}, "input: "),
+        ({"input": ["a", ""]}, "item 1 of input: string should have at least 1 character"),
+        ({"input": 5}, "input: give a text, a list of texts, token ids, or lists of token ids"),
+        ({"input": None}, "input: give a text, "),
+        ({"input": {"text": "a"}}, "input: give a text, "),
+        (
+            {"input": ["a", 5, "b"]},
+            "item 1 of input: input should be a valid string, and it is a",
+        ),
+        ({"input": ["a", None]}, "item 1 of input: input should be a valid string, and it is null"),
+        ({"input": ["a", ["b"]]}, "item 1 of input: input should be a valid string, and it is a l"),
+        ({"input": [1, 2, "a"]}, "item 2 of input: input should be a valid integer, and it is a s"),
+        ({"input": [[1], ["a"]]}, "item 0 of item 1 of input: input should be a valid integer"),
+        ({"input": [[1], "a"]}, "item 1 of input: input should be a valid list, and it is a str"),
+        ({"input": [-1]}, "item 0 of input: input should be greater than or equal to 0"),
+        ({"input": [True]}, "item 0 of input: input should be a valid string, and it is a boolean"),
         ({"input": "a", "dimensions": 0}, "dimensions: "),
         ({"input": "a", "dimensions": 33}, "have 32 dimensions"),
         ({"input": "a", "dimensions": "8"}, "dimensions: "),
@@ -50,6 +57,23 @@ def test_a_wrong_field_is_named(server: Running, fields: dict[str, Any], says: s
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/embeddings", b'{"model": "tiny", "input": "a", "input": "b"}', "input"),
+        ("/v1/embeddings", b'{"model": "tiny", "input": [{"a": 1, "a": 1}]}', "a"),
+        ("/embed", b'{"inputs": "a", "inputs": "a"}', "inputs"),
+        ("/v2/embed", b'{"model": "tiny", "model": "second", "texts": ["a"]}', "model"),
+        ("/memory-tokens", b'{"model": "tiny", "text": "a", "text": "b"}', "text"),
+        ("/search", b'{"query": "a", "query": "b"}', "query"),
+    ],
+)
+def test_a_field_that_is_there_twice(server: Running, path: str, body: bytes, name: str) -> None:
+    answer = server.post(path, data=body, headers=JSON)
+    assert_problem(answer, 400, f'the field "{name}" is there twice')
+    assert answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
@@ -63,6 +87,8 @@ def test_a_wrong_field_is_named(server: Running, fields: dict[str, Any], says: s
         b'{"model": "tiny", "input": NaN}',
         b'{"model": "\\ud800", "input": "a", "\\ud800": 1}',
         b'{"model": "tiny", "input": "a lone surrogate \\ud800"}',
+        b'{"model": "tiny", "input": "a", "\\ud800": 1}',
+        b'{"\\ud800": 1, "\\ud800": 2}',
     ],
     ids=lambda body: str(body[:20]),
 )

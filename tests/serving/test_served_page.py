@@ -18,8 +18,9 @@ from llm2comp.model import encoder
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Memory
-from llm2comp.serving import memory_view, page_routes
+from llm2comp.serving import memory_view
 from llm2comp.serving.memory_view import look
+from llm2comp.serving.routes import page
 from llm2comp.utils.choices import Prompt
 
 Start = Callable[..., Running]
@@ -127,7 +128,7 @@ def test_a_look_counts_as_a_text_that_waits(server: Running, hold: Callable[...,
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Running) -> None:
-    for path, (name, media_type) in page_routes.FILES.items():
+    for path, (name, media_type) in page.FILES.items():
         answer = server.get(path)
         assert answer.status_code == HTTPStatus.OK
         assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
@@ -146,7 +147,7 @@ def test_the_page_loads_nothing_from_elsewhere(server: Running) -> None:
 
 def test_the_page_needs_no_token_and_what_it_asks_does(start: Start) -> None:
     running = start(tokens=(b"secret",))
-    assert all(running.get(path).status_code == HTTPStatus.OK for path in page_routes.FILES)
+    assert all(running.get(path).status_code == HTTPStatus.OK for path in page.FILES)
     body = {"model": "tiny", "text": TEXT}
     assert_problem(running.post("/memory-tokens", json=body), 401, "there is no token")
     assert running.get("/page").status_code == HTTPStatus.UNAUTHORIZED
@@ -158,5 +159,5 @@ def test_a_wheel_has_the_files_of_the_page() -> None:
     root = str(Path(__file__).parents[2])
     wheel = pytest.importorskip("hatchling.builders.wheel")
     packed = {one.distribution_path for one in wheel.WheelBuilder(root).recurse_included_files()}
-    wanted = {f"llm2comp/serving/page/{name}" for name, _ in page_routes.FILES.values()}
+    wanted = {f"llm2comp/serving/page/{name}" for name, _ in page.FILES.values()}
     assert wanted <= packed

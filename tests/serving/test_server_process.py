@@ -1,5 +1,6 @@
 """The process of a server: its signals, its log, its metrics, and what goes wrong at its start."""
 
+import contextlib
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -24,8 +26,9 @@ from typer.testing import CliRunner
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.serving import batching
+from llm2comp.serving.loading import named_models
 from llm2comp.serving.observation import JsonLines
-from llm2comp.serving.server import bind, named_models
+from llm2comp.serving.server import bind
 
 Start = Callable[..., Running]
 
@@ -77,6 +80,27 @@ def test_sigterm_answers_everything_that_was_accepted(
     assert not any(sentence[:20] in written for sentence in sentences)
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{url}/ready", timeout=1)
+
+
+def test_a_body_that_never_comes_does_not_delay_the_end(start: Start) -> None:
+    running = start(seconds=20)
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for sent in (b"", b'{"model": "tiny", ') * 10:
+            connection = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+            connections.append(stack.enter_context(connection))
+            connection.sendall(head + b"Content-Length: 50\r\n\r\n" + sent)
+        wait_for(lambda: len(running.server.server_state.tasks) == len(connections))
+        begin = time.monotonic()
+        running.stop()
+        assert time.monotonic() - begin < 5
+        for connection in connections:
+            answer = b"".join(iter(lambda one=connection: one.recv(1000), b""))
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert (
+                "shutting down" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+            )
 
 
 def test_a_second_signal_ends_it_at_once(
@@ -165,7 +189,7 @@ def test_models_get_their_names(folder: Path) -> None:
         "mine": "runs/a",
         "minilm": "minilm",
     }
-    with pytest.raises(UserError, match="two models are named mine"):
+    with pytest.raises(UserError, match="two are named mine"):
         named_models(["mine=a", "mine=b"])
     for nameless in ("=minilm", "mine=", "="):
         with pytest.raises(UserError, match="names no model"):

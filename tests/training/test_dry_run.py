@@ -13,7 +13,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedConfig
 
 from llm2comp.errors import UserError
-from llm2comp.recipe import Backbone, load_recipe
+from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model, with_layers
+from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.recipe import load_recipe
 from llm2comp.training import dry_run, pipeline
 
 SIZE: dict[str, Any] = {
@@ -144,12 +146,11 @@ def settings(architecture: str) -> PreTrainedConfig:
     ids=lambda value: getattr(value, "model_type", str(value)),
 )
 def test_the_small_model_has_a_layer_of_each_kind(config: PreTrainedConfig, layers: int) -> None:
-    backbone = Backbone()
-    whole = dry_run._random_body(config, backbone, None, device="meta")
-    small = dry_run._with_few_layers(config, whole)
+    whole = body_of(random_model(config, head=True, device="meta"))
+    small = with_layers(config, layers_of_each_kind(config, whole))
     assert small.num_hidden_layers == layers
     assert config.num_hidden_layers == 8
-    body = dry_run._random_body(small, backbone, None, device="cpu")
+    body = body_of(random_model(small, head=True, device="cpu"))
 
     def kinds(model: torch.nn.Module) -> set[str]:
         return {re.sub(r"\d+", "N", name) for name, _ in model.named_parameters()}

@@ -128,6 +128,7 @@ def _main(
 
 for _command in (
     train.train,
+    train.plan,
     mine.mine,
     encode.encode,
     encode.search,

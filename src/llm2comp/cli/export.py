@@ -7,29 +7,41 @@ import typer
 
 from llm2comp import api
 from llm2comp.cli.shared import Dim, ModelName, preload
-from llm2comp.utils.choices import Backend
+from llm2comp.utils.choices import Export
 
 
 def export(
     model: ModelName,
-    to: Annotated[Backend, typer.Option(help="Runtime to compile for.")],
+    to: Annotated[
+        Export,
+        typer.Option(
+            help="Runtime to compile for, or last-token for servers that pool by themselves."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
     dim: Dim = None,
 ) -> None:
-    """Compile an encoder for ONNX Runtime or OpenVINO.
+    """Compile an encoder for ONNX Runtime or OpenVINO, or write it for vLLM and other servers.
 
-    The command compares the embeddings and the STSBenchmark score of the export with those of the
-    encoder. It does not write an export that differs too much.
+    The command compares the embeddings of the export with those of the encoder, and its
+    STSBenchmark score if it is compiled. It does not write an export that differs too much. An
+    encoder for servers must have one memory token (memory.tokens=1) and causal attention.
 
     \b
     Examples:
       llm2comp export smollm2-135m-llm2comp --to openvino --out runs/openvino
       llm2comp export runs/first/model --to onnx --int8 --out runs/first/onnx-int8
       llm2comp export runs/first/model --to onnx --dim 128 --out runs/first/onnx-128
+      llm2comp export runs/one/model --to last-token --out runs/one/served
     """
     preload("llm2comp.evaluation.checked_export")
     typer.echo(api.export(model, to, out, int8=int8, dim=dim))
+    if to == "last-token":
+        typer.echo(
+            f"Serve {out} with vLLM, text-embeddings-inference or llama.cpp (guide Clients)."
+        )
+        return
     typer.echo(
         f"Load it with llm2comp.load({str(out)!r}), or with SentenceTransformer({str(out)!r}, "
         f"backend={to!r}) in an environment with optimum."

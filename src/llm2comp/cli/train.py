@@ -85,6 +85,43 @@ def _one_voice() -> Iterator[None]:
         raise
 
 
+def plan(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Recipe file, or name of a shipped recipe.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")
+    ] = None,
+    *,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPU that it will run on, such as H100-80GB; default: this machine."),
+    ] = None,
+) -> None:
+    """Show what a run will need: tokens, operations, memory, disk and time.
+
+    A step of each stage is measured with few layers and random weights, which takes a minute or
+    two. If a stage does not fit into memory, the last lines name the settings to change.
+
+    \b
+    Examples:
+      llm2comp plan demo
+      llm2comp plan my-recipe.yaml supervised.batch_size=128 --gpu A100-40GB
+    """
+    from llm2comp.recipe import load_recipe, recipe_path
+
+    loaded = load_recipe(recipe_path(recipe), list(overrides or []))
+    preload("llm2comp.training.planning.plan")
+    from llm2comp.training.planning import describe
+    from llm2comp.utils import tables
+
+    needed = api.plan(loaded, gpu=gpu)
+    tables.show_cells(describe.table(needed))
+    typer.echo()
+    for line in describe.notes(needed):
+        typer.echo(line)
+
+
 def study(
     study: Annotated[
         str, typer.Argument(metavar="STUDY", help="Study file, or name of a shipped study.")

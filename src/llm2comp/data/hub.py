@@ -143,7 +143,9 @@ def cached_model(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def download_model(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+def download_model(
+    name: str, revision: str | None = None, *, code: bool = False, weights: bool = True
+) -> Path:
     """Return the folder of a model in the hub's local cache, and download what it lacks.
 
     Without a network, or with `HF_HUB_OFFLINE`, it is the copy that an earlier download left.
@@ -152,6 +154,7 @@ def download_model(name: str, revision: str | None = None, *, code: bool = False
         name: hub id.
         revision: branch, tag or commit; by default the main branch.
         code: whether to download the Python files of the model too.
+        weights: whether to download its weights.
 
     Returns:
         A folder whose name is the commit.
@@ -161,6 +164,9 @@ def download_model(name: str, revision: str | None = None, *, code: bool = False
             neither a network nor a whole copy in the cache.
     """
     wanted = [*MODEL_FILES, *(["*.py"] if code else [])]
+    if not weights:
+        wanted.remove("*.safetensors")
+        return _snapshot(name, revision, wanted)
     folder = _snapshot(name, revision, wanted)
     if any(folder.glob("*.safetensors")):
         return folder

@@ -18,6 +18,7 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.store import ResultStore
 from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
+from llm2comp.inference.last_token import Difference
 from llm2comp.inference.load import load
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import require_dim
@@ -43,32 +44,27 @@ LOSS = 1.0
 
 
 @dataclass(frozen=True)
-class Check:
-    """How much an export differs from its encoder in PyTorch and float32.
+class Check(Difference):
+    """How much a compiled encoder differs from its encoder in PyTorch and float32.
 
     Attributes:
-        difference: largest cosine distance between the two embeddings of a text.
-        allowed: largest cosine distance that counts as rounding.
         before: STSBenchmark score of the encoder, in percent.
         after: STSBenchmark score of the export, in percent.
     """
 
-    difference: float
-    allowed: float
     before: float
     after: float
 
     def __str__(self) -> str:
         return (
-            f"largest cosine difference {self.difference:.1e} ({self.allowed:g} allowed), "
-            f"STSBenchmark {self.before:.2f} before and {self.after:.2f} after "
-            f"(a loss of {LOSS:g} allowed)"
+            f"{super().__str__()}, STSBenchmark {self.before:.2f} before and "
+            f"{self.after:.2f} after (a loss of {LOSS:g} allowed)"
         )
 
     @property
     def passed(self) -> bool:
         """Whether both differences are allowed; NaN is not."""
-        return self.difference <= self.allowed and self.before - self.after <= LOSS
+        return super().passed and self.before - self.after <= LOSS
 
 
 def export(

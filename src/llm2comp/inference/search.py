@@ -39,14 +39,17 @@ class Hit:
     text: str
 
 
-def require_query(query: str) -> None:
-    """Check that a query has text.
+def require_query(query: str) -> str:
+    """Return a query as a tokenizer takes it.
 
     Raises:
-        UserError: if it is blank.
+        UserError: if it is blank, or no string.
     """
+    if not isinstance(query, str):
+        raise UserError(f"the query is of type {type(query).__name__}; give a string")
     if not query.strip():
         raise UserError("the query is blank; say what to look for")
+    return replace_surrogates(query)
 
 
 def search(
@@ -95,10 +98,8 @@ def search_all(
         raise UserError(f"top_k is {top_k}; ask for at least 1 text")
     if not queries:
         raise UserError("there is no query to search for; give at least one")
-    for query in queries:
-        require_query(query)
+    cleaned = [require_query(query) for query in queries]
     require_texts(file)
-    cleaned = [replace_surrogates(query) for query in queries]
     query_embeddings = embed(model, cleaned, batch_size, "query")
     if not np.isfinite(query_embeddings).all():
         raise UserError("the embedding of a query is not finite; use --dtype float32")

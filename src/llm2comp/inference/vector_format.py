@@ -132,9 +132,13 @@ def truncate(embeddings: Embeddings, dim: int) -> Embeddings:
     """
     if embeddings.shape[1] == dim:
         return embeddings
-    kept = embeddings[:, :dim]
-    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.asarray(kept / np.maximum(lengths, 1e-12), dtype=np.float32)
+    return to_unit_length(embeddings[:, :dim])
+
+
+def to_unit_length(embeddings: Embeddings) -> Embeddings:
+    """Return embeddings scaled to unit length; zeros stay zeros."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
 def require_dim(model: SentenceTransformer, dim: int | None) -> int:
@@ -167,8 +171,4 @@ def _unsigned(packed: Stored) -> npt.NDArray[np.uint8]:
 
 def _cosines(queries: Embeddings, texts: Embeddings) -> Embeddings:
     """Return the cosines `(queries, texts)`; 0 for an embedding of zeros."""
-    one, other = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for rows in (queries, texts)
-    )
-    return np.asarray(one @ other.T, dtype=np.float32)
+    return np.asarray(to_unit_length(queries) @ to_unit_length(texts).T, dtype=np.float32)

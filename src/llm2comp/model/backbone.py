@@ -64,7 +64,9 @@ def load_backbone(
     return model, tokenizer
 
 
-def backbone_folder(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+def backbone_folder(
+    name: str, revision: str | None = None, *, code: bool = False, weights: bool = True
+) -> Path:
     """Return the local folder of a backbone.
 
     A hub model is downloaded into the hub's cache, and GGUF weights are converted into ours, once.
@@ -73,13 +75,14 @@ def backbone_folder(name: str, revision: str | None = None, *, code: bool = Fals
         name: packaged name, local folder, `.gguf` file, or hub id.
         revision: of a hub model: branch, tag or commit.
         code: whether to download the Python files of a hub model too.
+        weights: whether to download the weights of a hub model.
 
     Raises:
         UserError: if there is no such file, folder or model.
     """
     local = _local_folder(name)
     if local is None:
-        return download_model(name, revision, code=code)
+        return download_model(name, revision, code=code, weights=weights)
     if revision is not None:
         raise UserError(f"backbone {name} is on this machine; backbone.revision is for hub models")
     return local

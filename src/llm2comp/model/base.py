@@ -44,7 +44,8 @@ def open_base(recipe: Recipe) -> BaseEncoder:
         recipe: with a `base`. `backbone.revision` is the base's, if it is a model of the hub.
 
     Raises:
-        UserError: if there is no such encoder, it is damaged or compiled, or has no transformer.
+        UserError: if there is no such encoder, it is damaged or an export, or it has no
+            transformer.
     """
     name = str(recipe.base)
     folder = base_folder(recipe)
@@ -54,6 +55,8 @@ def open_base(recipe: Recipe) -> BaseEncoder:
         lineage = Lineage.read(folder)
         if lineage.compiled is not None:
             raise UserError(f"base {name!r} is compiled; give the folder that it was made from")
+        if lineage.last_token:
+            raise UserError(f"base {name!r} is an export; give the folder that it was made from")
         stored = json.loads((folder / "config_sentence_transformers.json").read_bytes())["prompts"]
         lineage = lineage.model_copy(update={"prompts": lineage.prompts | stored})
         return BaseEncoder(folder, lineage.continued(recipe, base))

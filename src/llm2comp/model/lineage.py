@@ -171,6 +171,7 @@ class Lineage(BaseModel):
         versions: of Python and of the packages that made the encoder.
         reference: embeddings that a client must compute too; None in folders of older versions.
         compiled: what a compiled encoder was compiled for; None for other encoders.
+        last_token: whether the folder has pooling of the last token in the place of `WordWeights`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -189,6 +190,7 @@ class Lineage(BaseModel):
     versions: dict[str, str] = Field(default={})
     reference: Reference | None = None
     compiled: Compiled | None = None
+    last_token: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -303,7 +305,7 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            optional = {"licence", "reference", "compiled", "bases"}
+            optional = {"licence", "reference", "compiled", "bases", "last_token"}
             unset = {name for name in optional if not getattr(self, name)}
             text = self.model_dump_json(indent=2, exclude=unset)
             one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)

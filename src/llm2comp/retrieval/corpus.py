@@ -12,6 +12,7 @@ from llm2comp.data.formats import saved
 from llm2comp.data.formats.parts import local_files
 from llm2comp.errors import UserError
 from llm2comp.retrieval.rows import ID, Kinds, Row, from_csv, row_of
+from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
 
@@ -22,32 +23,38 @@ class Corpus:
 
     Attributes:
         name: a file, a folder, a pattern, or `-`.
-        files: that are read, with the names by which they are shown.
+        files: that are read, with the names by which they are shown, and those in ids.
         total: number of rows with a text.
         kinds: what the columns of metadata hold.
     """
 
     name: str
-    files: list[tuple[Path, str]]
+    files: list[tuple[Path, str, str]]
     total: int = 0
     kinds: Kinds = field(default_factory=Kinds)
 
     @classmethod
-    def survey(cls, name: str) -> "Corpus":
+    def survey(cls, name: str, home: Path = Path()) -> "Corpus":
         """Read a corpus and check it, so that nothing stops the work in its middle.
+
+        Args:
+            name: a file, a folder, a pattern, or `-`.
+            home: folder of the index's folder. The id of a row without one has the path of its
+                file from there, or its absolute path if it is elsewhere.
 
         Raises:
             UserError: if a file cannot be read, a row has no text or a bad id, an id is there
                 twice, some rows have ids and others none, a column has values of several types, or
                 there is no text.
         """
-        corpus = cls(name, _files(name))
-        corpus.kinds.lenient = any(_is_csv(file) for file, _ in corpus.files)
+        inside = home.resolve()
+        corpus = cls(name, [(*one, _name_in_ids(one[0], inside)) for one in _files(name)])
+        corpus.kinds.lenient = any(_is_csv(file) for file, *_ in corpus.files)
         ids: set[str] = set()
         named = blank = 0
         left_out: Counter[str] = Counter()
-        for place, row, others in corpus._read():
-            named += row.id != place
+        for place, default_id, row, others in corpus._read():
+            named += row.id != default_id
             if named not in (0, len(ids) + 1):
                 raise UserError(f"{place}: some rows have an id, and others none; give all one")
             if row.id in ids:
@@ -68,16 +75,16 @@ class Corpus:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows that have a text."""
-        return (row for _, row, _ in self._read() if row.text.strip())
+        return (row for *_, row, _ in self._read() if row.text.strip())
 
-    def _read(self) -> Iterator[tuple[str, Row, list[str]]]:
-        """Yield the place of each row, the row, and the names of columns that are left out."""
-        for file, shown in self.files:
+    def _read(self) -> Iterator[tuple[str, str, Row, list[str]]]:
+        """Yield per row its place, its id if it has none, it, and columns that are left out."""
+        for file, shown, name in self.files:
             for number, text, values in text_files.read_rows(file):
-                place = f"{shown}:{number}"
+                place, default_id = f"{shown}:{number}", f"{name}:{number}"
                 if _is_csv(file):
                     values = _typed(values, place)
-                yield place, *row_of(values, text, place, place)
+                yield place, default_id, *row_of(values, text, default_id, place)
 
 
 def given_rows(given: Iterable[Mapping[str, object]]) -> tuple[list[Row], Kinds]:
@@ -90,6 +97,9 @@ def given_rows(given: Iterable[Mapping[str, object]]) -> tuple[list[Row], Kinds]
     kinds = Kinds()
     for number, values in enumerate(given):
         place = f"row {number}"
+        if not isinstance(values, Mapping):
+            said = type(values).__name__
+            raise UserError(f"{place}: is of type {said}; give a dict with 'id' and 'text'")
         text = values.get("text")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{place}: has no text; give it a string under 'text'")
@@ -109,6 +119,14 @@ def _typed(values: Mapping[str, object], place: str) -> dict[str, object]:
         raise UserError(f"{place}: the id is empty")
     typed = {name: from_csv(str(value)) for name, value in values.items() if name.strip()}
     return typed | ({ID: values[ID]} if ID in values else {})
+
+
+def _name_in_ids(file: Path, home: Path) -> str:
+    """Return one name for one file, whatever the user calls it."""
+    if file == STANDARD_INPUT:
+        return "-"
+    whole = file.resolve()
+    return (whole.relative_to(home) if whole.is_relative_to(home) else whole).as_posix()
 
 
 def _is_csv(file: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,17 +13,16 @@ from typing import get_args
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.data.text_files import replace_surrogates
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
-from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
+from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_length, truncate
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
-from llm2comp.retrieval.rows import Kinds, Row, Value
-from llm2comp.retrieval.store import Store, explained, has_index, require_index_folder, writing
+from llm2comp.retrieval.rows import Kind, Kinds, Row, Value, require_id
+from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -91,6 +91,16 @@ class Index:
     def __len__(self) -> int:
         return len(self._store)
 
+    @property
+    def about(self) -> About:
+        """What the index says of itself: its encoder, and how vectors are stored."""
+        return self._store.about
+
+    @property
+    def columns(self) -> dict[str, Kind]:
+        """The kinds of the columns of metadata, by name."""
+        return self._store.kinds.known
+
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self):,} texts)"
 
@@ -121,26 +131,52 @@ class Index:
                 `"hybrid"` by both.
 
         Raises:
-            UserError: if the query is blank, `top_k` is below 1, or the condition is none.
+            UserError: if the query is blank, `top_k` is no integer from 1 on, or the condition is
+                none.
         """
-        require_query(query)
-        if top_k < 1:
-            raise UserError(f"top_k is {top_k}; ask for at least 1 text")
+        vector = None if by == "text" else self._embed([require_query(query)], "query")[0]
+        return self.find(query, vector, top_k, where=where, by=by)
+
+    def find(
+        self,
+        query: str,
+        vector: Embeddings | None,
+        top_k: int = 5,
+        *,
+        where: str | None = None,
+        by: SearchBy = "vector",
+    ) -> list[IndexHit]:
+        """Search as `search` does, for a query whose embedding is there. Threads may share it.
+
+        Args:
+            query: what to look for.
+            vector: its embedding as `fit` returns it, `(dim,)`; None if `by` is `"text"`.
+            top_k: as in `search`.
+            where: as in `search`.
+            by: as in `search`.
+
+        Raises:
+            UserError: as `search` does.
+        """
+        query = require_query(query)
+        if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or top_k < 1:
+            raise UserError(f"top_k is {top_k}; give a whole number of at least 1")
+        if not isinstance(where, str | None):
+            raise UserError(f"the filter {where!r} is no string; give a condition in SQL")
         if by not in get_args(SearchBy):
             raise UserError(f"by {by!r} is not one of {', '.join(get_args(SearchBy))}")
-        query = replace_surrogates(query)
-        top_k = min(top_k, max(1, len(self)))
+        if vector is not None and not np.isfinite(vector).all():
+            raise UserError("the embedding of the query is not finite; use --dtype float32")
+        top_k = min(int(top_k), max(1, len(self)))
         # In parentheses, what follows a condition in SQL is an error; else it would be ignored.
         condition = None if where is None else f"({where})"
-        with explained(where):
-            if by == "text":
+        with self._store.explained(where):
+            if vector is None:
                 found = self._store.matching(query, top_k, condition)
+            elif by == "vector":
+                found = self._store.nearest(vector, top_k, condition)
             else:
-                vector = self._embed([query], "query")[0]
-                if by == "vector":
-                    found = self._store.nearest(vector, top_k, condition)
-                else:
-                    found = self._store.hybrid(query, vector, top_k, condition)
+                found = self._store.hybrid(query, vector, top_k, condition)
         return [IndexHit(row.id, score, row.text, row.metadata) for row, score in found]
 
     def add(self, rows: Iterable[Mapping[str, object]], batch_size: int = 32) -> Changes:
@@ -164,7 +200,8 @@ class Index:
 
         Raises:
             UserError: if a column has another type in the index, an embedding is not finite, or
-                the corpus or another process changes something meanwhile.
+                the corpus or another process changes something meanwhile, or standard input has
+                other texts than when it was read before.
         """
         encoder = self.encoder
         with writing(self.folder), text_progress() as progress:
@@ -172,7 +209,8 @@ class Index:
             task = progress.add_task(corpus.name, total=corpus.total)
             skip = functools.partial(progress.advance, task)
             with track_texts(encoder, progress, task):
-                done = self._put_all(corpus.rows(), kinds, batch_size, skip)
+                rows = corpus.rows()
+                done = self._put_all(rows, kinds, batch_size, skip, replaces=corpus.name != "-")
         if done.added + done.updated + done.unchanged != corpus.total:
             raise UserError(f"{corpus.name} changed while it was read; run it again")
         return done
@@ -181,20 +219,31 @@ class Index:
         """Delete the texts of some ids, and return how many were there.
 
         Raises:
-            UserError: if another process changes the index.
+            UserError: if one is no id, or another process changes the index.
         """
         with writing(self.folder):
-            several = [ids] if isinstance(ids, str | int) else ids
-            return self._store.delete([str(one) for one in several])
+            several = ids if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
+            return self._store.delete([require_id(one, "delete") for one in several])
 
     def _put_all(
-        self, rows: Iterator[Row], kinds: Kinds, batch_size: int, skip: Callable[[int], object]
+        self,
+        rows: Iterator[Row],
+        kinds: Kinds,
+        batch_size: int,
+        skip: Callable[[int], object],
+        replaces: bool = True,
     ) -> Changes:
         """Store rows in chunks, and leave out those that are there; `skip` is told how many."""
         added = updated = unchanged = 0
         while chunk := list(islice(rows, CHUNK)):
             there = self._store.rows([row.id for row in chunk])
             new = [row for row in chunk if not _same(there.get(row.id), row, kinds)]
+            known = [row.id for row in new if row.id in there]
+            if known and not replaces:
+                raise UserError(
+                    f"{known[0]} is another text in the index, and would be replaced: lines of "
+                    "standard input are numbered; write them to a file, or give rows ids (.jsonl)"
+                )
             skip(len(chunk) - len(new))
             if new:
                 vectors = self._embed([row.text for row in new], "document", batch_size)
@@ -205,17 +254,21 @@ class Index:
                         "remove that text"
                     )
                 self._store.put(new, vectors, kinds)
-            known = sum(row.id in there for row in new)
-            added, updated = added + len(new) - known, updated + known
+            added, updated = added + len(new) - len(known), updated + len(known)
             unchanged += len(chunk) - len(new)
         self._store.optimize()
         return Changes(added, updated, unchanged)
 
+    def fit(self, embeddings: Embeddings) -> Embeddings:
+        """Return embeddings `(texts, dimension)` as the index has them, `(texts, dim)`.
+
+        Args:
+            embeddings: of the encoder, at whole length.
+        """
+        return to_unit_length(truncate(embeddings, self._store.about.dim))
+
     def _embed(self, texts: list[str], prompt: Prompt, batch_size: int = 32) -> Embeddings:
-        """Return embeddings as the index has them: `dim` numbers, of unit length."""
-        vectors = truncate(embed(self.encoder, texts, batch_size, prompt), self._store.about.dim)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+        return self.fit(embed(self.encoder, texts, batch_size, prompt))
 
 
 def build(
@@ -257,12 +310,12 @@ def build(
                 f"{out} holds vectors of {about.dim} dimensions in {about.precision}; leave out "
                 "dim and precision, or name another folder"
             )
-    checked = Corpus.survey(corpus)
+    checked = Corpus.survey(corpus, out.resolve().parent)
     encoder = load(model, dtype) if isinstance(model, str) else model
     if not exists:
         document, query = _reference(encoder)
         about = About(
-            model=_name(model),
+            model=stored_name(model),
             dim=require_dim(encoder, dim),
             precision=precision or "int8",
             document=document.round(5).tolist(),
@@ -274,8 +327,11 @@ def build(
     return index, index.add_corpus(checked, batch_size)
 
 
-def _name(model: str | SentenceTransformer) -> str | None:
-    """Return the name by which the encoder is found later, also from another folder."""
+def stored_name(model: str | SentenceTransformer) -> str | None:
+    """Return the name by which an index finds its encoder later, also from another folder.
+
+    It is None for a loaded model.
+    """
     if not isinstance(model, str):
         return None
     return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -54,12 +54,14 @@ def row_of(
     for name, value in values.items():
         if name in (ID, TEXT):
             continue
+        if not isinstance(name, str):
+            raise UserError(f"{where}: the column {name!r} is no string; give it a name")
         if isinstance(value, datetime.date | datetime.time):
             value = value.isoformat()
         if isinstance(value, float) and math.isnan(value):  # as pandas writes a missing value
             value = None
         if value is not None and not isinstance(value, bool | int | float | str):
-            left_out.append(str(name))
+            left_out.append(name)
             continue
         if not _is_name(name):
             raise UserError(
@@ -71,17 +73,17 @@ def row_of(
         _require_characters(name, where)
         _require_characters(value, where)
         metadata[name] = value
-    lowered: dict[str, str] = {}
-    for name in metadata:
-        other = lowered.setdefault(name.lower(), name)
-        if other != name:  # a filter does not tell them apart
-            raise UserError(f"{where}: the columns {other!r} and {name!r} differ in case alone")
-    return Row(_id_of(values.get(ID), default_id, where), text, metadata), left_out
+    given = values.get(ID)
+    own = default_id if given is None and default_id is not None else require_id(given, where)
+    return Row(own, text, metadata), left_out
 
 
-def _id_of(given: object, default: str | None, where: str) -> str:
-    if given is None and default is not None:
-        return default
+def require_id(given: object, where: str) -> str:
+    """Return an id as an index has it.
+
+    Raises:
+        UserError: if it is no string or integer.
+    """
     if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
         said = "there is none" if given is None else f"it is {given!r}"
         raise UserError(f"{where}: the id must be a string or an integer; {said}")
@@ -107,20 +109,28 @@ class Kinds:
     Attributes:
         known: the kind by the name of the column.
         lenient: whether a column of strings and numbers holds strings. CSV has nothing else.
+        inexact: by column, a row with an integer that no float equals.
     """
 
     known: dict[str, Kind] = field(default_factory=dict)
     lenient: bool = False
+    inexact: dict[str, str] = field(default_factory=dict, compare=False)
 
     def learn(self, row: Row, where: str) -> None:
         """Note the kinds of a row. Integers and floats together are floats.
 
         Raises:
-            UserError: if a column held values of another kind before.
+            UserError: if a column held values of another kind before, integers that are no
+                floats are among floats, or two names of columns differ in case alone.
         """
         for name, value in row.metadata.items():
-            if value is not None:
-                self._learn(name, kind_of(value), f"{where}: {name!r} is {value!r}")
+            if value is None:
+                continue
+            self._require_spelling(name, where)
+            said = f"{where}: {name!r} is {value!r}"
+            if type(value) is int and float(value) != value:
+                self.inexact.setdefault(name, said)
+            self._learn(name, kind_of(value), said)
 
     def joined(self, new: "Kinds", where: str) -> "Kinds":
         """Return the columns of an index, to which rows of new kinds are added.
@@ -130,6 +140,7 @@ class Kinds:
         """
         both = Kinds(dict(self.known))
         for name, kind in new.known.items():
+            both._require_spelling(name, where)
             there = both.known.setdefault(name, kind)
             fits = there == kind or (there, kind) == ("float", "int")
             if not (fits or (there == "str" and new.lenient)):
@@ -137,16 +148,34 @@ class Kinds:
                     f"{where}: the column {name!r} holds {kind}, and {there} in the index; make "
                     "it that, or rename the column"
                 )
+            if there == "float" and name in new.inexact:
+                raise _no_float(new.inexact[name])
         return both
+
+    def _require_spelling(self, name: str, where: str) -> None:
+        """Refuse a new column whose name differs from another in case alone.
+
+        A filter does not tell them apart.
+        """
+        if name in self.known:
+            return
+        for other in self.known:
+            if other.lower() == name.lower():
+                raise UserError(
+                    f"{where}: the columns {other!r} and {name!r} differ in case alone; rename one"
+                )
 
     def _learn(self, name: str, kind: Kind, said: str) -> None:
         before = self.known.setdefault(name, kind)
         if before == kind:
             return
-        if {before, kind} == {"int", "float"}:
+        numbers = {before, kind} == {"int", "float"}
+        if numbers and name not in self.inexact:
             self.known[name] = "float"
         elif self.lenient:
             self.known[name] = "str"
+        elif numbers:
+            raise _no_float(self.inexact[name])
         else:
             raise UserError(
                 f"{said}, and other rows have a value of type {before} there; give all rows "
@@ -165,6 +194,13 @@ class Kinds:
     def items(self) -> list[tuple[str, Kind]]:
         """Return the names and kinds of the columns."""
         return list(self.known.items())
+
+
+def _no_float(said: str) -> UserError:
+    """Return the error of an integer in a column of floats, where it would become another one."""
+    return UserError(
+        f"{said}, which no float equals, and the column holds floats; make its values strings"
+    )
 
 
 def kind_of(value: bool | int | float | str) -> Kind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,9 @@ CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 10}
 """Of vectors in fewer bits, this many times the wanted texts are compared with their floats, ..."""
 FEWEST: dict[IndexPrecision, int] = {"float32": 1, "int8": 40, "binary": 200}
 """... and at least this many, so that a search for one text finds the first of a search for ten."""
-FUSED = 30
-"""The best texts of each of the two searches that a hybrid search joins."""
+FUSED = 50
+"""The best texts of each of the two searches that a hybrid search joins. If more are wanted, as
+many as that."""
 REPLACED_FOR = datetime.timedelta(minutes=1)
 """Files that were replaced so long ago are removed at the next change."""
 ALL = 1_000_000
@@ -56,6 +58,10 @@ made anew."""
 def has_index(folder: Path) -> bool:
     """Return whether a folder holds an index."""
     return any((folder / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
+
+
+class ReplacedError(UserError):
+    """The index was removed, or another one was made in its folder, while it was open."""
 
 
 class Store:
@@ -94,13 +100,22 @@ class Store:
         return store
 
     def __len__(self) -> int:
-        return int(self.table.count_rows())
+        with self._there():
+            return int(self.table.count_rows())
 
     @property
     def kinds(self) -> Kinds:
-        """The columns of metadata."""
+        """The columns of metadata.
+
+        Raises:
+            ReplacedError: if the table is another one. All that reads or adds rows asks for this.
+        """
         names = {str(kind): name for name, kind in TYPES.items()}
-        known = {one.name: one.type for one in self.table.schema}
+        with self._there():
+            schema = self.table.schema
+        if read_about(schema.metadata, self.folder) != self.about:
+            raise ReplacedError(f"{self.folder}: the index was made anew; open it again")
+        known = {one.name: one.type for one in schema}
         for name in (ID, TEXT, VECTOR):
             del known[name]
         return Kinds({name: names[str(kind)] for name, kind in known.items()})
@@ -231,6 +246,41 @@ class Store:
     def _shown(self) -> list[str]:
         return [ID, TEXT, *self.kinds.known]
 
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Say so if the table has gone.
+
+        Raises:
+            ReplacedError: if it has.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if has_index(self.folder):
+                raise
+            raise ReplacedError(f"{self.folder}: the index was removed; make it again") from error
+
+    @contextmanager
+    def explained(self, where: str | None) -> Iterator[None]:
+        """Turn the error of a search into one line.
+
+        Raises:
+            UserError: if LanceDB cannot use the condition.
+        """
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if where is None:
+                raise
+            said = one_line(error).partition(", /")[0].removeprefix("Invalid input, ")
+            said = said.partition(". Valid fields")[0].rpartition("Invalid user input: ")[2]
+            columns = [f"{ID} (str)", f"{TEXT} (str)"]
+            columns += [f"{name} ({kind})" for name, kind in self.kinds.items()]
+            raise UserError(
+                f"the filter {where!r} cannot be used: {said}; the columns are "
+                f"{', '.join(columns)}, and a string has 'single quotes'"
+            ) from error
+
 
 def require_index_folder(folder: Path) -> None:
     """Check that a folder can hold an index, before the work begins; it need not exist.
@@ -263,22 +313,6 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another process changes this index; wait for it") from error
 
 
-@contextmanager
-def explained(where: str | None) -> Iterator[None]:
-    """Turn the error of a search into one line.
-
-    Raises:
-        UserError: if LanceDB cannot use the condition.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        if where is None:
-            raise
-        said = one_line(error).partition(", /")[0].removeprefix("Invalid input, ")
-        raise UserError(f"the filter {where!r} cannot be used: {said}") from error
-
-
 def require_lancedb() -> None:
     """Check that LanceDB is installed.
 
@@ -291,6 +325,8 @@ def require_lancedb() -> None:
 
 def _connect(folder: Path) -> Any:
     require_lancedb()
+    # Its warnings tell of clusters and the like, about which nobody can do anything.
+    os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
     # Every search sees what other processes have added since.

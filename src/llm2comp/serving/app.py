@@ -9,15 +9,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from llm2comp.serving.middleware import OPEN, Authenticated, Bounded, Observed
-from llm2comp.serving.openai_routes import ERRORS, openai_routes
-from llm2comp.serving.other_routes import other_routes
-from llm2comp.serving.page_routes import FILES, page_routes
 from llm2comp.serving.problems import (
     Problem,
     explain_fault,
     explain_http_error,
     explain_invalid,
 )
+from llm2comp.serving.routes.bodies import ERRORS
+from llm2comp.serving.routes.openai import openai_routes
+from llm2comp.serving.routes.others import other_routes
+from llm2comp.serving.routes.page import FILES, page_routes
+from llm2comp.serving.routes.search import search_routes
 from llm2comp.serving.service import Service
 from llm2comp.version import __version__
 
@@ -43,6 +45,7 @@ def create_app(service: Service, tokens: tuple[bytes, ...] = ()) -> FastAPI:
     )
     app.include_router(openai_routes(service))
     app.include_router(other_routes(service))
+    app.include_router(search_routes(service))
     app.include_router(page_routes(service))
     _add_operation_routes(app, service)
     if tokens:

@@ -53,6 +53,11 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
 
+        self.searches = Gauge(
+            "llm2comp_waiting_searches", "Searches of indexes that are not done.",
+            registry=self.registry,
+        )  # fmt: skip
+
     def on_batch(self, model: str, texts: int, tokens: int, seconds: float) -> None:
         """Count a batch of a model."""
         self._texts.labels(model).inc(texts)

@@ -69,11 +69,21 @@ class Problem(HTTPException):
             message=f"{replace_surrogates(self.detail)}; {remedy}",
             remedy=remedy,
             type="invalid_request_error" if self.status_code < 500 else "server_error",
-            param=self.param,
+            param=None if self.param is None else replace_surrogates(self.param),
             code=HTTPStatus(self.status_code).phrase.lower().replace(" ", "_"),
         )
         content = ProblemBody(error=detail).model_dump_json()
         return Response(content, self.status_code, self.headers, "application/json")
+
+
+def shutting_down() -> Problem:
+    """Return the error of a request that comes too late."""
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the server is shutting down",
+        "try again after the seconds in Retry-After, or on another server",
+        headers={"Retry-After": "5", "Connection": "close"},
+    )
 
 
 async def explain_http_error(_: Request, error: Exception) -> Response:
@@ -98,6 +108,8 @@ async def explain_invalid(_: Request, error: Exception) -> Response:
     if not place:  # no JSON at all, or no object
         return Problem(status, "the body is not a JSON object", REMEDIES[status]).response()
     field = place[0]
+    items = [part for part in first["loc"][2:] if isinstance(part, int)]
+    where = "".join(f"item {item} of " for item in reversed(items)) + field
     if first["type"] == "extra_forbidden":
         message, remedy = (
             f"the field {json.dumps(field)} is not known",
@@ -107,8 +119,16 @@ async def explain_invalid(_: Request, error: Exception) -> Response:
         message, remedy = f"the field {field!r} is missing", f"{SEE} for what it must be"
     else:
         said = first["msg"][0].lower() + first["msg"][1:]
-        message, remedy = f"{field}: {said}", f"{SEE} for what it must be"
+        if items:
+            said = f"{said}, and it is {_kind(first['input'])}"
+        message, remedy = f"{where}: {said}", f"{SEE} for what it must be"
     return Problem(status, message, remedy, param=field).response()
+
+
+def _kind(value: object) -> str:
+    """Return what a value of JSON is, without the value."""
+    kinds = {bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), "a number")
 
 
 async def explain_fault(_: Request, __: Exception) -> Response:

@@ -6,17 +6,16 @@ import os
 import socket
 from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from llm2comp.errors import UserError
-from llm2comp.inference.load import load
 from llm2comp.serving.app import create_app
+from llm2comp.serving.loading import load_all, named_indexes, named_models
 from llm2comp.serving.observation import log_json_lines
-from llm2comp.serving.problems import Problem
+from llm2comp.serving.problems import Problem, shutting_down
 from llm2comp.serving.service import Service
 from llm2comp.serving.settings import Limits
 from llm2comp.utils.choices import Precision
@@ -30,6 +29,7 @@ of many sizes let the memory of a server grow for a long time; fewer cost no tim
 
 def serve(
     models: Sequence[str],
+    indexes: Sequence[str],
     host: str,
     port: int,
     tokens: tuple[bytes, ...],
@@ -43,6 +43,7 @@ def serve(
 
     Args:
         models: names or folders that `llm2comp.load` takes, or `NAME=FOLDER`.
+        indexes: folders of indexes, or `NAME=FOLDER`. Their encoders are served too.
         host: address to listen at.
         port: to listen at; 0 takes a free one, which the log names.
         tokens: bearer tokens that clients must show one of; none lets everyone in.
@@ -52,15 +53,15 @@ def serve(
         batch_size: texts of 64 tokens per batch.
 
     Raises:
-        UserError: if the address cannot be used, or a model cannot be loaded.
+        UserError: if the address cannot be used, or a model or an index cannot be loaded.
         SystemExit: with status 1, if a second signal stopped it at once.
     """
-    named = named_models(models)
+    named, folders = named_models(models), named_indexes(indexes)
     listening = bind(host, port)  # before models are loaded, which takes seconds
     log_json_lines()
     os.environ.setdefault(*KERNELS)  # it is read at the first product
-    encoders = {name: load(folder, dtype, merge_threshold) for name, folder in named.items()}
-    service = Service(encoders, limits, batch_size)
+    encoders, opened = load_all(named, folders, dtype, merge_threshold)
+    service = Service(encoders, limits, batch_size, opened)
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")
     server = Server(service, tokens)
@@ -68,25 +69,6 @@ def serve(
     if server.force_exit:
         raise SystemExit(1)
     service.close()
-
-
-def named_models(models: Sequence[str]) -> dict[str, str]:
-    """Return what to load by the name under which it is served: `NAME=FOLDER` gives the name.
-
-    Raises:
-        UserError: if two have the same name, or one has none.
-    """
-    named: dict[str, str] = {}
-    for model in models:
-        name, given, folder = model.partition("=")
-        if Path(model).exists() or not given:
-            name, folder = model, model
-        if not name or not folder:
-            raise UserError(f"{model!r} names no model; give a name, a folder, or NAME=FOLDER")
-        if name in named:
-            raise UserError(f"two models are named {name}; give one another name: NAME={folder}")
-        named[name] = folder
-    return named
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -111,7 +93,7 @@ class Server(uvicorn.Server):
     """A server that goes on listening while it drains, so that `/ready` can say so.
 
     Args:
-        service: with the models.
+        service: with the models and indexes.
         tokens: as in `serve`.
     """
 
@@ -137,9 +119,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         addresses = ["{}:{}".format(*one.getsockname()[:2]) for one in sockets or ()]
         fields = {"addresses": addresses, "models": list(self.service.models)}
+        if self.service.indexes:
+            fields["indexes"] = list(self.service.indexes)
         logger.info("serving", extra={"fields": fields})
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # noqa: ARG002
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Drain at the first signal, and stop at once at the second."""
         self.should_exit = self.force_exit = self.service.draining
         self.service.draining = True
@@ -192,11 +176,26 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as every other mistake is answered."""
-        response = Problem(
-            HTTPStatus.BAD_REQUEST, msg.rstrip(".").lower(), "send HTTP/1.1, and not HTTPS"
-        ).response()
-        lines = [name + b": " + value for name, value in response.raw_headers]
-        head = b"\r\n".join([STATUS_LINE[400].rstrip(), *lines, b"connection: close", b"", b""])
+        self._end(
+            Problem(HTTPStatus.BAD_REQUEST, msg.rstrip(".").lower(), "send HTTP/1.1, and not HTTPS")
+        )
+
+    def shutdown(self) -> None:
+        """End a request that has not wholly come: it was not accepted, and may never come."""
+        cycle = self.cycle
+        if cycle and cycle.more_body and not (cycle.response_started or self.pipeline):
+            self._end(shutting_down())
+        else:
+            super().shutdown()
+
+    def _end(self, problem: Problem) -> None:
+        """Answer, and close the connection."""
+        response = problem.response()
+        lines = [
+            name + b": " + value for name, value in response.raw_headers if name != b"connection"
+        ]
+        status = STATUS_LINE[response.status_code].rstrip()
+        head = b"\r\n".join([status, *lines, b"connection: close", b"", b""])
         self.transport.write(head + bytes(response.body))
         self.transport.close()
 

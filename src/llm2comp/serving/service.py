@@ -1,9 +1,9 @@
-"""The models of a server, and how a request gets its embeddings from one of them."""
+"""The models and indexes of a server, and how a request gets its answer from one of them."""
 
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +11,18 @@ from http import HTTPStatus
 
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.inference.vector_format import truncate
+from llm2comp.errors import UserError
+from llm2comp.inference.vector_format import Embeddings, truncate
+from llm2comp.retrieval.index import IndexHit
+from llm2comp.retrieval.store import ReplacedError
 from llm2comp.serving.batching import Batcher, Embedded, NotFiniteError, QueueFullError
 from llm2comp.serving.memory_view import MemoryView, NoMemoryViewError, look, memory_tokens
 from llm2comp.serving.observation import Metrics
-from llm2comp.serving.problems import Problem
+from llm2comp.serving.problems import Problem, shutting_down
+from llm2comp.serving.searching import MOST_HITS, Found, Searcher, ServedIndex, require_small
 from llm2comp.serving.settings import Limits
 from llm2comp.serving.token_ids import UnknownTokensError
-from llm2comp.utils.choices import Prompt
+from llm2comp.utils.choices import Prompt, SearchBy
 
 Inputs = list[str] | list[list[int]]
 """The texts of a request, or the ids of the tokens of each text."""
@@ -51,10 +55,15 @@ class Service:
             routes that name no model.
         limits: of what clients may ask for.
         batch_size: texts of 64 tokens per batch.
+        indexes: that are open, whose encoders are among the models.
     """
 
     def __init__(
-        self, encoders: Mapping[str, SentenceTransformer], limits: Limits, batch_size: int = 32
+        self,
+        encoders: Mapping[str, SentenceTransformer],
+        limits: Limits,
+        batch_size: int = 32,
+        indexes: Sequence[ServedIndex] = (),
     ) -> None:
         self.limits = limits
         self.metrics = Metrics()
@@ -64,6 +73,9 @@ class Service:
         self.models = {
             name: self._serve(name, encoder, batch_size) for name, encoder in encoders.items()
         }
+        self.indexes = {one.name: one for one in indexes}
+        self.searcher = Searcher(limits.waiting)
+        self.metrics.searches.set_function(lambda: self.searcher.waiting)
 
     def _serve(self, name: str, encoder: SentenceTransformer, batch_size: int) -> ServedModel:
         dimensions = encoder.encode("a text", show_progress_bar=False).shape[-1]
@@ -78,7 +90,8 @@ class Service:
     @property
     def idle(self) -> bool:
         """Whether everything that was accepted is computed."""
-        return not any(model.batcher.waiting for model in self.models.values())
+        waiting = [model.batcher.waiting for model in self.models.values()]
+        return not any([*waiting, self.searcher.waiting])
 
     @property
     def alive(self) -> bool:
@@ -86,9 +99,10 @@ class Service:
         return all(model.batcher.alive for model in self.models.values())
 
     def close(self) -> None:
-        """End the threads of the models."""
+        """End the threads."""
         for model in self.models.values():
             model.batcher.close()
+        self.searcher.close()
 
     def model(self, name: str) -> ServedModel:
         """Return a model by its name.
@@ -104,6 +118,89 @@ class Service:
                 param="model",
             )
         return self.models[name]
+
+    def index(self, name: str | None) -> ServedIndex:
+        """Return an index by its name, which may be left out if there is one index.
+
+        Raises:
+            Problem: 404 if there is none, 400 if several could be meant.
+        """
+        if name is None and len(self.indexes) == 1:
+            return next(iter(self.indexes.values()))
+        if name in self.indexes:
+            return self.indexes[name]
+        if not self.indexes:
+            status, said = HTTPStatus.NOT_FOUND, "no index is served"
+            remedy = "start the server with --index DIR"
+        else:
+            status, said = HTTPStatus.NOT_FOUND, "no index of this name is served"
+            remedy = f"give one of {', '.join(self.indexes)}"
+        if name is None and self.indexes:
+            status, said = HTTPStatus.BAD_REQUEST, "several indexes are served"
+        raise Problem(status, said, remedy, param="index")
+
+    async def search(
+        self, index: ServedIndex, queries: list[str], top_k: int, where: str | None, by: SearchBy
+    ) -> list[list[IndexHit]]:
+        """Return what an index has for each query, as `llm2comp.retrieval.index.Index.search` does.
+
+        The queries share batches with other texts of the model.
+
+        Args:
+            index: that is searched.
+            queries: at least one.
+            top_k: texts per query.
+            where: condition in SQL.
+            by: what ranks the texts.
+
+        Raises:
+            Problem: if a limit is exceeded, or the index cannot be searched so.
+        """
+        self._require_allowed(queries, "query")
+        if len(queries) * top_k > MOST_HITS:
+            raise Problem(
+                HTTPStatus.BAD_REQUEST,
+                f"a request finds at most {MOST_HITS} texts, and top_k asks for {top_k} for each "
+                f"of {len(queries)} queries",
+                "ask for fewer",
+                param="top_k",
+            )
+        if where is not None:
+            require_small(where)
+        self._require_open()
+        vectors: Sequence[Embeddings | None] = [None] * len(queries)
+        if by != "text":
+            model = self.models[index.model]
+            found = await self._compute(model, queries, "query", "query")
+            vectors = list(index.index.fit(found.embeddings))
+        # One after the other, so that the queries of a request do not hold up other requests.
+        return [
+            await self.in_thread(
+                partial(index.index.find, query, vector, top_k, where=where, by=by)
+            )
+            for query, vector in zip(queries, vectors, strict=True)
+        ]
+
+    async def in_thread(self, search: Callable[[], Found]) -> Found:
+        """Return what a function returns that reads an index.
+
+        Raises:
+            Problem: if too many searches wait already, or the index cannot be read so.
+        """
+        with _full_queue_is_a_problem():
+            accepted = self.searcher.submit(search)
+        try:
+            return await asyncio.wrap_future(accepted)
+        except ReplacedError as error:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the index was removed, or made anew",
+                "start the server again",
+            ) from error
+        except UserError as error:
+            raise Problem(
+                HTTPStatus.BAD_REQUEST, str(error), "see GET /indexes for the columns"
+            ) from error
 
     async def embed(
         self,
@@ -162,12 +259,7 @@ class Service:
     def _require_open(self) -> None:
         """Check that the server accepts requests."""
         if self.draining:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "the server is shutting down",
-                "try again after the seconds in Retry-After, or on another server",
-                headers={"Retry-After": "5", "Connection": "close"},
-            )
+            raise shutting_down()
 
     def _require_allowed(self, inputs: Inputs, field: str) -> None:
         """Check the limits of a request."""
@@ -221,7 +313,7 @@ def _full_queue_is_a_problem() -> Iterator[None]:
     except QueueFullError as error:
         raise Problem(
             HTTPStatus.TOO_MANY_REQUESTS,
-            "too many texts wait already",
+            "too many requests wait already",
             "try again after the seconds in Retry-After",
             headers={"Retry-After": str(error.seconds)},
         ) from error

@@ -5,35 +5,27 @@ look at the disk, at the LoRA of every stage to come, and at an encoder of few l
 weights that is assembled, merged, saved and loaded again, as the trained one will be.
 """
 
-import copy
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model, with_layers
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lineage import Lineage, StageRecord
-from llm2comp.model.loading.checkpoint import read_config, read_tokenizer, silent
+from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Backbone, Contrastive, Pretext, Stage, StageBase
+from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
 from llm2comp.training.losses.matryoshka import require_dims
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
@@ -65,13 +57,14 @@ def rehearse(context: StageContext[Stage]) -> None:
         _rehearse_others(context, lineage, remaining)
         return
     config, tokenizer = _read(context)
-    whole = _random_body(config, backbone, context.source, device="meta")
+    head, code = context.source is None, backbone.trust_remote_code
+    whole = body_of(random_model(config, head=head, device="meta", trust_remote_code=code))
     _require_matryoshka(remaining, token_table(whole).weight.shape[1])
-    trained = _count_trained(whole, remaining, lineage)
+    trained = count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
-    small = _with_few_layers(config, whole)
+    small = with_layers(config, layers_of_each_kind(config, whole))
     try:
-        body = _random_body(small, backbone, context.source, device="cpu")
+        body = body_of(random_model(small, head=head, device="cpu", trust_remote_code=code))
     except Exception as error:  # the settings of some architectures depend on each other
         context.log.console.print(
             f"{config.model_type} cannot be cut to few layers, so saving is not rehearsed "
@@ -120,7 +113,7 @@ def _rehearse_others(
     )
     _require_matryoshka(remaining, require_dim(model, None))
     body = encoder.encoder_body(model)
-    trained = _count_trained(body, remaining, lineage)
+    trained = count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
     _train_nothing_and_save(context, model, body, lineage, causal=None)
 
@@ -132,7 +125,7 @@ def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
             require_dims(stage.stage, stage.matryoshka, dimension)
 
 
-def _count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
+def count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:
     """Return the number of parameters that each stage trains.
 
     Raises:
@@ -170,22 +163,6 @@ def _read(context: StageContext[Stage]) -> tuple[PreTrainedConfig, PreTrainedTok
     return config, read_tokenizer(folder, name, **trust)
 
 
-def _random_body(
-    config: PreTrainedConfig, backbone: Backbone, source: Path | None, *, device: str
-) -> PreTrainedModel:
-    """Return a body with random weights in float32; on the device `meta` it takes no memory."""
-    kind: Any = AutoModelForCausalLM if source is None else AutoModel
-    with silent(), torch.device(device):
-        model: PreTrainedModel = kind.from_config(
-            copy.deepcopy(config),
-            dtype=torch.float32,
-            trust_remote_code=backbone.trust_remote_code,
-        )
-    body = body_of(model)
-    body.train(False)
-    return body
-
-
 def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     """Return the number of memory embeddings that a stage trains."""
     if isinstance(stage, Pretext) and lineage.method is not None:
@@ -194,22 +171,32 @@ def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     return lineage.num_memory_tokens
 
 
+def disk_needed(numbers: int, trained: list[int], *, keeps_best: bool) -> int:
+    """Return the bytes that a run writes: its encoder folders, adapters and checkpoints.
+
+    Args:
+        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        trained: parameters that each stage trains.
+        keeps_best: whether the checkpoint of the best step is kept too.
+    """
+    checkpoints = (CHECKPOINTS + keeps_best) * CHECKPOINT_BYTES * max(trained)
+    return (len(trained) + 1) * 4 * numbers + checkpoints + 4 * sum(trained)
+
+
 def _require_space(context: StageContext[Stage], numbers: int, trained: list[int]) -> None:
     """Check that the disk holds what the rest of the run writes.
 
     Args:
         context: the stage.
-        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        numbers: parameters of an encoder.
         trained: parameters that each remaining stage trains.
 
     Raises:
         UserError: with the space that is needed and the space that is free.
     """
-    folder = 4 * numbers
     during = context.recipe.evaluation.during
-    best = 1 if during is not None and during.keep_best else 0
-    checkpoints = (CHECKPOINTS + best) * CHECKPOINT_BYTES * max(trained)
-    needed = (len(trained) + 1) * folder + checkpoints + 4 * sum(trained)
+    keeps_best = during is not None and during.keep_best
+    needed = disk_needed(numbers, trained, keeps_best=keeps_best)
     written = sum(file.stat().st_size for file in context.workdir.rglob("*") if file.is_file())
     out = context.target.parent
     free = shutil.disk_usage(out).free
@@ -217,28 +204,8 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
         raise UserError(
             f"{out} is on a disk with {free / 1e9:.1f} GB free, and the run needs "
             f"{(needed - written) / 1e9:.1f} GB: {len(trained) + 1} encoder folders of "
-            f"{folder / 1e9:.1f} GB and checkpoints; free some space or give another --out"
+            f"{4 * numbers / 1e9:.1f} GB and checkpoints; free some space or give another --out"
         )
-
-
-def _with_few_layers(config: PreTrainedConfig, body: PreTrainedModel) -> PreTrainedConfig:
-    """Return a configuration with the first layers only, so many that each kind is among them."""
-    count: int = config.num_hidden_layers
-    blocks = next(
-        (m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count), ()
-    )
-    types = getattr(config, "layer_types", None) or [None] * count
-    kinds = [
-        (kind, *(f"{name} {type(m).__name__}" for name, m in block.named_modules()))
-        for kind, block in zip(types, blocks, strict=bool(blocks))
-    ]
-    few = max((kinds.index(kind) + 1 for kind in set(kinds)), default=count)
-    small = copy.deepcopy(config)
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == count:  # says something of each layer
-            setattr(small, name, value[:few])
-    small.num_hidden_layers = few
-    return small
 
 
 def _save_and_load(

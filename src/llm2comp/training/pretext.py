@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -128,7 +129,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, original = _extended_backbone(recipe, stage, dtype)
     rows = _rows(context, tokenizer) if stage.steps else None
-    pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
+    pretext, collator = pretext_model(recipe, stage, model, tokenizer)
     check_frozen(pretext.compressor, original)
     adapted = adapted_layers(pretext.compressor.adapted)
     log_trained(context, adapted)
@@ -185,7 +186,7 @@ def step_seconds(recipe: Recipe, stage: Pretext, repeats: int = 3) -> float:
     """
     dtype = compute_dtype(recipe.backbone.dtype)
     model, tokenizer, _ = _extended_backbone(recipe, stage, dtype)
-    pretext, collator = _pretext_model(recipe, stage, model, tokenizer)
+    pretext, collator = pretext_model(recipe, stage, model, tokenizer)
     length = stage.passages.max_tokens
     generator = random.Random(recipe.seed)
     passages = [
@@ -282,7 +283,7 @@ def _compressor(
     return compressor
 
 
-def _pretext_model(
+def pretext_model(
     recipe: Recipe, stage: Pretext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PretextModel, Collator]:
     """Return the model that stage 1 trains, and what makes its batches."""
@@ -294,20 +295,43 @@ def _pretext_model(
 def _rows(context: StageContext[Pretext], tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Return held-out passages, and the training data: one row per batch, in training order."""
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
-
-    def draw(files: RowFiles) -> Summary:
-        left_out = LeftOut()
-        count = stage.steps * stage.batch_size + stage.eval_passages
-        passages = draw_passages(
-            stage.data, tokenizer, stage.passages, count, seed, on_bad_row, left_out
-        )
-        whole = objective_of(stage).whole_passage
-        summary = write_batches(files, passages, stage, seed, whole=whole)
-        return summary | left_out.counts
-
+    draw = partial(
+        write_passages, tokenizer=tokenizer, stage=stage, seed=seed, on_bad_row=on_bad_row
+    )
     rows = world.main_first(lambda: drawn_once(context.workdir, stage, seed, on_bad_row, draw))
     context.log.write_once(stage="pretext", **rows.summary)
     return rows
+
+
+def write_passages(
+    files: RowFiles,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Pretext,
+    seed: int,
+    on_bad_row: str,
+) -> Summary:
+    """Draw the passages of stage 1, and write one row per batch and the held-out passages.
+
+    Args:
+        files: where they are written.
+        tokenizer: of the backbone.
+        stage: the stage.
+        seed: the same seed gives the same rows in the same order.
+        on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
+
+    Returns:
+        How many passages and tokens are trained on, and what was left out.
+
+    Raises:
+        UserError: if a source cannot be read, or there are too few passages.
+    """
+    left_out = LeftOut()
+    count = stage.steps * stage.batch_size + stage.eval_passages
+    passages = draw_passages(
+        stage.data, tokenizer, stage.passages, count, seed, on_bad_row, left_out
+    )
+    whole = objective_of(stage).whole_passage
+    return write_batches(files, passages, stage, seed, whole=whole) | left_out.counts
 
 
 def _start_from(compressor: Compressor, stage: Pretext) -> None:

@@ -6,6 +6,9 @@ Attention = Literal["causal", "bidirectional"]
 """Attention of the encoder."""
 Backend = Literal["onnx", "openvino"]
 """The runtime of a compiled encoder."""
+Export = Literal["onnx", "openvino", "last-token"]
+"""What an encoder is exported to: a runtime, or the form that servers with pooling of their own
+read."""
 EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
 """In what the numbers of an embedding are stored. `binary` is one bit for each number."""
 IndexPrecision = Literal["float32", "int8", "binary"]

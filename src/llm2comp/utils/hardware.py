@@ -81,11 +81,14 @@ def free_unused_memory() -> None:
     """Free what nothing uses any more, on the processor and on the GPU.
 
     A trainer and its callbacks refer to each other. Without this, their model would stay in memory
-    until the garbage collector happens to run, beside the model that is loaded next.
+    until the garbage collector happens to run, beside the model that is loaded next. glibc then
+    gives the pages back to the system, which it keeps after `retain_freed_memory`.
     """
     import torch
 
     gc.collect()
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -100,7 +103,11 @@ def retain_freed_memory() -> None:
     The process then keeps the most memory that it ever needed. Programs may choose that, but a
     library must not do it unasked. With another C library than glibc nothing happens.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
+
+
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -78,6 +78,20 @@ def test_servers_that_choose_their_code_by_architecture_know_none(
     assert read(folders[name] / "config.json")["architectures"] == ["LlamaMemoryEncoder"]
 
 
+@pytest.mark.parametrize("name", ["causal", "bidirectional"])
+def test_programs_that_look_for_a_pooling_mode_find_none_that_they_can_read(
+    folders: dict[str, Path], name: str
+) -> None:
+    folder = folders[name]
+    assert "1_Pooling" not in [module["path"] for module in read(folder / "modules.json")]
+    # txtai would take a missing file, or a table without a mode that it knows, for the mode `mean`.
+    mode = read(folder / "1_Pooling" / "config.json")
+    assert isinstance(mode, str)
+    assert "use sentence-transformers" in mode
+    with pytest.raises(AttributeError):
+        mode.get("pooling_mode")
+
+
 @pytest.mark.parametrize(
     ("config", "old"),
     [

@@ -47,14 +47,7 @@ reference = json.load(open("path/to/this/folder/llm2comp.json"))["reference"]
 print((model.encode(reference["texts"]) * reference["embeddings"]).sum(axis=1))
 ```
 
-Before you fine-tune the model with sentence-transformers, freeze its `WordWeights`. They would be
-trained, and loading reads them from the settings, without what they learnt:
-
-```python
-model[1].requires_grad_(False)
-```
-
-| stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
+{freezing}| stage | objective | data | steps x batch | peak learning rate | LoRA on | without LoRA |
 |---|---|---|---|---|---|---|
 {stages}
 
@@ -94,6 +87,21 @@ SERVERS = (
 )
 
 
+LAST_TOKEN = (
+    "This is pooling of the last token, so vLLM, text-embeddings-inference and llama.cpp serve the "
+    "folder."
+)
+FREEZING = """\
+Before you fine-tune the model with sentence-transformers, freeze its `WordWeights`. They would be
+trained, and loading reads them from the settings, without what they learnt:
+
+```python
+model[1].requires_grad_(False)
+```
+
+"""
+
+
 def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
     """Return the card of an encoder, in Markdown.
 
@@ -109,7 +117,7 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
         "name": lineage.name,
         "last": last.stage,
         "dimension": dimension,
-        "weights": _weights(last, to),
+        "weights": "" if lineage.last_token else _weights(last, to),
         "stages": "\n".join(map(_row, lineage.stages)),
         "seed": lineage.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
@@ -130,9 +138,10 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
     return TEMPLATE.format(
         **parts,
         options=options + trust,
-        lost="no `llm2comp.json`" if to else "neither",
+        lost="no `llm2comp.json`" if to or lineage.last_token else "neither",
         needs=needs,
-        pooling=SERVERS,
+        pooling=LAST_TOKEN if lineage.last_token else SERVERS,
+        freezing="" if lineage.last_token else FREEZING,
         cosine=1 - lineage.allowed_difference,
         count=len(lineage.stages),
         backbone=HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name),
@@ -241,6 +250,8 @@ def _embedding(lineage: Lineage) -> str:
     if not lineage.num_memory_tokens:
         return "the mean over the text's own tokens"
     k = lineage.num_memory_tokens
+    if k == 1:
+        return "the output of the memory token that follows every text"
     return f"the mean over the outputs of the {k} memory tokens that follow every text"
 
 

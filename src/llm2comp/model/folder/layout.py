@@ -15,7 +15,7 @@ from typing import Any
 
 import transformers
 
-LAYOUT = b"2"
+LAYOUT = b"3"
 """Version of what is written here and beside it; a released encoder in the cache has it."""
 NEW_CLIENTS = {"sentence-transformers": ">=6.2", "transformers": ">=5.2"}
 """Versions that read everything that is written here."""
@@ -40,6 +40,12 @@ POOLING_MODES = (
     "lasttoken",
 )
 
+POOLS_BY_ITSELF = (
+    "The outputs of this encoder are weighted by 1_WordWeights before they are pooled, and pooling "
+    "alone gives other embeddings: use sentence-transformers, infinity or llm2comp serve."
+)
+"""Stands in the place of a pooling mode, as a string where programs expect a table."""
+
 Json = dict[str, Any]
 
 
@@ -47,16 +53,23 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
     """Rewrite the small files of a folder that sentence-transformers has saved.
 
     Args:
-        folder: with a transformer, `WordWeights`, `Pooling` with the mode `mean`, and `Normalize`.
+        folder: with a transformer, `Pooling` and `Normalize`, and `WordWeights` unless it pools the
+            last token.
         compiled: whether the body is a graph, which has the attention in it.
 
     Returns:
         The versions that a client needs, by package: a lower bound each.
     """
     config = _read(folder / "config.json")
-    # A server that does not know `WordWeights` would pool over the text. Servers choose their code
-    # by this name, and refuse one that they do not know. transformers goes by `model_type`.
-    config["architectures"] = [f"{config['architectures'][0].removesuffix('Model')}MemoryEncoder"]
+    if "WordWeights" in (folder / "modules.json").read_text(encoding="utf-8"):
+        # A program that does not know `WordWeights` would pool over the text. vLLM and llama.cpp
+        # choose their code by this name, and refuse one that they do not know; transformers goes by
+        # `model_type`. txtai and text-embeddings-inference look for `1_Pooling`, wherever
+        # `modules.json` has the pooling, and end with an error if they cannot read it.
+        name = config["architectures"][0].removesuffix("Model")
+        config["architectures"] = [f"{name}MemoryEncoder"]
+        (folder / "1_Pooling").mkdir()
+        _write(folder / "1_Pooling" / "config.json", POOLS_BY_ITSELF)
     tokenizer = _read(folder / "tokenizer_config.json")
     # Without this, transformers 4 gives GPT-2 and others an embedding of token types to add.
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
@@ -171,7 +184,10 @@ def _use_old_modules(folder: Path, max_length: int) -> None:
         module["type"] = f"sentence_transformers.models.{name}"
         if name == "Pooling":
             pooling = _read(folder / module["path"] / "config.json")
-            modes = {f"pooling_mode_{mode}": mode == "mean_tokens" for mode in POOLING_MODES}
+            modes = {
+                f"pooling_mode_{mode}": mode.removesuffix("_tokens") == pooling["pooling_mode"]
+                for mode in POOLING_MODES
+            }
             dimension = {"word_embedding_dimension": pooling["embedding_dimension"]}
             _write(
                 folder / module["path"] / "config.json",
@@ -187,5 +203,5 @@ def _read(file: Path) -> Json:
     return content
 
 
-def _write(file: Path, content: Json | list[Json]) -> None:
+def _write(file: Path, content: Json | list[Json] | str) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -177,10 +177,26 @@ def without_special_tokens(backend: Tokenizer, rows: int, *, cut: bool = True) -
             "embeddings; give the tokenizer that belongs to the model"
         )
     plain = Tokenizer.from_str(json.dumps(state))
+    return _cut_at(plain, [token for token in added if cut and token["special"]])
+
+
+def with_special_token(backend: Tokenizer, name: str, token: int) -> Tokenizer:
+    """Return a copy of a tokenizer with one more special token, which no text has.
+
+    Args:
+        backend: as `without_special_tokens` returns it.
+        name: of the token.
+        token: its id.
+    """
+    state, added = json.loads(backend.to_str()), [{"content": name, "id": token}]
+    state["model"]["vocab"] = _with_entries(state["model"]["vocab"], added)
+    return _cut_at(Tokenizer.from_str(json.dumps(state)), added)
+
+
+def _cut_at(plain: Tokenizer, special: list[dict[str, Any]]) -> Tokenizer:
+    """Let a tokenizer cut texts that spell a special token, and return it."""
     cuts = [
-        token["content"]
-        for token in added
-        if cut and token["special"] and len(token["content"]) > 1 and _reads(plain, token)
+        token["content"] for token in special if len(token["content"]) > 1 and _reads(plain, token)
     ]
     if cuts:
         pattern = "|".join(f"{re.escape(cut[0])}(?={re.escape(cut[1:])})" for cut in cuts)

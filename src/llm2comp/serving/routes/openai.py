@@ -1,51 +1,27 @@
 """Routes in the shape of OpenAI's: embeddings, and the list of models."""
 
-import base64
-from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-import pydantic_core
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field
 
-from llm2comp.serving.problems import ProblemBody
+from llm2comp.serving.routes.bodies import (
+    ERRORS,
+    Input,
+    Strict,
+    StrictRoute,
+    base64_of,
+    json_response,
+)
 from llm2comp.serving.service import Inputs, ServedModel, Service
 from llm2comp.utils.choices import Prompt
-
-Text = Annotated[str, StringConstraints(min_length=1)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1)]
-TokenLists = Annotated[list[Tokens], Field(min_length=1)]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    int(status): {"model": ProblemBody}
-    for status in (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    )
-}
-"""The errors of all routes that embed, for the OpenAPI document."""
-
-
-class Strict(BaseModel):
-    """A request: an unknown field is an error, because a misspelt one would have no effect."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class EmbeddingsRequest(Strict):
     """What `/v1/embeddings` reads."""
 
     model: str
-    input: Text | Texts | Tokens | TokenLists = Field(
+    input: Input = Field(
         description="A text, a list of texts, the token ids of a text, or a list of such lists."
     )
     dimensions: int | None = Field(None, ge=1)
@@ -107,7 +83,7 @@ class Models(BaseModel):
 
 def openai_routes(service: Service) -> APIRouter:
     """Return `/v1/embeddings` and `/v1/models`."""
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses=ERRORS, route_class=StrictRoute)
 
     @router.post(
         "/embeddings", response_class=Response, responses={200: {"model": EmbeddingsResponse}}
@@ -148,13 +124,3 @@ def _described(service: Service, model: ServedModel) -> Model:
         max_tokens=model.max_tokens,
         memory_tokens=model.memory_tokens,
     )
-
-
-def json_response(content: Any) -> Response:
-    """Return a response without the checks that the framework makes of its own models."""
-    return Response(pydantic_core.to_json(content), media_type="application/json")
-
-
-def base64_of(row: npt.NDArray[np.float32]) -> str:
-    """Return a vector as float32, little endian, in base64."""
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -3,14 +3,15 @@
 import uuid
 from typing import Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from llm2comp.serving.openai_routes import (
+from llm2comp.inference.vector_format import to_unit_length
+from llm2comp.serving.routes.bodies import (
     ERRORS,
     Strict,
-    Text,
+    StrictRoute,
+    TextOrTexts,
     Texts,
     base64_of,
     json_response,
@@ -31,10 +32,10 @@ PROMPTS: dict[InputType, Prompt | None] = {
 class EmbedRequest(Strict):
     """What text-embeddings-inference reads at `/embed`; the first model answers."""
 
-    inputs: Text | Texts
+    inputs: TextOrTexts
     prompt_name: Prompt | None = None
     dimensions: int | None = Field(None, ge=1)
-    normalize: Literal[True] = Field(True, description="Embeddings have unit length in any case.")
+    normalize: bool = Field(True, description="Scale embeddings to unit length.")
     truncate: Literal[True] = Field(True, description="Long texts are truncated in any case.")
     truncation_direction: Literal["Right", "right"] = "Right"
 
@@ -75,7 +76,7 @@ class CohereResponse(BaseModel):
 
 def other_routes(service: Service) -> APIRouter:
     """Return `/embed` and `/v2/embed`."""
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses=ERRORS, route_class=StrictRoute)
 
     @router.post("/embed", response_class=Response, responses={200: {"model": list[list[float]]}})
     async def embed(request: EmbedRequest) -> Response:
@@ -84,8 +85,10 @@ def other_routes(service: Service) -> APIRouter:
         found = await service.embed(
             model, texts, request.prompt_name, request.dimensions, field="inputs"
         )
-        lengths = np.linalg.norm(found.embeddings, axis=1, keepdims=True)
-        return json_response((found.embeddings / np.maximum(lengths, 1e-12)).tolist())
+        embeddings = found.embeddings
+        return json_response(
+            (to_unit_length(embeddings) if request.normalize else embeddings).tolist()
+        )
 
     @router.post("/v2/embed", response_class=Response, responses={200: {"model": CohereResponse}})
     async def cohere(request: CohereRequest) -> Response:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from llm2comp.serving.openai_routes import ERRORS, Strict, Text, json_response
+from llm2comp.serving.routes.bodies import ERRORS, Strict, StrictRoute, Text, json_response
 from llm2comp.serving.service import Service
 from llm2comp.utils.choices import Prompt
 
@@ -54,7 +54,7 @@ class MemoryResponse(BaseModel):
 
 def page_routes(service: Service) -> APIRouter:
     """Return `/`, the files of the page, and `/memory-tokens`."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
     for path, (name, media_type) in FILES.items():
         router.add_api_route(path, _file(name, media_type), include_in_schema=False)
 

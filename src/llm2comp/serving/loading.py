@@ -1,0 +1,115 @@
+"""The models and indexes that a server is started with: their names, and how they are loaded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from llm2comp.errors import UserError
+from llm2comp.inference.load import load
+from llm2comp.retrieval.index import Index, stored_name
+from llm2comp.serving.searching import ServedIndex
+from llm2comp.utils.choices import Precision
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Return what to load by the name under which it is served: `NAME=FOLDER` gives the name.
+
+    Raises:
+        UserError: if two have the same name, or one has none.
+    """
+    return _named(models, "model", lambda model: model)
+
+
+def named_indexes(folders: Sequence[str]) -> dict[str, str]:
+    """Return the folders of indexes by name, which is that of the folder, or as in `NAME=FOLDER`.
+
+    Raises:
+        UserError: if two have the same name, or one has none.
+    """
+    return _named(folders, "index", lambda folder: Path(folder).resolve().name)
+
+
+def load_all(
+    models: Mapping[str, str],
+    indexes: Mapping[str, str],
+    dtype: Precision,
+    merge_threshold: float | None,
+) -> tuple[dict[str, SentenceTransformer], list[ServedIndex]]:
+    """Load models, open indexes, and load the encoders of these that are not among the models.
+
+    Args:
+        models: what `llm2comp.load` takes, by name.
+        indexes: folders, by name.
+        dtype: as in `llm2comp.load`.
+        merge_threshold: as in `llm2comp.load`; for the models that are named.
+
+    Returns:
+        The encoders by name, and the indexes.
+
+    Raises:
+        UserError: if something cannot be loaded, or the encoder of an index is not to be found.
+    """
+    opened = {name: Index(Path(folder)) for name, folder in indexes.items()}  # before what is slow
+    named = dict(models)
+    encoders = {name: load(model, dtype, merge_threshold) for name, model in named.items()}
+    served = []
+    for name, index in opened.items():
+        encoder = _served(index, named) or _fitting(index, encoders)
+        if encoder is None:
+            encoder, model = _own(index, named)
+            named[encoder], encoders[encoder] = model, load(model, dtype)
+        checked = Index(index.folder, encoders[encoder])
+        checked.encoder  # noqa: B018  # it is compared with that of the index
+        served.append(ServedIndex(name, checked, encoder))
+    return encoders, served
+
+
+def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if Path(one).exists() or not equals:
+            name, folder = name_of(one), one
+        if not name or not folder:
+            raise UserError(f"{one!r} names no {kind}; give a folder, or NAME=FOLDER")
+        if name in named:
+            raise UserError(f"two are named {name}; give one another name: NAME={folder}")
+        named[name] = folder
+    return named
+
+
+def _served(index: Index, named: Mapping[str, str]) -> str | None:
+    """Return the name of the model that made an index, if it is served."""
+    made = index.about.model
+    return next((name for name, model in named.items() if stored_name(model) == made), None)
+
+
+def _fitting(index: Index, encoders: Mapping[str, SentenceTransformer]) -> str | None:
+    """Return the name of a model with the vectors of an index whose own cannot be loaded.
+
+    Raises:
+        UserError: if no model has them.
+    """
+    made = index.about.model
+    if made is not None and not (Path(made).is_absolute() and not Path(made).exists()):
+        return None
+    for name, encoder in encoders.items():
+        try:
+            Index(index.folder, encoder).encoder  # noqa: B018
+        except UserError:
+            continue
+        return name
+    raise UserError(
+        f"{index.folder} was made with {made or 'a loaded model'}, which is not there; name the "
+        f"folder of that model before --index"
+    )
+
+
+def _own(index: Index, named: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name, and the name or folder, of the encoder of an index."""
+    made = str(index.about.model)
+    name = Path(made).name if Path(made).is_dir() else made
+    if name in named:
+        raise UserError(f"two models are named {name}; give one another name: NAME={made}")
+    return name, made

@@ -1,0 +1,88 @@
+"""The indexes of a server, which are searched in threads."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeVar
+
+from llm2comp.retrieval.index import Index
+from llm2comp.serving.batching import QueueFullError
+from llm2comp.serving.problems import Problem
+
+THREADS = 4
+"""Searches at the same time. LanceDB divides each of them among processors too."""
+MOST_HITS = 10_000
+"""Texts in the answer of a request."""
+MOST_CHARACTERS, MOST_PARENTHESES = 500, 20
+"""Of a filter. DataFusion, which reads it, recurses: with 2,000 operators it takes down the
+process, and with 70 nested casts it does not end."""
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class ServedIndex:
+    """An index that is open.
+
+    Attributes:
+        name: under which clients ask for it.
+        index: is searched.
+        model: name of the served model that embeds its queries.
+    """
+
+    name: str
+    index: Index
+    model: str
+
+
+class Searcher:
+    """Runs searches in threads, which are few, so that many searches wait.
+
+    Args:
+        most_waiting: searches that may wait.
+    """
+
+    def __init__(self, most_waiting: int) -> None:
+        self._most_waiting = most_waiting
+        self._pool = ThreadPoolExecutor(THREADS, "search")
+        self._lock = threading.Lock()
+        self.waiting = 0
+        """Searches that are not done."""
+
+    def submit(self, search: Callable[[], Found]) -> "Future[Found]":
+        """Return what a function returns, in time. What is cancelled before it began is not run.
+
+        Raises:
+            QueueFullError: if too many searches wait already.
+        """
+        with self._lock:
+            if self.waiting >= self._most_waiting:
+                raise QueueFullError(1)
+            self.waiting += 1
+        future = self._pool.submit(search)
+        future.add_done_callback(self._leave)
+        return future
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _leave(self, _: "Future[Found]") -> None:
+        with self._lock:
+            self.waiting -= 1
+
+
+def require_small(where: str) -> None:
+    """Check that a filter can be read without harm.
+
+    Raises:
+        Problem: 400 if it is too long, or has too many parentheses.
+    """
+    if len(where) > MOST_CHARACTERS or where.count("(") > MOST_PARENTHESES:
+        raise Problem(
+            HTTPStatus.BAD_REQUEST,
+            f"a filter has at most {MOST_CHARACTERS} characters and {MOST_PARENTHESES} parentheses",
+            "ask with a shorter one",
+            param="where",
+        )

@@ -1,0 +1,1 @@
+"""What a run will need: tokens, operations, memory, disk and time, before it begins."""

@@ -1,0 +1,61 @@
+"""A plan in words and tables."""
+
+from llm2comp.training.planning.machines import UTILISATION
+from llm2comp.training.planning.plan import Plan, StagePlan
+from llm2comp.utils.tables import Cells
+
+
+def table(plan: Plan) -> Cells:
+    """Return the table of stages."""
+    heading = ["stage", "steps", "tokens a step", "TFLOP a step", "trains", "memory", "time"]
+    rows = [
+        [
+            stage.stage,
+            f"{stage.steps:,}",
+            f"{stage.step.tokens:,.0f}",
+            f"{stage.step.flops / 1e12:.3g}",
+            f"{stage.trained / 1e6:,.1f} M",
+            f"{stage.memory / 1e9:,.1f} GB",
+            _time(stage.seconds),
+        ]
+        for stage in plan.stages
+    ]
+    total = sum(stage.seconds for stage in plan.stages)
+    return [heading, *rows, ["all", "", "", "", "", "", _time(total)]]
+
+
+def notes(plan: Plan) -> list[str]:
+    """Return what a table cannot say: where it runs, what does not fit, what is assumed."""
+    lines = [
+        f"{plan.parameters / 1e6:,.0f} M parameters; memory of the host {plan.host / 1e9:.1f} GB; "
+        f"disk {plan.disk / 1e9:.1f} GB",
+    ]
+    if plan.gpu is None:
+        lines.append("Time and memory are extrapolated from steps with few layers on this machine.")
+    else:
+        lines.append(
+            f"Memory is counted tensor by tensor, with fused attention. Time assumes "
+            f"{UTILISATION:.0%} of the {plan.gpu.flops / 1e12:,.0f} TFLOP/s of a {plan.gpu.name}."
+        )
+    lines.append("Drawing rows, held-out measurements and scores take more time.")
+    return lines + [_misfit(plan, stage) for stage in plan.stages if stage.changes is not None]
+
+
+def _misfit(plan: Plan, stage: StagePlan) -> str:
+    assert stage.changes is not None
+    where = "this machine" if plan.gpu is None else plan.gpu.name
+    said = (
+        f"{stage.stage} does not fit: it needs {stage.memory / 1e9:.1f} GB, and {where} has "
+        f"{plan.room / 1e9:.1f} GB for it"
+    )
+    if stage.changes:
+        return f"{said}; it fits with {' '.join(stage.changes)}"
+    return f"{said}; not even one row at a time fits: choose a smaller backbone or more memory"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

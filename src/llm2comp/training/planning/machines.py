@@ -1,0 +1,53 @@
+"""GPUs by name: their memory, and how fast they multiply matrices."""
+
+from dataclasses import dataclass
+
+from llm2comp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What its maker says of a GPU.
+
+    Attributes:
+        name: as it is given to `llm2comp plan --gpu`.
+        memory: in bytes.
+        flops: operations a second of dense matrix products in bfloat16.
+    """
+
+    name: str
+    memory: float
+    flops: float
+
+
+UTILISATION = 0.35
+"""Share of a GPU's operations a second that training reaches. It is an assumption, not a
+measurement: published runs of models of 1B to 70B reach 0.3 to 0.5."""
+
+_TABLE = [  # name, GiB, TFLOP/s in bfloat16 without sparsity, from the makers' data sheets
+    ("T4", 16, 65),
+    ("L4", 24, 121),
+    ("A10", 24, 125),
+    ("RTX3090", 24, 71),
+    ("RTX4090", 24, 165),
+    ("L40S", 48, 362),
+    ("A100-40GB", 40, 312),
+    ("A100-80GB", 80, 312),
+    ("H100-80GB", 80, 989),
+    ("H200-141GB", 141, 989),
+    ("B200-180GB", 180, 2250),
+]
+GPUS = {name: Gpu(name, memory * 2**30, speed * 1e12) for name, memory, speed in _TABLE}
+"""GPUs by name."""
+
+
+def gpu_named(name: str) -> Gpu:
+    """Return a GPU, given its name in any case.
+
+    Raises:
+        UserError: if it is not in the table.
+    """
+    for known, gpu in GPUS.items():
+        if known.lower() == name.lower():
+            return gpu
+    raise UserError(f"GPU {name!r} is not known; give one of {', '.join(GPUS)}")

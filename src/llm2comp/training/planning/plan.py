@@ -1,0 +1,243 @@
+"""What a run will need on this machine or on a GPU, and what to change if it does not fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from datasets import DatasetDict
+from transformers import PreTrainedModel
+
+from llm2comp.errors import UserError
+from llm2comp.model.backbone import backbone_folder
+from llm2comp.model.base import open_base, transformer_folder
+from llm2comp.model.causal_lm.dropout import remove_dropout
+from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model
+from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.lineage import Lineage
+from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
+from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage
+from llm2comp.training.dry_run import count_trained, disk_needed
+from llm2comp.training.planning.machines import UTILISATION, Gpu
+from llm2comp.training.planning.rows import some_rows
+from llm2comp.training.planning.stages import contrastive_step, pretext_step
+from llm2comp.training.planning.step import Step, Trained
+from llm2comp.training.pretext import objective_of
+from llm2comp.utils.hardware import compute_dtype
+
+OPTIMISER_BYTES = 12
+"""Of a number that trains: itself and AdamW's two moments, in float32. Its gradient is measured."""
+PROGRAM = 1.1e9
+"""Bytes of Python, torch and the other libraries in a training process, as measured on Linux."""
+LOADING = 8
+"""Bytes of a number of the model on the host at once, while a backbone is read: as float32 in a
+file that is mapped, and as it is read."""
+CONTEXT = 1e9
+"""Bytes of a GPU that CUDA and its libraries take. It is an assumption, not a measurement."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage needs.
+
+    Attributes:
+        stage: its name.
+        steps: of the optimiser.
+        trained: numbers that train.
+        step: what one step needs.
+        weights: bytes of weights, frozen or not, and of the optimiser.
+        seconds: of all steps.
+        changes: settings that would make the stage fit, as they are given to `llm2comp train`; None
+            if it fits, and an empty list if nothing helps.
+    """
+
+    stage: str
+    steps: int
+    trained: int
+    step: Step
+    weights: float
+    seconds: float
+    changes: list[str] | None = None
+
+    @property
+    def memory(self) -> float:
+        """The most bytes that weights and a step take at once."""
+        return self.weights + self.step.peak
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs.
+
+    Attributes:
+        stages: what each stage needs.
+        parameters: of the encoder.
+        host: the most bytes of memory on the host.
+        disk: bytes that the run writes at most.
+        gpu: where it runs; None is this machine.
+        room: bytes that a stage may take where it computes.
+    """
+
+    stages: list[StagePlan]
+    parameters: int
+    host: float
+    disk: float
+    gpu: Gpu | None
+    room: float
+
+
+@torch.random.fork_rng(devices=[])
+def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
+    """Measure a step of each stage with few layers, and return what the whole run will need.
+
+    Args:
+        recipe: the run. It starts from a backbone or from an encoder of ours.
+        gpu: where it will run; None is this machine.
+
+    Raises:
+        UserError: if the backbone, the base or the data cannot be had.
+    """
+    trained = _trained(recipe, gpu)
+    whole = _on_meta(trained)
+    body = body_of(whole)
+    numbers = {True: _count(whole), False: _count(body)}
+    counts = count_trained(body, recipe.stages, trained.lineage)
+    room = _room(gpu)
+    stages = [
+        _stage_plan(stage, trained, count, numbers[isinstance(stage, Pretext)], gpu, room)
+        for stage, count in zip(recipe.stages, counts, strict=True)
+    ]
+    during = recipe.evaluation.during
+    keeps_best = during is not None and during.keep_best
+    on_host: list[float] = [LOADING * numbers[True]]
+    if gpu is None and not torch.cuda.is_available():
+        on_host += [stage.memory for stage in stages]
+    return Plan(
+        stages,
+        numbers[False],
+        PROGRAM + max(on_host),
+        disk_needed(numbers[False], counts, keeps_best=keeps_best),
+        gpu,
+        room,
+    )
+
+
+def _room(gpu: Gpu | None) -> float:
+    """Return the bytes that a stage may take on a GPU or, without one, on this machine."""
+    if gpu is not None:
+        return gpu.memory - CONTEXT
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory - CONTEXT
+    return float(psutil.virtual_memory().available) - PROGRAM
+
+
+def _stage_plan(
+    stage: Stage, trained: Trained, count: int, numbers: int, gpu: Gpu | None, room: float
+) -> StagePlan:
+    """Return what a stage needs, and what would make it fit."""
+    rows = some_rows(trained.recipe, stage, trained.tokenizer)
+    frozen = numbers if stage.lora is not None else 0
+    weights = frozen * trained.dtype.itemsize + count * OPTIMISER_BYTES
+    step = stage_step(stage, trained, rows)
+    seconds = stage.steps * (step.flops / (UTILISATION * gpu.flops) if gpu else step.seconds)
+    plan = StagePlan(stage.stage, stage.steps, count, step, weights, seconds)
+    if plan.memory <= room:
+        return plan
+    names: list[str] = []
+    for change in smaller(stage):
+        stage = stage.model_copy(update=change)
+        names = [
+            name for name in names if not name.startswith(f"{stage.stage}.{next(iter(change))}=")
+        ]
+        names += [f"{stage.stage}.{key}={str(value).lower()}" for key, value in change.items()]
+        if weights + stage_step(stage, trained, rows).peak <= room:
+            return replace(plan, changes=names)
+    return replace(plan, changes=[])
+
+
+def smaller(stage: Stage) -> Iterator[dict[str, int | bool]]:
+    """Yield settings, one after another, with which a stage needs less memory.
+
+    Those that do not change what is trained come first.
+    """
+    if not stage.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+    name = "mini_batch_size" if isinstance(stage, Contrastive) else "batch_size"
+    size = min(getattr(stage, name), stage.batch_size)
+    while size > 1:
+        size //= 2
+        yield {name: size}
+    if isinstance(stage, Contrastive):  # a batch with scores is not cut into mini-batches
+        size = stage.batch_size
+        while size > 2:
+            size //= 2
+            yield {"batch_size": size}
+
+
+def stage_step(stage: Stage, trained: Trained, rows: DatasetDict) -> Step:
+    """Return what a step of a stage needs.
+
+    Args:
+        stage: the stage.
+        trained: what the run trains.
+        rows: some of its rows.
+    """
+    if isinstance(stage, Pretext):
+        return pretext_step(stage, trained, rows["passages"])
+    return contrastive_step(stage, trained, rows)
+
+
+def _on_meta(trained: Trained) -> PreTrainedModel:
+    """Return the language model without its weights."""
+    code = trained.recipe.backbone.trust_remote_code
+    return random_model(trained.config, head=True, device="meta", trust_remote_code=code)
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
+    """Return what a run trains, without reading its weights.
+
+    Raises:
+        UserError: if it starts from an encoder of others.
+    """
+    if recipe.base is not None:
+        base = open_base(recipe)
+        if base.lineage.method is None:
+            raise UserError(
+                f"base {recipe.base!r} is an encoder of others, and a plan needs a backbone or an "
+                "encoder of llm2comp; train it with few steps to see what it needs"
+            )
+        folder, name, lineage = transformer_folder(base.folder), recipe.base, base.lineage
+    else:
+        backbone, (first, *_) = recipe.backbone, recipe.stages
+        assert isinstance(first, Pretext)
+        code = backbone.trust_remote_code
+        folder = backbone_folder(backbone.name, backbone.revision, code=code, weights=False)
+        name, lineage = backbone.name, Lineage.start(recipe, objective_of(first).prompt_format)
+    trust = recipe.backbone.trust_remote_code
+    config = read_config(folder, name, trust_remote_code=trust)
+    remove_dropout(config)
+    tokenizer = read_tokenizer(folder, name, trust_remote_code=trust)
+    whole = random_model(config, head=True, device="meta", trust_remote_code=trust)
+    precision = recipe.backbone.dtype
+    if gpu is not None and precision == "auto":
+        precision = "bfloat16"
+    return Trained(
+        recipe,
+        config,
+        tokenizer,
+        lineage,
+        layers_of_each_kind(config, whole),
+        compute_dtype(precision),
+        _device(gpu),
+    )
+
+
+def _device(gpu: Gpu | None) -> torch.device:
+    """Return where steps are measured, or counted if the run is for a GPU by name."""
+    if gpu is not None:
+        return torch.device("meta")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,189 @@
+"""One step of each kind of stage, at the lengths of its rows."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
+
+from llm2comp.data.drawn.pair_file import texts_of
+from llm2comp.data.sources import NEGATIVE, SCORE
+from llm2comp.model.attention import record_attention
+from llm2comp.model.causal_lm.dropout import dropout_settings
+from llm2comp.model.lora import add_adapter
+from llm2comp.recipe import Contrastive, Pretext, Unsupervised
+from llm2comp.training.planning import on_meta
+from llm2comp.training.planning.meter import Need
+from llm2comp.training.planning.step import Step, Trained, whole_need
+from llm2comp.training.pretext import pretext_model
+
+COLUMNS = ("anchor", "positive", NEGATIVE)
+
+
+def pretext_step(stage: Pretext, trained: Trained, rows: Dataset) -> Step:
+    """Return what a step of stage 1 needs.
+
+    Args:
+        stage: the stage.
+        trained: what the run trains.
+        rows: batches, as `llm2comp.data.drawn.batches` writes them.
+    """
+    batches = [list(zip(row["input_ids"], row["split"], strict=True)) for row in rows]
+    specials = trained.specials
+    tokens = [sum(split + specials for _, split in batch) for batch in batches]
+    # The batch with the most tokens, as if all of its passages were as long as its longest one.
+    largest = max(batches, key=lambda batch: len(batch) * max(len(ids) for ids, _ in batch))
+    ids, split = max(largest, key=lambda passage: (len(passage[0]), passage[1]))
+    plain = stage.model_copy(update={"start_from": None, "compile": False})
+
+    def build(layers: int, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        body, tokenizer = trained.of_layers(layers, head=True)
+        model, collator = pretext_model(trained.recipe, plain, body, tokenizer)
+        model.train()
+        batch = collator.batch([ids] * count, [split] * count)
+        return model, lambda: model(batch)["loss"]
+
+    row_tokens = split + specials
+    if trained.device.type == "meta":
+        need = on_meta.pretext_need(stage, trained, len(largest), len(ids), split)
+    else:
+        need = whole_need(trained, build, rows=len(largest), row_tokens=row_tokens)
+    mean = float(np.mean(tokens))
+    share = mean / (len(largest) * row_tokens)
+    return Step(need.bytes, mean, share * need.flops, share * need.seconds)
+
+
+def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) -> Step:
+    """Return what a step of stage 2 or 3 needs.
+
+    The loss itself needs next to nothing beside the texts. A batch that is cut into mini-batches
+    is encoded once more, without gradients (GradCache). A batch with scores or a teacher is in
+    memory at once. A guide is not counted.
+
+    Args:
+        stage: the stage.
+        trained: what the run trains.
+        data: its rows by source, as `llm2comp.data.drawn.pair_file` writes them.
+    """
+    taught = {name for name, source in zip(data, stage.data, strict=False) if source.teacher}
+    sources = [
+        _Source(stage, trained, part, scored=SCORE in part.column_names or name in taught)
+        for name, part in data.items()
+    ]
+    largest = max(sources, key=lambda source: source.in_memory * source.longest)
+    rows, length = largest.in_memory, largest.longest
+
+    def build(layers: int, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        return _encoder_step(stage, trained, layers, count, length)
+
+    def need(*, backward: bool) -> Need:
+        if trained.device.type == "meta":
+            return on_meta.contrastive_need(stage, trained, rows, length, backward=backward)
+        return whole_need(trained, build, rows=rows, row_tokens=length, backward=backward)
+
+    both = need(backward=True)
+    forward = need(backward=False) if any(source.cached for source in sources) else None
+    tokens = flops = seconds = 0.0
+    total = sum(source.rows for source in sources)
+    for source in sources:
+        share = source.rows / total
+        step_tokens = source.tokens_of_step()
+        times = step_tokens / (rows * length)
+        passes = [both, forward] if source.cached and forward is not None else [both]
+        tokens += share * step_tokens
+        flops += share * times * sum(need.flops for need in passes)
+        seconds += share * times * sum(need.seconds for need in passes)
+    return Step(both.bytes, tokens, flops, seconds)
+
+
+def _encoder_step(
+    stage: Contrastive, trained: Trained, layers: int, count: int, length: int
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """Return a body of few layers, and what reads so many texts of so many tokens.
+
+    Pooling and loss need next to nothing beside it.
+    """
+    body, _ = trained.of_layers(layers, head=False)
+    record_attention(body.config, causal=stage.attention != "bidirectional")
+    dropout = stage.attention_dropout if isinstance(stage, Unsupervised) else 0.0
+    for name, value in dropout_settings(body.config, dropout).items():
+        setattr(body.config, name, value)
+    body.requires_grad_(stage.lora is None)
+    if stage.lora is not None:
+        assert trained.lineage.method is not None
+        _, memory, prompt_format = trained.lineage.method
+        add_adapter(body, stage.lora, prompt_format.num_memory_embeddings(memory.tokens))
+    if stage.gradient_checkpointing:
+        body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+    body.train()
+    ids = torch.zeros(count, length, dtype=torch.long, device=trained.device)
+    mask = torch.ones_like(ids)
+    return body, lambda: body(ids, attention_mask=mask).last_hidden_state.float().sum()
+
+
+class _Source:
+    """The rows of one source, and how a batch of them is in memory.
+
+    Args:
+        stage: the stage.
+        trained: what the run trains.
+        part: the rows.
+        scored: whether a batch is in memory at once.
+
+    Attributes:
+        rows: their number.
+        cached: whether a batch is cut into mini-batches.
+        longest: tokens of the longest text.
+        in_memory: texts in memory at once.
+    """
+
+    def __init__(
+        self, stage: Contrastive, trained: Trained, part: Dataset, *, scored: bool
+    ) -> None:
+        self.rows = len(part)
+        self._batch = stage.batch_size
+        self._columns = [
+            [_lengths(texts_of(value), trained, stage.max_length) for value in part[name]]
+            for name in COLUMNS
+            if name in part.column_names
+        ]
+        counts = [len(texts) for column in self._columns for texts in column]
+        tokens, most = stage.mini_batch_tokens, max(counts)
+        small = stage.batch_size * most <= stage.mini_batch_size
+        self.cached = not scored and (tokens is not None or not small)
+        self.longest = max(length for column in self._columns for row in column for length in row)
+        if not self.cached:
+            row = max(sum(map(len, row)) for row in zip(*self._columns, strict=True))
+            self.in_memory = stage.batch_size * row
+        elif tokens is None:
+            self.in_memory = stage.mini_batch_size
+        else:
+            self.in_memory = max(1, min(stage.mini_batch_size, tokens // self.longest))
+
+    def tokens_of_step(self) -> float:
+        """Return the tokens of a batch on average, padding included."""
+        size = self.in_memory if self.cached else None
+        batches = []
+        for start in range(0, max(1, self.rows - self._batch + 1), self._batch):
+            rows = [column[start : start + self._batch] for column in self._columns]
+            batches.append(
+                sum(_padded([n for row in column for n in row], size) for column in rows)
+            )
+        return float(np.mean(batches))
+
+
+def _lengths(texts: Sequence[str], trained: Trained, longest: int) -> list[int]:
+    """Return the tokens of texts, with those around them."""
+    if not texts:
+        return []
+    ids = trained.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [trained.specials + min(len(one), longest) for one in ids]
+
+
+def _padded(lengths: list[int], size: int | None) -> int:
+    """Return the tokens of texts that are padded in mini-batches of similar length."""
+    ordered = sorted(lengths, reverse=True)
+    size = size or len(ordered) or 1
+    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return sum(len(part) * part[0] for part in parts)

@@ -1,0 +1,187 @@
+"""What a plan says a step needs, against the step itself and against what is known of memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from base_encoders import fine_tuning, write_bert
+from torch import nn
+from transformers import LlamaConfig
+
+from llm2comp.errors import UserError
+from llm2comp.model.attention import use_sdpa
+from llm2comp.model.causal_lm.few_layers import random_model, with_layers
+from llm2comp.model.lora import add_adapter, trainable_parameters
+from llm2comp.recipe import Contrastive, Lora, Pretext, load_recipe
+from llm2comp.training import pipeline
+from llm2comp.training.planning import describe, on_meta, stages
+from llm2comp.training.planning.machines import GPUS, Gpu, gpu_named
+from llm2comp.training.planning.meter import Need, count
+from llm2comp.training.planning.plan import _trained, plan_run
+from llm2comp.training.planning.step import whole_need
+from llm2comp.training.pretext import pretext_model
+
+SMALL = Gpu("small", 1e9 + 3e6, 1e12)
+"""A card with 3 MB beside what CUDA takes."""
+
+
+def test_the_meter_counts_live_tensors_and_no_weights() -> None:
+    model = nn.Linear(100, 50, bias=False)
+
+    def run() -> None:
+        first = torch.zeros(1000)  # 4,000 bytes
+        del first
+        second = torch.zeros(10, 100)  # 4,000 bytes, when the first is gone
+        model(second)  # 2,000 bytes; 2 x 10 x 100 x 50 operations
+
+    need = count(run, model)
+    assert need == Need(6000, 100_000, 0.0)
+
+
+OBJECTIVES = {
+    "distillation": [],
+    "continuation": [],
+    "reconstruction": [],
+    "prefix_reconstruction": [],
+    "mntp": ["pretext.attention=bidirectional"],
+    "embedding_prediction": [],
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_passes_on_meta_are_those_of_the_objective(
+    tiny_recipe: Path, objective: str, checkpointing: bool
+) -> None:
+    recipe = load_recipe(
+        tiny_recipe,
+        [
+            "backbone.dtype=float32",
+            f"pretext.objective={objective}",
+            f"pretext.gradient_checkpointing={str(checkpointing).lower()}",
+            *OBJECTIVES[objective],
+        ],
+    )
+    stage = recipe.stages[0]
+    assert isinstance(stage, Pretext)
+    trained = _trained(recipe, None)
+    rows, length, split = 4, 200, 120
+    whole = objective in ("reconstruction", "mntp")
+    model, tokenizer = trained.of_layers(2, head=True)
+    use_sdpa(model)
+    pretext, collator = pretext_model(recipe, stage, model, tokenizer)
+    pretext.train()
+    ids = list(range(5, 205))
+    batch = collator.batch([ids] * rows, [length if whole else split] * rows)
+
+    def step() -> None:
+        pretext(batch)["loss"].backward()
+
+    real = count(step, pretext)
+    counted = on_meta.pretext_need(stage, trained, rows, length, length if whole else split)
+    assert counted.flops == pytest.approx(real.flops, rel=0.05)
+    assert counted.bytes == pytest.approx(real.bytes, rel=0.1)
+
+
+def test_few_layers_and_rows_tell_what_all_of_them_need(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["backbone.dtype=float32"])
+    stage, trained = recipe.stages[1], _trained(recipe, None)
+    assert isinstance(stage, Contrastive)
+    trained = replace(trained, config=with_layers(trained.config, 2))
+    trained.config.num_hidden_layers = 9  # it has no list with one item per layer
+
+    def build(layers: int, rows: int) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
+        return stages._encoder_step(stage, trained, layers, rows, 40)
+
+    need = whole_need(trained, build, rows=12, row_tokens=40)
+    model, loss = build(9, 12)
+
+    def step() -> None:
+        loss().backward()
+        model.zero_grad(set_to_none=True)
+
+    whole = count(step, model)
+    assert need.bytes == pytest.approx(whole.bytes, rel=0.02)
+    assert need.flops == pytest.approx(whole.flops, rel=0.02)
+    assert need.seconds > 0
+
+
+def test_the_count_of_a_stage_is_that_of_the_formula_in_the_guide() -> None:
+    """docs/guides/memory.md: about 36 h + 10 i bytes per token and block."""
+    hidden, inner, layers, rows, length = 512, 1408, 4, 8, 128
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+    )
+    model = random_model(config, head=False, device="meta", dtype=torch.bfloat16)
+    model.set_attn_implementation(on_meta.FUSED)
+    model.config.use_cache = False
+    add_adapter(model, Lora(), 4)
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.train()
+    states = []
+
+    def step() -> None:
+        states.append(on_meta._read(model, rows, length))
+
+    kept = count(step, model).bytes
+    assert kept == pytest.approx(rows * length * layers * (36 * hidden + 10 * inner), rel=0.1)
+
+
+def test_a_plan_of_a_whole_run(tiny_recipe: Path, tmp_path: Path) -> None:
+    stages = ["pretext", "unsupervised", "supervised"]
+    recipe = load_recipe(
+        tiny_recipe, ["backbone.dtype=float32", *(f"{stage}.steps=4" for stage in stages)]
+    )
+    plan = plan_run(recipe)
+    assert [(stage.stage, stage.steps) for stage in plan.stages] == [(one, 4) for one in stages]
+    assert all(stage.changes is None for stage in plan.stages)
+    # 8 texts of 30 words, twice, with BOS and 4 memory tokens; a word is at least one token.
+    assert plan.stages[1].step.tokens >= 16 * 35
+    out = tmp_path / "run"
+    pipeline.train(recipe, out)
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    large = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    assert large <= plan.disk + 100_000
+    assert plan.disk < 2 * written
+
+
+def test_what_does_not_fit_is_told_with_settings_that_fit(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    misfit = next(stage for stage in plan_run(recipe, SMALL).stages if stage.changes)
+    assert misfit.memory > 3e6
+    assert misfit.changes
+    smaller_recipe = load_recipe(tiny_recipe, misfit.changes)
+    again = {stage.stage: stage for stage in plan_run(smaller_recipe, SMALL).stages}
+    assert again[misfit.stage].changes is None
+    assert again[misfit.stage].memory <= 3e6
+
+
+def test_nothing_helps_where_the_weights_alone_are_too_large(tiny_recipe: Path) -> None:
+    plan = plan_run(load_recipe(tiny_recipe), Gpu("tiny", 1e9 + 1e4, 1e12))
+    assert [stage.changes for stage in plan.stages] == [[], [], []]
+    assert "choose a smaller backbone" in describe.notes(plan)[-1]
+
+
+def test_a_plan_leaves_the_random_state_as_it_was(tiny_recipe: Path) -> None:
+    state = torch.get_rng_state()
+    plan_run(load_recipe(tiny_recipe), GPUS["H100-80GB"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
+    assert gpu_named("h100-80gb") is GPUS["H100-80GB"]
+    with pytest.raises(UserError, match="GPU 'H300' is not known; give one of"):
+        gpu_named("H300")
+
+
+def test_an_encoder_of_others_is_refused(sentences: list[str], pairs: Path, tmp_path: Path) -> None:
+    recipe = fine_tuning(write_bert(tmp_path / "bert", sentences), pairs)
+    with pytest.raises(UserError, match="is an encoder of others"):
+        plan_run(recipe)
