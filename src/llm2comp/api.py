@@ -281,8 +281,10 @@ def study(
     from llm2comp.training.study.plan import load_study
 
     loaded = load_study(study_path(str(study)), quick=quick)
+    from llm2comp.training.distributed import world
     from llm2comp.training.study.run import StudyRun
 
+    world.require_one_process("a study")
     return StudyRun(loaded, Path(out), reuse=[Path(folder) for folder in reuse]).run()
 
 

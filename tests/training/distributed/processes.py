@@ -2,8 +2,9 @@
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
 `out`, `processes`, `said` and possibly `fsdp`, `fault` and `fault_at`. What process 0 says is in
-`said`.0.txt; `said`.json lists the checkpoints that the run left. Standard output gets the exit
-statuses of each run's processes, as JSON; a negative one is a signal.
+`said`.0.txt; `said`.json has the checkpoints that the run left, and how many different random
+states each has. Standard output gets the exit statuses of each run's processes, as JSON; a negative
+one is a signal.
 
 The processes are forked after the imports, which take most of the time of a new process.
 """
@@ -126,7 +127,8 @@ def statuses(run: dict[str, Any]) -> list[int]:
                 os.kill(child, signal.SIGKILL)
         else:
             time.sleep(0.01)
-    left = sorted(path.name for path in Path(run["out"]).glob(".*.work/checkpoint-*"))
+    checkpoints = sorted(Path(run["out"]).glob(".*.work/checkpoint-*"))
+    left = {c.name: len({f.read_bytes() for f in c.glob("rng_state*")}) for c in checkpoints}
     Path(f"{run['said']}.json").write_text(json.dumps(left))
     return [ended[child] for child in children]
 

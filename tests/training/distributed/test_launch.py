@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from llm2comp import api
 from llm2comp.errors import UserError
 from llm2comp.recipe import Recipe, load_recipe
 from llm2comp.training import pipeline
@@ -72,6 +73,13 @@ def test_what_fsdp_cannot_do_is_refused(
     launch.require_possible(loaded(tiny_recipe), planned=False)
     with pytest.raises(UserError, match=line):
         launch.require_possible(loaded(tiny_recipe, *overrides), planned=False)
+
+
+def test_a_study_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="a study runs in one process"):
+        api.study("pretext", tmp_path / "study", quick=True)
+    assert not (tmp_path / "study").exists()
 
 
 def test_deepspeed_is_refused(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,9 +235,27 @@ def test_a_mistake_is_said_once(statuses: dict[str, list[int]], folder: Path, mi
 def test_sigterm_writes_a_checkpoint_of_the_step_that_is_trained(
     statuses: dict[str, list[int]], folder: Path
 ) -> None:
-    """Checkpoints are due after every fourth step, and the signal came after step 5."""
+    """Checkpoints are due after every fourth step, and the signal came after step 5.
+
+    Each process has a random state of its own, so that no two have the same dropout.
+    """
     done = json.loads((folder / "terminated.json").read_text())
-    assert done == ["checkpoint-4", "checkpoint-5"]
+    assert done == {"checkpoint-4": 2, "checkpoint-5": 2}
+
+
+@pytest.mark.exhaustive
+def test_another_number_of_processes_continues_a_run(
+    statuses: dict[str, list[int]], folder: Path
+) -> None:
+    out = str(folder / "changing")
+    run = {"recipe": str(folder / "recipe.yaml"), "out": out, "said": out}
+    runs = [
+        run | {"processes": 2, "fault": "SIGTERM", "fault_at": [1, "pretext", 3]},
+        run | {"processes": 4, "fault": "SIGTERM", "fault_at": [2, "supervised", 6]},
+        run | {"processes": 1},
+    ]
+    assert start(runs, folder) == [[143] * 2, [143] * 4, [0]], said(folder, "changing")
+    assert_equal(folder / "changing", folder / "of 1")
 
 
 def variants(recipe: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:

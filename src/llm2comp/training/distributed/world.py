@@ -71,6 +71,19 @@ def joined() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def require_one_process(what: str) -> None:
+    """Check that no launcher has started several processes.
+
+    Args:
+        what: what would be done by each of them, for the message.
+
+    Raises:
+        UserError: if one has.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{what} runs in one process; leave torchrun or accelerate launch out")
+
+
 def _require_one_gpu() -> None:
     """Check that the Trainer would not divide each batch among the GPUs by itself.
 
