@@ -69,13 +69,15 @@ def train(
 @contextmanager
 def _one_voice() -> Iterator[None]:
     """Let one of several processes say why all of them end, and the others end without a word."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    from llm2comp.training.distributed import world
+
     try:
         yield
+        world.leave()
     except Exception as error:
-        if "RANK" not in os.environ:
-            raise
-        from llm2comp.training.distributed import world
-
         status = 2 if isinstance(error, UserError) else 1
         if not world.is_first_to_fail():
             raise SystemExit(status) from None

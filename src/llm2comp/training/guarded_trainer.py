@@ -114,7 +114,7 @@ class GuardedTrainer(Trainer, ABC):
             inputs = self._prepare_inputs(dict(self.batch))
             loss: Any = self.compute_loss(cast(nn.Module, self.model), inputs)
             divide_again(cast(nn.Module, self.model))
-            return float(loss)
+            return float(world.total(loss) / world.size())
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Write a checkpoint.

@@ -71,6 +71,12 @@ def joined() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def leave() -> None:
+    """Leave the other processes, when all work is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def require_one_process(what: str) -> None:
     """Check that no launcher has started several processes.
 
