@@ -91,6 +91,9 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     runs: dict[str, dict[str, Any]] = {
         f"of {number}": {"recipe": "recipe.yaml", "processes": number} for number in (1, 2, 4)
     }
+    alone = {"recipe": "recipe.yaml", "processes": 1}
+    runs["alone"] = alone | {"fault": "SIGTERM", "fault_at": [0, "unsupervised", 3]}
+    runs["alone, continued"] = dict(alone)
     tuned = recipe | {"stages": recipe["stages"][-1:], "base": str(folder / "of 1" / STAGES[1])}
     tuned["backbone"] = {"dtype": "float32"}
     del tuned["memory"]
@@ -241,6 +244,16 @@ def test_sigterm_writes_a_checkpoint_of_the_step_that_is_trained(
     """
     done = json.loads((folder / "terminated.json").read_text())
     assert done == {"checkpoint-4": 2, "checkpoint-5": 2}
+
+
+def test_sigterm_does_the_same_to_one_process(statuses: dict[str, list[int]], folder: Path) -> None:
+    assert statuses["alone"] == [143], said(folder, "alone")
+    assert json.loads((folder / "alone.json").read_text()) == {"checkpoint-3": 1}
+    assert statuses["alone, continued"] == [0], said(folder, "alone, continued")
+    assert losses(folder / "alone") == losses(folder / "of 1")
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        found, expected = (folder / out / "model" / name for out in ("alone", "of 1"))
+        assert found.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.exhaustive
