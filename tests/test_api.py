@@ -35,11 +35,13 @@ RENAMED_OPTIONS = {"merge": "merge_threshold", "baseline": "baselines", "query":
 """Options that the command line repeats or shortens."""
 NOT_IN_API = {
     ("train", "on_bad_row"),
+    ("encode", "engine"),
+    ("encode", "keep"),
     ("search", "names"),
     ("search", "where"),
     ("search", "by"),
 }
-"""An option that is short for a change to the recipe, and what `Index.search` takes."""
+"""Short for a change to the recipe, or what `encode_files` and `Index.search` take."""
 
 
 def commands() -> dict[str, Any]:
@@ -160,7 +162,7 @@ def test_a_command_has_the_defaults_of_its_function(name: str) -> None:
 
 def test_all_commands_are_considered() -> None:
     assert commands().keys() > WITHOUT_FUNCTION
-    assert set(FUNCTIONS) - {"fetch", "load", "encode", "open_index"} == {
+    assert set(FUNCTIONS) - {"fetch", "load", "encode", "encode_files", "open_index"} == {
         API_OF_COMMAND.get(name, name) for name in commands().keys() - WITHOUT_FUNCTION
     }
 

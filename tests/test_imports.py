@@ -12,6 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "llm2comp"
 LAYERS = [
     "cli",
     "api",
+    "api_bulk",
     "api_index",
     "api_mining",
     "api_planning",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llm2comp.api_analysis import analyze as analyze
 from llm2comp.api_analysis import report as report
+from llm2comp.api_bulk import encode_files as encode_files
 from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine
@@ -124,7 +125,7 @@ def encode(
 
 def encode_file(
     model: Model, file: str | Path, out: str | Path, *, prompt: Prompt | None = None,
-    batch_size: int = 32, workers: int = 1, dtype: Precision = "auto",
+    batch_size: int = 32, workers: int | None = None, dtype: Precision = "auto",
     merge_threshold: float | None = None, dim: int | None = None,
     precision: EmbeddingPrecision = "float32",
 ) -> int:  # fmt: skip
@@ -139,7 +140,7 @@ def encode_file(
             vectors are stored. The file appears only when it is complete.
         prompt: as in `encode`.
         batch_size: as in `encode`.
-        workers: processes that share the threads. A script with several needs
+        workers: processes that share the threads; `None` is one. A script with several needs
             `if __name__ == "__main__":` around the call.
         dtype: as in `encode`.
         merge_threshold: as in `encode`.
@@ -167,7 +168,8 @@ def encode_file(
     text_files.require_texts(Path(file))  # before a model is loaded
     encoder = _loaded(model, dtype, merge_threshold)
     vectors = _vector_format(model, encoder, merge_threshold, dim, precision)
-    return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, workers, vectors)
+    processes = 1 if workers is None else workers
+    return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, processes, vectors)
 
 
 def search(

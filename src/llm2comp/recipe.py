@@ -113,7 +113,7 @@ class StageBase(Strict):
     steps: PositiveInt
     """Steps of the optimiser."""
     batch_size: PositiveInt
-    """Rows per step, of all processes. In stages 2 and 3 the other rows of a batch are negatives."""
+    """Rows per step, of all processes. In stages 2 and 3 the other rows are negatives."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The peak learning rate."""
     memory_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -1,7 +1,8 @@
 """Commands that use an encoder: embed texts, search in them, or keep them in an index."""
 
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,20 +15,34 @@ from llm2comp.cli.shared import (
     ModelName,
     SearchPrecision,
     StoredPrecision,
-    TextFile,
     preload,
 )
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
+from llm2comp.utils.choices import Engine, IndexPrecision, Precision, Prompt, SearchBy
+
+if TYPE_CHECKING:
+    from llm2comp.inference.bulk.run import Encoded
+
+SHOWN = 10
+"""Files that failed and are named on standard error. The file of the list has all of them."""
 
 
 def encode(
     model: ModelName,
-    file: TextFile,
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Texts: one per line (.txt), or a column 'text' (.jsonl, .json, .csv, .parquet), "
+            "also as .gz or .zst; - is standard input, one text per line. A folder, a pattern or a "
+            "URL such as 's3://bucket/texts/*.parquet' is many files.",
+            metavar="FILE",
+        ),
+    ],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            help="File to write: .npy, .npz, or .parquet with columns text and embedding."
+            help="File to write: .npy, .npz, or .parquet with columns text and embedding; for many "
+            "files a folder, which gets one .parquet file for each."
         ),
     ],
     batch_size: BatchSize = 32,
@@ -37,19 +52,36 @@ def encode(
     ] = None,
     dtype: Dtype = "auto",
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Number of processes; they share the threads. Use it for long files."
+            min=1,
+            help="Number of processes; they share the threads. Use it for long files. Default: 1; "
+            "with Ray one per GPU, or one per machine without GPUs.",
         ),
-    ] = 1,
+    ] = None,
     merge: Merge = None,
     dim: Dim = None,
     precision: StoredPrecision = "float32",
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="Encode many files on this machine, or on a cluster of Ray; default: local."
+        ),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of many files that stay beside the embedding: id, text or id,text.",
+        ),
+    ] = "",
 ) -> None:
-    """Write the embeddings of a file's texts, in the order of the file.
+    """Write the embeddings of a file's texts, in the order of the file, or those of many files.
 
     An .npy file that exists is replaced, and so is a .npz or .parquet file of embeddings. The input
-    and files of something else are not.
+    and files of something else are not. Of many files, those that are encoded already are left out,
+    so the same command continues one that was stopped. If files fail, the others go on; the command
+    then lists those that failed, and exits with status 1.
 
     \b
     Examples:
@@ -59,12 +91,39 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy --workers 4
       llm2comp encode runs/demo/model texts.txt --prompt document --precision int8 --out s.parquet
       cut -f 2 table.tsv | llm2comp encode smollm2-135m-llm2comp - --out embeddings.npy
+      llm2comp encode runs/demo/model 'texts/*.jsonl' --out vectors --keep id,text
+      llm2comp encode runs/demo/model 's3://b/texts/*.parquet' --engine ray --out s3://b/vectors
     """
+    from llm2comp.inference.bulk.shards import is_pattern
+
+    if engine is not None or is_pattern(file):
+        if Path(out).suffix in (".npy", ".npz", ".parquet"):
+            raise UserError(f"--out {out}: many files are written to a folder; name a folder")
+        if engine != "ray":
+            preload("llm2comp.inference.bulk.local_engine")
+        done = api.encode_files(
+            model,
+            file,
+            out,
+            engine=engine or "local",
+            keep=tuple(filter(None, keep.split(","))),
+            prompt=prompt,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            merge_threshold=merge,
+            dim=dim,
+            precision=precision,
+        )
+        _report(done, out)
+        return
+    if keep:
+        raise UserError("--keep is for many files; an output .parquet of one file keeps its texts")
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
 
-    require_writable(out, file, precision)
-    require_texts(file)  # before the imports, which take seconds
+    require_writable(Path(out), Path(file), precision)
+    require_texts(Path(file))  # before the imports, which take seconds
     preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
     rows = api.encode_file(
         model,
@@ -79,6 +138,21 @@ def encode(
         precision=precision,
     )
     typer.echo(f"{out}: {rows:,} embeddings")
+
+
+def _report(done: "Encoded", out: str) -> None:
+    """Print what was encoded, and exit with status 1 if files failed."""
+    before = f", {done.unchanged:,} of them before" if done.unchanged else ""
+    typer.echo(f"{out}: {done.rows:,} embeddings; {done.files:,} files are encoded{before}")
+    for error in islice(done.failed.values(), SHOWN):
+        typer.echo(f"llm2comp: {error}", err=True)
+    if done.failed:
+        typer.echo(
+            f"llm2comp: {len(done.failed):,} files failed; {done.failed_file} lists them; correct "
+            "them and repeat the command",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 def search(

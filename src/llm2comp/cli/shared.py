@@ -3,7 +3,6 @@
 import gc
 import warnings
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,14 +12,6 @@ from llm2comp.utils.choices import EmbeddingPrecision, Precision
 DEFAULT_BACKBONE = "smollm2-135m"
 ModelName = Annotated[
     str, typer.Argument(help="Encoder folder, released name, or hub id.", metavar="MODEL")
-]
-TextFile = Annotated[
-    Path,
-    typer.Argument(
-        help="Texts: one per line (.txt), or a column 'text' (.jsonl, .json, .csv, .parquet), also "
-        "as .gz or .zst; - is standard input, one text per line.",
-        metavar="FILE",
-    ),
 ]
 BatchSize = Annotated[
     int,

@@ -66,6 +66,24 @@ def require_texts(file: Path) -> None:
         raise UserError(f"{file}: there are no texts in it")
 
 
+def require_id(given: object, where: str) -> str:
+    """Return the id of a row as a string.
+
+    Args:
+        given: what the row has under `id`.
+        where: the place of the row, for the message.
+
+    Raises:
+        UserError: if it is no string or integer, is blank, or has half a character.
+    """
+    if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
+        said = "there is none" if given is None else f"it is {given!r}"
+        raise UserError(f"{where}: the id must be a string or an integer; {said}")
+    if replace_surrogates(str(given)) != str(given):
+        raise UserError(f"{where}: {given!r} has half a character; correct the row")
+    return str(given)
+
+
 def replace_surrogates(text: str) -> str:
     """Return the text with pairs of surrogates joined, and with U+FFFD for lone surrogates."""
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):

@@ -7,7 +7,7 @@ of the schema, under `llm2comp`; in the second, it is the array `format`.
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
@@ -23,7 +23,7 @@ from llm2comp.utils.files import require_file
 
 METADATA = b"llm2comp"
 """Key of a .parquet file's metadata under which it says how its vectors are stored."""
-COLUMNS = ("text", "embedding")
+TEXT, VECTORS = COLUMNS = ("text", "embedding")
 """The columns of a .parquet file of embeddings."""
 ARRAYS = ("format.npy", "embeddings.npy")
 """The files in an .npz file of embeddings."""
@@ -245,25 +245,60 @@ def _write_header(stream: IO[bytes], rows: int, content: Content) -> np.dtype[An
     return dtype
 
 
-class _ParquetWriter:
-    """Writes one row group per chunk, with the columns `text` and `embedding`."""
+class VectorTable:
+    """Writes a .parquet file of vectors, one row group per chunk.
 
-    def __init__(self, file: Path, rows: int, content: Content) -> None:  # noqa: ARG002
+    Args:
+        target: file or stream to write.
+        content: what the vectors are.
+        columns: names of columns of strings, which come before the column `embedding`.
+        about: more metadata of the schema.
+    """
+
+    def __init__(
+        self,
+        target: Path | IO[bytes],
+        content: Content,
+        columns: Sequence[str],
+        about: Mapping[bytes, str] | None = None,
+    ) -> None:
         vectors = content.vectors
         self.embedding = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.columns)
+        types = [*[pa.string()] * len(columns), self.embedding]
         self.schema = pa.schema(
-            list(zip(COLUMNS, (pa.string(), self.embedding), strict=True)),
-            metadata={METADATA: content.to_json()},
+            list(zip((*columns, VECTORS), types, strict=True)),
+            metadata={METADATA: content.to_json(), **(about or {})},
         )
-        self.writer = pq.ParquetWriter(file, self.schema)
+        self.writer = pq.ParquetWriter(target, self.schema)
 
-    def write(self, texts: list[str], vectors: Stored) -> None:
+    def write(self, strings: Sequence[Sequence[str]], vectors: Stored) -> None:
+        """Write the next rows.
+
+        Args:
+            strings: of each column, one for each row.
+            vectors: `(rows, columns)`, as they are stored.
+        """
         flat = pa.array(vectors.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, type=self.embedding)
-        self.writer.write_table(pa.table([pa.array(texts), column], schema=self.schema))
+        columns = [*(pa.array(one, pa.string()) for one in strings), column]
+        self.writer.write_table(pa.table(columns, schema=self.schema))
 
     def close(self) -> None:
+        """Finish the file."""
         self.writer.close()
+
+
+class _ParquetWriter:
+    """Writes the columns `text` and `embedding`."""
+
+    def __init__(self, file: Path, rows: int, content: Content) -> None:  # noqa: ARG002
+        self.table = VectorTable(file, content, [TEXT])
+
+    def write(self, texts: list[str], vectors: Stored) -> None:
+        self.table.write([texts], vectors)
+
+    def close(self) -> None:
+        self.table.close()
 
 
 WRITERS: dict[str, type[EmbeddingWriter]] = {

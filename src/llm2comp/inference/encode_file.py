@@ -70,7 +70,11 @@ def encode_file(
     total = sum(1 for _ in read_texts(file))
     done = 0
     # The workers start first, because a model with the progress bar's hook cannot be sent to them.
-    with _pool(model, workers) as pool, atomic_file(out) as partial, text_progress() as progress:
+    with (
+        workers_for(model, workers) as pool,
+        atomic_file(out) as partial,
+        text_progress() as progress,
+    ):
         task = progress.add_task(file.name, total=total)
         with track_texts(model, progress, task, pool):
             writer: EmbeddingWriter | None = None
@@ -94,8 +98,12 @@ def encode_file(
     return done
 
 
-def _pool(model: SentenceTransformer, count: int) -> AbstractContextManager[Workers | None]:
-    """Start worker processes; none for a count of 1."""
+def workers_for(model: SentenceTransformer, count: int) -> AbstractContextManager[Workers | None]:
+    """Start worker processes; none for a count of 1.
+
+    Raises:
+        UserError: if there are too few or too many, or the model cannot be shared.
+    """
     if count < 1:
         raise UserError(f"workers is {count}; there must be at least 1")
     most = max(2, os.cpu_count() or 1)

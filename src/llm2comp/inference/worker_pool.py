@@ -29,6 +29,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class WorkerEndedError(UserError):
+    """A worker process ended, so that none of them can be used any more."""
+
+
 class Workers:
     """Processes that hold a model, as `start` makes them.
 
@@ -51,7 +55,7 @@ class Workers:
             items: are sent to the processes at once.
 
         Raises:
-            UserError: if a process ended.
+            WorkerEndedError: if a process ended.
         """
         try:
             yield from self.processes.map(partial(_call, call), items)
@@ -125,8 +129,8 @@ def _kill_children(others: set[psutil.Process]) -> None:
             child.kill()
 
 
-def _worker_ended() -> UserError:
-    return UserError("a worker process ended, perhaps for lack of memory; try fewer workers")
+def _worker_ended() -> WorkerEndedError:
+    return WorkerEndedError("a worker process ended, perhaps for lack of memory; try fewer workers")
 
 
 _model: SentenceTransformer | None = None

@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.data.text_files import require_id
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
@@ -21,7 +22,7 @@ from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_le
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
-from llm2comp.retrieval.rows import Kind, Kinds, Row, Value, require_id
+from llm2comp.retrieval.rows import Kind, Kinds, Row, Value
 from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
 from llm2comp.utils.progress import text_progress, track_texts

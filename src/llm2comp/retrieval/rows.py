@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llm2comp.data.text_files import require_id
 from llm2comp.errors import UserError
 
 ID, TEXT, VECTOR = "id", "text", "vector"
@@ -76,19 +77,6 @@ def row_of(
     given = values.get(ID)
     own = default_id if given is None and default_id is not None else require_id(given, where)
     return Row(own, text, metadata), left_out
-
-
-def require_id(given: object, where: str) -> str:
-    """Return an id as an index has it.
-
-    Raises:
-        UserError: if it is no string or integer.
-    """
-    if isinstance(given, bool) or not isinstance(given, int | str) or not str(given).strip():
-        said = "there is none" if given is None else f"it is {given!r}"
-        raise UserError(f"{where}: the id must be a string or an integer; {said}")
-    _require_characters(given, where)
-    return str(given)
 
 
 def _require_characters(value: object, where: str) -> None:

@@ -11,6 +11,8 @@ Export = Literal["onnx", "openvino", "last-token"]
 read."""
 EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
 """In what the numbers of an embedding are stored. `binary` is one bit for each number."""
+Engine = Literal["local", "ray"]
+"""What encodes many files: this machine alone, or a cluster of Ray."""
 IndexPrecision = Literal["float32", "int8", "binary"]
 """In what an index compares vectors with a query first. Floats then rank the best of them."""
 OnBadRow = Literal["fail", "skip"]

@@ -86,13 +86,18 @@ def _follow_umask(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Return a name beside `path` that does not exist.
+    """Return a path beside `path` that does not exist."""
+    return path.with_name(partial_name(path.name))
+
+
+def partial_name(name: str) -> str:
+    """Return a name that no other file has, for a file that will be called `name`.
 
     File systems allow a name of 255 bytes. The name of a partial file is longer than the final
     one, so the final name must be cut.
     """
-    start = os.fsencode(path.name)[:100].decode("utf-8", errors="ignore")
-    return path.with_name(f".{start}.{uuid.uuid4().hex[:8]}.part")
+    start = os.fsencode(name)[:100].decode("utf-8", errors="ignore")
+    return f".{start}.{uuid.uuid4().hex[:8]}.part"
 
 
 def require_file(path: Path, inputs: Iterable[Path] = ()) -> None:

@@ -1,9 +1,11 @@
 """Progress bars over texts, which all show the count, the rate and the time left."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.progress import (
     BarColumn,
@@ -15,10 +17,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import nn
 
 from llm2comp.utils.terminal import Terminal
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from torch import nn
 
 
 class Pool(Protocol):

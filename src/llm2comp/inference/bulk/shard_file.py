@@ -1,0 +1,176 @@
+"""Encode one file of texts into one file of vectors: the part that every engine has in common."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from llm2comp.data.hub import cached_model
+from llm2comp.data.text_files import read_rows, require_id
+from llm2comp.errors import UserError, one_line
+from llm2comp.inference.bulk.encoding import Encoding, Settings
+from llm2comp.inference.bulk.locations import local_copy, new_file
+from llm2comp.inference.bulk.shards import Result, Shard
+from llm2comp.inference.bulk.vector_folder import origin
+from llm2comp.inference.calibration import vector_format
+from llm2comp.inference.embed import embed
+from llm2comp.inference.embedding_files import Content, VectorTable
+from llm2comp.inference.encode_file import chunks, require_finite_rows
+from llm2comp.inference.load import load
+from llm2comp.inference.vector_format import require_precision
+from llm2comp.inference.worker_pool import WorkerEndedError, Workers
+from llm2comp.model import released
+from llm2comp.utils.checksums import fingerprint
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Encoder:
+    """An encoder that was loaded to encode many files.
+
+    Args:
+        settings: how they are encoded.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        require_precision(settings.precision)
+        self.settings = settings
+        self.model = load(settings.model, settings.dtype, settings.merge_threshold)
+
+    def encoding(self, known: Encoding | None, out: str) -> Encoding:
+        """Return what the vectors of the model are.
+
+        Args:
+            known: what those of the folder are, if something was encoded into it.
+            out: name of the folder, for the message.
+
+        Raises:
+            UserError: if they are not the same, or the model has fewer dimensions than wanted.
+        """
+        mark = self._fingerprint()
+        if known is not None:
+            known.require_same(mark, self.settings, out)
+            return known
+        settings = self.settings
+        named = settings.model if settings.merge_threshold is None else None
+        vectors = vector_format(self.model, settings.dim, settings.precision, named)
+        return Encoding(settings.model, mark, settings.asked, Content(vectors, settings.prompt))
+
+    def require(self, encoding: Encoding) -> None:
+        """Check that this machine has the model whose vectors are encoded.
+
+        Raises:
+            UserError: if it has another one of the same name.
+        """
+        if self._fingerprint() != encoding.fingerprint:
+            raise UserError(
+                f"model {self.settings.model!r} is another one on this machine; give all machines "
+                "one copy of its folder"
+            )
+
+    def _fingerprint(self) -> str:
+        source = released.resolve_encoder(self.settings.model)
+        folder = Path(source) if Path(source).is_dir() else cached_model(source)
+        assert folder is not None, "a model that was loaded is in the cache"
+        return fingerprint(folder)
+
+    def encode(
+        self, shard: Shard, out: str, encoding: Encoding, workers: Workers | None = None
+    ) -> Result:
+        """Encode a file, and return what became of it.
+
+        Args:
+            shard: the file of texts.
+            out: URL of the folder of vectors.
+            encoding: what the vectors are.
+            workers: processes that compute in place of this one.
+
+        Raises:
+            WorkerEndedError: if one of them ended.
+        """
+        try:
+            return Result(shard.name, self._encode(shard, out, encoding, workers))
+        except WorkerEndedError:
+            raise
+        except Exception as error:
+            if _is_disk_full(error):
+                said = (
+                    f"disk full ({one_line(error)}) at {shard.output}; free some space, and repeat"
+                )
+                return Result(
+                    shard.name, error=f"{said} the command, which goes on from here", stop=True
+                )
+            mistake = isinstance(error, UserError)
+            said = one_line(error, None)
+            if not mistake:
+                said = f"{shard.name}: {type(error).__name__}: {said}"
+            return Result(shard.name, error=said, again=not mistake)
+
+    def _encode(self, shard: Shard, out: str, encoding: Encoding, workers: Workers | None) -> int:
+        settings, content = self.settings, encoding.content
+        about = origin(shard, encoding, _dtype_of(self.model))
+        done = 0
+        with local_copy(shard.url) as file, _named(file, shard.name):
+            rows = _Rows(file, settings.keep)
+            with new_file(f"{out}/{shard.output}") as stream:
+                table = VectorTable(stream, content, settings.keep, about)
+                try:
+                    for texts in chunks(rows.texts(), settings.batch_size):
+                        vectors = embed(
+                            self.model, texts, settings.batch_size, settings.prompt, workers
+                        )
+                        require_finite_rows(vectors, file, done)
+                        done += len(texts)
+                        table.write(rows.kept(texts), content.vectors.store(vectors))
+                finally:
+                    table.close()
+        return done
+
+
+class _Rows:
+    """Reads the texts of a file, and holds the ids of those that are not written yet."""
+
+    def __init__(self, file: Path, keep: tuple[str, ...]) -> None:
+        self.file = file
+        self.keep = keep
+        self.ids: list[str] = []
+
+    def texts(self) -> Iterator[str]:
+        for number, text, values in read_rows(self.file, ["text", *self.keep]):
+            if "id" in self.keep:
+                self.ids.append(require_id(values.get("id"), f"{self.file}:{number}"))
+            yield text
+
+    def kept(self, texts: list[str]) -> list[list[str]]:
+        """Return the columns that are kept of the next texts."""
+        ids, self.ids = self.ids[: len(texts)], self.ids[len(texts) :]
+        return [{"id": ids, "text": texts}[name] for name in self.keep]
+
+
+@contextmanager
+def _named(file: Path, name: str) -> Iterator[None]:
+    """Let messages name a file as the user does, and not its copy on this machine."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), name)) from error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is that no more can be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _dtype_of(model: SentenceTransformer) -> str:
+    """Return the type of a model's weights; a compiled one has none."""
+    weight = next(model.parameters(), None)
+    return "compiled" if weight is None else str(weight.dtype).removeprefix("torch.")

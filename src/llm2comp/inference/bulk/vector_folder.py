@@ -1,0 +1,167 @@
+"""A folder of files of vectors, which says what they are and which of them are whole."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from llm2comp.errors import UserError
+from llm2comp.inference.bulk.encoding import Encoding
+from llm2comp.inference.bulk.locations import (
+    files_below,
+    local_path,
+    locate,
+    new_file,
+    remove_partials,
+)
+from llm2comp.inference.bulk.shards import Shard
+from llm2comp.utils.files import require_folder
+
+ENCODING, FAILED, LOCK = "_encoding.json", "_failed.jsonl", "_writer.lock"
+"""What is in the folder besides vectors. Readers of Parquet leave out names that begin with `_`."""
+ORIGIN = b"llm2comp.origin"
+"""Key of a file's metadata under which it says in JSON what it was made from."""
+
+
+class VectorFolder:
+    """A folder of files of vectors.
+
+    Args:
+        name: path or URL, as the user spells it.
+
+    Raises:
+        UserError: if its file system cannot be used, or it cannot be written.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name.rstrip("/") or name
+        fs, path = locate(self.name)
+        self.url: str = fs.unstrip_protocol(path)
+        local = local_path(self.name)
+        if local is not None:
+            require_folder(local)
+        self.local = local
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make the folder, and keep other processes of this machine from writing to it.
+
+        What processes that were killed have left is removed before the block and after it.
+
+        Raises:
+            UserError: if another process writes to it.
+        """
+        if self.local is None:  # object stores have no locks
+            yield
+            return
+        self.local.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.local / LOCK, timeout=0):
+                remove_partials(self.url)
+                yield
+                remove_partials(self.url)
+        except Timeout as error:
+            raise UserError(f"{self.name}: another process writes to it; wait for it") from error
+
+    def require_outside(self, shards: Sequence[Shard]) -> None:
+        """Check that no file of texts is in the folder.
+
+        Raises:
+            UserError: if one is.
+        """
+        for shard in shards:
+            if shard.url.startswith(f"{self.url}/"):
+                raise UserError(f"--out {self.name}: the input {shard.name} is in it; name another")
+
+    def encoding(self) -> Encoding | None:
+        """Return what the vectors of the folder are; None if nothing was encoded into it.
+
+        Raises:
+            UserError: if the file that says so is damaged.
+        """
+        fs, path = locate(f"{self.url}/{ENCODING}")
+        if not fs.exists(path):
+            return None
+        try:
+            return Encoding.from_json(fs.cat_file(path))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.name}/{ENCODING}: is damaged; name another folder") from error
+
+    def claim(self, encoding: Encoding) -> None:
+        """Write down what the vectors of the folder are.
+
+        Raises:
+            UserError: if another process has claimed it for others.
+        """
+        known = self.encoding()
+        if known is None:
+            with new_file(f"{self.url}/{ENCODING}") as stream:
+                stream.write(f"{encoding.to_json()}\n".encode())
+        elif known.id != encoding.id:
+            raise UserError(f"{self.name}: another process encodes into it; name another folder")
+
+    def missing(self, shards: Sequence[Shard], encoding: Encoding) -> list[Shard]:
+        """Return the files of texts whose vectors are not there, or are of an earlier version.
+
+        Raises:
+            UserError: if a file that would be replaced holds something else.
+        """
+        there = files_below(self.url)
+        return [
+            shard
+            for shard in shards
+            if shard.output not in there or not self._is_whole(shard, encoding)
+        ]
+
+    def _is_whole(self, shard: Shard, encoding: Encoding) -> bool:
+        fs, path = locate(f"{self.url}/{shard.output}")
+        try:
+            with fs.open(path, "rb") as stream:
+                schema = pq.read_schema(stream)
+        except pa.ArrowException:  # a damaged disk
+            return False
+        shown = f"{self.name}/{shard.output}"
+        if ORIGIN not in (schema.metadata or {}):
+            raise UserError(f"{shown}: is a table of something else; name another folder")
+        origin = json.loads(schema.metadata[ORIGIN])
+        if origin["file"] != shard.name:
+            raise UserError(
+                f"{shown}: holds the vectors of {origin['file']}, and {shard.name} would replace "
+                "them; name another folder"
+            )
+        return bool((origin["version"], origin["encoding"]) == (shard.version, encoding.id))
+
+    def save_failed(self, failed: Mapping[str, str]) -> None:
+        """Write the list of the files of texts that have no vectors; none if there are none."""
+        place = f"{self.url}/{FAILED}"
+        if failed:
+            with new_file(place) as stream:
+                for name, error in failed.items():
+                    line = json.dumps({"file": name, "error": error}, ensure_ascii=False)
+                    stream.write(f"{line}\n".encode(errors="backslashreplace"))
+            return
+        fs, path = locate(place)
+        if fs.exists(path):
+            fs.rm_file(path)
+
+
+def origin(shard: Shard, encoding: Encoding, dtype: str) -> dict[bytes, str]:
+    """Return the metadata of a file of vectors that says what it was made from.
+
+    Args:
+        shard: the file of texts.
+        encoding: what the vectors are.
+        dtype: in which the model computed them.
+    """
+    about = {
+        "file": shard.name,
+        "version": shard.version,
+        "encoding": encoding.id,
+        "model": encoding.model,
+        "model_sha256": encoding.fingerprint,
+        "dtype": dtype,
+    }
+    return {ORIGIN: json.dumps(about)}
