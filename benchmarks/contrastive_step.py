@@ -22,7 +22,7 @@ from llm2comp.data import catalog
 from llm2comp.inference.load import load_in
 from llm2comp.model import encoder
 from llm2comp.model.lora import add_adapter, trainable_parameters
-from llm2comp.training.contrastive import LengthSorted
+from llm2comp.training.losses.length_sorted import LengthSorted
 from llm2comp.utils.hardware import compute_dtype, retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp/1-pretext"

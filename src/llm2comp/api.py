@@ -245,14 +245,16 @@ def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str]
     elif overrides:
         raise UserError("overrides are for a recipe given by name; change the Recipe itself")
     from llm2comp.training import pipeline
+    from llm2comp.training.distributed import world
 
-    if recipe.evaluation.tasks:
-        from llm2comp.training.scoring import check_evaluation, score_run
+    if not recipe.evaluation.tasks:
+        return pipeline.train(recipe, Path(out))
+    from llm2comp.training.scoring import check_evaluation, score_run
 
+    with world.joined():
         check_evaluation(recipe)
-    folder = pipeline.train(recipe, Path(out))
-    if recipe.evaluation.tasks:
-        score_run(recipe, Path(out))
+        folder = pipeline.train(recipe, Path(out))
+        world.from_main(lambda: score_run(recipe, Path(out)))
     return folder
 
 
@@ -281,8 +283,10 @@ def study(
     from llm2comp.training.study.plan import load_study
 
     loaded = load_study(study_path(str(study)), quick=quick)
+    from llm2comp.training.distributed import world
     from llm2comp.training.study.run import StudyRun
 
+    world.require_one_process("a study")
     return StudyRun(loaded, Path(out), reuse=[Path(folder) for folder in reuse]).run()
 
 

@@ -113,7 +113,7 @@ class StageBase(Strict):
     steps: PositiveInt
     """Steps of the optimiser."""
     batch_size: PositiveInt
-    """Rows per step. In the contrastive stages, the other rows of a batch are negatives."""
+    """Rows per step, of all processes. In stages 2 and 3 the other rows are negatives."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The peak learning rate."""
     memory_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -189,8 +189,8 @@ class Contrastive(StageBase):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """The loss divides cosines by it."""
     mini_batch_size: PositiveInt = 32
-    """Texts in memory at once. It changes the cost and not the result. A batch with scores or a
-    teacher is not split."""
+    """Texts in memory at once, of a process. It changes the cost and not the result. A batch with
+    scores or a teacher is not split."""
     mini_batch_tokens: PositiveInt | None = None
     """If given, tokens in memory at once, padding included; `mini_batch_size` holds beside it."""
     matryoshka: Dimensions | None = None

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,13 +147,13 @@ def test_all_weights_are_trained_in_float32_below_autocast(
     bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = set()
-    save = AdapterCheckpoints._save
+    save = AdapterCheckpoints.save_model
 
-    def look(trainer: AdapterCheckpoints, *args: object) -> None:
+    def look(trainer: AdapterCheckpoints, *args: Any, **options: Any) -> None:
         seen.update(p.dtype for p in trainer.model.parameters())
-        save(trainer, *args)
+        save(trainer, *args, **options)
 
-    monkeypatch.setattr(AdapterCheckpoints, "_save", look)
+    monkeypatch.setattr(AdapterCheckpoints, "save_model", look)
     train(fine_tuning(bert, pairs, *FULL, "backbone.dtype=bfloat16"), tmp_path / "run")
     assert seen == {torch.float32}
 

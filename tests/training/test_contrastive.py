@@ -10,7 +10,8 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 
 from llm2comp import recipe
 from llm2comp.training import pipeline
-from llm2comp.training.contrastive import LengthSorted, train_contrastive
+from llm2comp.training.contrastive import train_contrastive
+from llm2comp.training.losses.length_sorted import LengthSorted
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.stage_context import StageContext
 

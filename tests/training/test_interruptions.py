@@ -264,7 +264,7 @@ def test_a_recipe_that_was_refused_can_be_corrected(tiny_recipe: Path, tmp_path:
 
 def test_one_process_at_a_time_trains_in_a_folder(tiny_recipe: Path, tmp_path: Path) -> None:
     with (
-        pipeline._alone_in(tmp_path),
+        run_folder.alone_in(tmp_path),
         pytest.raises(UserError, match="another process trains in"),
     ):
         pipeline.train(load_recipe(tiny_recipe), tmp_path)

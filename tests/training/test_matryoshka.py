@@ -89,7 +89,7 @@ def test_the_loss_and_its_gradient_are_the_sum_over_truncated_embeddings(
 ) -> None:
     settings = stage(**MINI_BATCHES[kind])
     pairs = Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})
-    losses = losses_of(model, settings, pairs, gather=False)
+    losses = losses_of(model, settings, pairs)
     nested = matryoshka(model, losses, settings.matryoshka)
     assert isinstance(nested, nn.Module)
     value = nested(features(model, sentences), torch.zeros(8))
@@ -121,7 +121,7 @@ def test_sources_that_share_a_loss_are_nested_once(
     pairs = Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})
     scored = Dataset.from_dict({"anchor": ["a"], "positive": ["b"], "score": [1.0]})
     data = DatasetDict({"one": pairs, "two": pairs, "scored": scored})
-    nested = matryoshka(model, losses_of(model, settings, data, gather=False), settings.matryoshka)
+    nested = matryoshka(model, losses_of(model, settings, data), settings.matryoshka)
     assert isinstance(nested, dict)
     expected = literal(model, sentences, info_nce).item()
     value = nested["two"](features(model, sentences), torch.zeros(8)).item()

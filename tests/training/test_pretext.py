@@ -57,7 +57,7 @@ def test_encoder_student_and_teacher_agree_on_bos(
     first = run.stages[0]
     assert isinstance(first, recipe.Pretext)
     model, tokenizer, _ = pretext._extended_backbone(run, first, torch.float32)
-    trained, collator = pretext._pretext_model(run, first, model, tokenizer)
+    trained, collator = pretext.pretext_model(run, first, model, tokenizer)
     compressor = trained.compressor.eval()
     batch = collator.batch([[5, 6, 7, 8]], [2])
     assert batch.input_ids.tolist() == [[*bos, 5, 6, *compressor.memory_ids]]

@@ -16,10 +16,9 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from llm2comp import recipe
-from llm2comp.errors import UserError
 from llm2comp.training import pipeline
-from llm2comp.training.contrastive import LengthSorted
 from llm2comp.training.losses.choose import losses_of
+from llm2comp.training.losses.length_sorted import LengthSorted
 from llm2comp.training.losses.token_limited import TokenLimitedInfoNCE
 
 ROWS: list[dict[str, Any]] = [
@@ -94,17 +93,6 @@ def test_a_batch_that_fits_without_its_negatives_alone_is_cached(
     rows = {"anchor": ["a"], "positive": ["p"]}
     for negatives, cached in ([["n"] * 2], False), ([["n"] * 3], True):
         data = DatasetDict({"a": Dataset.from_dict(rows | {"negative": negatives})})
-        losses = losses_of(encoder, stage, data, gather=False)
+        losses = losses_of(encoder, stage, data)
         assert isinstance(losses, dict)
         assert isinstance(losses["a"], CachedMultipleNegativesRankingLoss) == cached
-
-
-def test_several_processes_need_as_many_negatives_in_each_row(encoder: SentenceTransformer) -> None:
-    """What the processes gather must have one size, or they wait for each other for ever."""
-    stage = recipe.Supervised(
-        data=[recipe.DataSource(source="a.jsonl")], steps=1, batch_size=8, learning_rate=1.0
-    )
-    rows = {"anchor": ["a", "b"], "positive": ["p", "q"], "negative": [["n", "m"], ["o"]]}
-    data = DatasetDict({"a.jsonl": Dataset.from_dict(rows)})
-    with pytest.raises(UserError, match=r"a\.jsonl: its rows have 1 to 2 negatives"):
-        losses_of(encoder, stage, data, gather=True)

@@ -18,8 +18,18 @@ SIGNALS = tuple(
 CLEAN_UP_SECONDS = 5
 """Time for removing partial files and the like, before the process ends without that."""
 CONTINUES = "no partial files are left, and the same command continues from here"
+LOST = (
+    "another process of this run has ended; what it or its launcher says is the reason, and "
+    f"{CONTINUES.rpartition(', and ')[2]}"
+)
+"""What is said if a process that others wait for was killed and could say nothing itself."""
 CLOSED_PIPE = 141
 """Exit status of a command whose reader has gone (`llm2comp results | head -1`): 128 + SIGPIPE."""
+
+
+def is_main() -> bool:
+    """Return whether this process speaks for all that a launcher of processes has started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def prepare_streams() -> None:
@@ -130,6 +140,7 @@ def _end_at_once(number: int, _: FrameType | None) -> None:
     line = f"llm2comp: stopped{by}; {CONTINUES}\n"
     show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides it
     try:
-        os.write(2, f"{show_cursor}{line}".encode())
+        if is_main():
+            os.write(2, f"{show_cursor}{line}".encode())
     finally:
         os._exit(128 + number)

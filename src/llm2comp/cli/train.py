@@ -1,5 +1,8 @@
 """Commands that train: one run, a study of several runs, the demo."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +10,9 @@ from typing import Annotated
 import typer
 
 from llm2comp import api
+from llm2comp.cli.process import LOST, is_main
 from llm2comp.cli.shared import preload
+from llm2comp.errors import UserError
 from llm2comp.utils.choices import OnBadRow
 
 
@@ -39,16 +44,19 @@ def train(
       llm2comp train smollm2-135m seed=1 pretext.steps=400 --out runs/seed1
       llm2comp train finetune base=minilm supervised.data.0.source=my.csv --out runs/tuned
       llm2comp train my.yaml --on-bad-row skip --out runs/mine
+      torchrun --nproc_per_node 8 -m llm2comp train my.yaml --out runs/mine
     """
     from llm2comp.recipe import load_recipe, recipe_path
 
     changes = list(overrides or [])
     if on_bad_row:
         changes.append(f"on_bad_row={on_bad_row}")
-    loaded = load_recipe(recipe_path(recipe), changes)
-
-    preload("llm2comp.training.pipeline", "llm2comp.training.scoring")
-    model = api.train(loaded, out)
+    with _one_voice():
+        loaded = load_recipe(recipe_path(recipe), changes)
+        preload("llm2comp.training.pipeline", "llm2comp.training.scoring")
+        model = api.train(loaded, out)
+    if not is_main():
+        return
     if loaded.evaluation.tasks:
         from llm2comp.evaluation.results import show
         from llm2comp.training.run_folder import costs, read_scores
@@ -56,6 +64,27 @@ def train(
         show(read_scores(out), costs(loaded, out))
     trust = ", trust_remote_code=True" if loaded.backbone.trust_remote_code else ""
     typer.echo(f"Load it with SentenceTransformer({str(model)!r}{trust})")
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let one of several processes say why all of them end, and the others end without a word."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    from llm2comp.training.distributed import world
+
+    try:
+        yield
+        world.leave()
+    except Exception as error:
+        status = 2 if isinstance(error, UserError) else 1
+        if not world.is_first_to_fail():
+            raise SystemExit(status) from None
+        if world.has_lost_another(error):
+            typer.echo(f"llm2comp: {LOST}", err=True)
+            raise SystemExit(1) from None
+        raise
 
 
 def plan(

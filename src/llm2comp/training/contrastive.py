@@ -1,26 +1,25 @@
 """What UCL and SCL share: contrastive training from one encoder folder to the next."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict
+from peft import PeftModel
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import AutoConfig
 
-from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.pairs import dataset_names, module_name
-from llm2comp.data.sources import NEGATIVE, SCORE
+from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.attention import configure_attention, record_attention
@@ -33,8 +32,13 @@ from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.sharded import is_fsdp
+from llm2comp.training.distributed.shares import as_part_of_a_sum
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
+from llm2comp.training.losses.gathered import Gathered
+from llm2comp.training.losses.length_sorted import LengthSorted
 from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.development import DevelopmentWatch
@@ -49,55 +53,31 @@ from llm2comp.training.trainer import (
     log_trained,
     run_training,
     save_trained,
+    trained_tensors,
     training_arguments,
 )
 from llm2comp.utils.finite import require_finite
 from llm2comp.utils.hardware import compute_dtype, free_unused_memory
 
 
-@dataclass
-class LengthSorted(SentenceTransformerDataCollator):
-    """Sorts the rows of a batch by length, so that mini-batches need little padding.
-
-    The cached loss cuts a batch into mini-batches, and each is padded to its own longest text. No
-    loss here depends on the order of the rows.
-
-    A row may have any number of negatives, also none. Those of all rows become one column, which
-    then has more or fewer texts than there are rows: every negative of a batch is one for each of
-    its anchors, so InfoNCE does not ask to which row it belongs.
-    """
-
-    def __post_init__(self) -> None:
-        """Let the stock collator read columns of lists."""
-        read = self.preprocess_fn
-        self.preprocess_fn = lambda values, **options: read(_flat(values), **options)
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the batch that the stock collator makes from the sorted rows."""
-        unread = {POSITIVES}
-        if not _flat(row.get(NEGATIVE) for row in features):
-            unread.add(NEGATIVE)
-        rows = sorted(features, key=_characters)
-        return super().__call__(
-            [{name: row[name] for name in row if name not in unread} for row in rows]
-        )
-
-
-def _flat(values: Iterable[str | list[str] | None]) -> list[str]:
-    return [text for value in values for text in texts_of(value)]
-
-
-def _characters(row: dict[str, Any]) -> int:
-    return sum(map(len, _flat([row["anchor"], row["positive"], row.get(NEGATIVE)])))
-
-
 class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
     """The Trainer of sentence-transformers, whose checkpoints hold only what trains."""
 
     data_collator_class = LengthSorted
+    gathered: Gathered
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add no callback, because the model card is written from the lineage."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        """Return the loss of the batch of all processes."""
+        if world.size() == 1:
+            return super().compute_loss(model, inputs, *args, **options)
+        self.gathered.counts = inputs.pop("counts")
+        # With FSDP all processes must call the model as often, whatever their numbers of texts.
+        with column_merging_disabled() if is_fsdp() else nullcontext():
+            loss: Any = super().compute_loss(model, inputs, *args, **options)
+        return as_part_of_a_sum(loss)
 
     def beginnings(self) -> list[str]:
         """Return how the anchors of the last batch begin."""
@@ -141,7 +121,8 @@ def train_contrastive(
             break
         free_unused_memory()
     free_unused_memory()  # because the encoder is loaded next, in float32
-    _write(context, context.source, adapted, prompts, step)
+    source = context.source
+    world.from_main(lambda: _write(context, source, adapted, prompts, step))
 
 
 def as_modules(data: DatasetDict) -> DatasetDict:
@@ -198,15 +179,20 @@ def _train(
         learning_rate_mapping={MEMORY_EMBEDDINGS: rate} if rate else {},
         batch_sampler=batch_sampler,
         prompts=columns,
+        # With several processes sentence-transformers would set it, and say so.
+        dataloader_drop_last=world.size() > 1,
     )
+    arguments.dataloader_drop_last = False
+    losses, gathered = losses_of(model, stage, data), Gathered()
+    if world.size() > 1:
+        gathered.attach_to(losses.values() if isinstance(losses, dict) else [losses])
     trainer = ContrastiveTrainer(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=matryoshka(
-            model, losses_of(model, stage, data, gather=arguments.world_size > 1), stage.matryoshka
-        ),
+        loss=matryoshka(model, losses, stage.matryoshka),
     )
+    trainer.gathered = gathered
     trainer.add_callback(
         CollapseWatch(
             model,
@@ -227,11 +213,16 @@ def _train(
     counter = TokenCounter()
     model[0].register_forward_pre_hook(lambda _, inputs: counter.add(inputs[0]["attention_mask"]))
     run_training(trainer, context, counter)
-    if adapted is None:
-        save_trained(model, context.workdir)
-    else:
-        adapted.save_pretrained(str(context.workdir / encoder.ADAPTER), save_embedding_layers=False)
+    world.from_main(lambda: _keep_trained(model, adapted, context.workdir))
     return layers, watch.kept_step if watch else stage.steps
+
+
+def _keep_trained(model: SentenceTransformer, adapted: PeftModel | None, workdir: Path) -> None:
+    """Write what was trained into the work folder."""
+    if adapted is None:
+        save_trained(trained_tensors(model), workdir)
+    else:
+        adapted.save_pretrained(str(workdir / encoder.ADAPTER), save_embedding_layers=False)
 
 
 def prompts_in_training(recipe: Recipe, stage: Contrastive, lineage: Lineage) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from transformers import (
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.sharded import divide_again, whole
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.utils.finite import first_not_finite
@@ -88,7 +91,8 @@ class GuardedTrainer(Trainer, ABC):
         loss: Tensor = super().training_step(model, inputs, *args, **options)
         norms = [_gradient_norm(parameters).to(loss.device) for parameters in self.parts.values()]
         # One copy from the GPU, for which the step waits.
-        value, *gradients = torch.stack([loss.float(), *norms]).tolist()
+        mean = world.total(loss.float()) / world.size()
+        value, *gradients = torch.stack([mean, *norms]).tolist()
         if not math.isfinite(value):
             raise DivergenceError("the loss is not finite")
         if not all(map(math.isfinite, gradients)):
@@ -109,7 +113,8 @@ class GuardedTrainer(Trainer, ABC):
         with torch.no_grad(), torch.random.fork_rng(), self.compute_loss_context_manager():
             inputs = self._prepare_inputs(dict(self.batch))
             loss: Any = self.compute_loss(cast(nn.Module, self.model), inputs)
-            return float(loss)
+            divide_again(cast(nn.Module, self.model))
+            return float(world.total(loss) / world.size())
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Write a checkpoint.
@@ -118,12 +123,12 @@ class GuardedTrainer(Trainer, ABC):
             DivergenceError: if the optimiser's moments are not finite.
         """
         moments = {
-            name: value
+            name: value.to_local() if isinstance(value, DTensor) else value
             for number, state in enumerate(cast(Optimizer, self.optimizer).state.values())
             for name, value in ((f"{number}.{key}", value) for key, value in state.items())
             if isinstance(value, Tensor)
         }
-        if first_not_finite(moments) is not None:
+        if world.total_count(first_not_finite(moments) is not None):
             raise DivergenceError("a moment of the optimiser is not finite")
         super()._save_checkpoint(*args, **options)
 
@@ -157,7 +162,7 @@ class _AfterUpdate(TrainerCallback):
         """Check the weights."""
         weights = [p.detach() for part in self.trainer.parts.values() for p in part]
         # The largest number and not the sum of squares, which overflows far below it.
-        if not get_total_norm(weights, float("inf")).isfinite():
+        if not whole(get_total_norm(weights, float("inf"))).isfinite():
             raise DivergenceError("a trained weight is not finite")
 
     def on_step_end(
@@ -171,7 +176,7 @@ class _AfterUpdate(TrainerCallback):
 
 def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of a gradient, a scalar in float32; 0 if there is no gradient."""
-    return get_total_norm([p.grad.float() for p in parameters if p.grad is not None])
+    return whole(get_total_norm([p.grad.float() for p in parameters if p.grad is not None]))
 
 
 def beginnings(ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -1,21 +1,18 @@
 """Run a recipe: train one stage after another, skip finished stages, resume a stopped one."""
 
-import functools
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import pinned
 from llm2comp.model.base import BaseEncoder, open_base, pinned_base
-from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import (
     STAGE_FOLDERS,
     Pretext,
@@ -25,6 +22,8 @@ from llm2comp.recipe import (
     Unsupervised,
 )
 from llm2comp.training.checkpoints import last_checkpoint, start_log
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.launch import require_possible
 from llm2comp.training.dry_run import DRY_RUN, rehearse
 from llm2comp.training.monitoring.development import check_during
 from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
@@ -36,6 +35,7 @@ from llm2comp.training.run_folder import (
     MODEL,
     RECIPE,
     SCORES,
+    alone_in,
     as_begun,
     is_of_0_1,
     read_recipe,
@@ -45,14 +45,12 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import require_models, train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
-from llm2comp.utils.files import atomic_file, atomic_folder, removed_at_exit, require_folder
+from llm2comp.utils.files import atomic_file, atomic_folder
 
 logger = logging.getLogger("llm2comp")
 
 BASE = "base.sha256"
 """File of a work folder with the fingerprint of the base that the stage starts from."""
-LOCK = ".lock"
-"""File that is locked in a run folder while a process trains there."""
 SIZES = frozenset(
     {
         "steps",
@@ -99,81 +97,116 @@ def train(
         UserError: if `out` holds a run of another recipe, or a stage cannot run.
         ValueError: if the plan changes more than sizes.
     """
-    console = console or Console(stderr=True)
-    require_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out):
-        _remove_partials(out)
-        recipe = _claim(recipe, out, planned=plan is not None)
-        if recipe.lacks_query_prompt:
-            logger.warning(
-                "queries are trained with several instructions, and prompts.query is empty: "
-                "encode_query and search will put nothing before a query; set prompts.query to one "
-                "of the instructions and a colon (each is stored as a prompt of its source's name)"
-            )
-        first = recipe.stages[0]
-        if not isinstance(first, Pretext) and recipe.base is None:
-            raise UserError(
-                f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
-                "before it"
-            )
-        require_trackers(recipe.report_to)
-        waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
-        check_during(recipe, waiting)
-        for stage in waiting:
-            require_models(stage)
-            require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
-        log = RunLog(out / LOG, console)
-        log.check()
+    with world.joined(), ExitStack() as stack:
+        require_possible(recipe, planned=plan is not None)
+        world.from_main(lambda: stack.enter_context(alone_in(out)))
+        log = RunLog(out / LOG, console or Console(stderr=True, quiet=not world.is_main()))
+        recipe = world.from_main(lambda: _begin(recipe, out, log, planned=plan is not None))
         source: Path | None = None
-        begun: Lineage | None = None
         for name in [stage.stage for stage in recipe.stages]:
-            folder, workdir = out / STAGE_FOLDERS[name], _workdir(name, out)
-            if folder.exists():
-                _require_whole(folder)
-                log.ensure_finished(name)
-                shutil.rmtree(workdir, ignore_errors=True)
-                console.print(f"{folder.name}: done already, skipped")
-            else:
-                if plan is not None and not _has_started(name, out):
-                    recipe = _apply(plan, recipe, name)
-                    write_recipe(recipe, out)
-                if source is None and not is_of_0_1(out):
-                    recipe = _pinned(recipe)
-                    write_recipe(recipe, out)
-                if source is None and recipe.base is not None:
-                    base = open_base(recipe)
-                    _require_same_base(base, workdir)
-                    source, begun = base.folder, base.lineage
-                stage = _stage(recipe, name)
-                console.print(
-                    f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}"
-                )
-                start_log(log, name, workdir)
-                _train_stage(StageContext(recipe, stage, source, folder, workdir, log, begun))
-            source, begun = folder, None
-        return _copy_last(recipe, out)
+            recipe = _run_stage(recipe, name, source, out, log, plan)
+            source = out / STAGE_FOLDERS[name]
+        return world.from_main(lambda: _copy_last(recipe, out))
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keep other processes from training in a run folder within the block.
+def _begin(recipe: Recipe, out: Path, log: RunLog, *, planned: bool) -> Recipe:
+    """Check all that can be checked before the first stage, and return what to run.
 
     Raises:
-        UserError: if another process trains in it.
+        UserError: as `train`.
     """
-    lock = FileLock(out / LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
+    _remove_partials(out)
+    recipe = _claim(recipe, out, planned=planned)
+    if recipe.lacks_query_prompt:
+        logger.warning(
+            "queries are trained with several instructions, and prompts.query is empty: "
+            "encode_query and search will put nothing before a query; set prompts.query to one "
+            "of the instructions and a colon (each is stored as a prompt of its source's name)"
+        )
+    first = recipe.stages[0]
+    if not isinstance(first, Pretext) and recipe.base is None:
         raise UserError(
-            f"another process trains in {out}; wait for it, or give another --out"
-        ) from error
-    try:
-        with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
-            yield
-    finally:
-        lock.release()
+            f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
+            "before it"
+        )
+    require_trackers(recipe.report_to)
+    waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
+    check_during(recipe, waiting)
+    for stage in waiting:
+        require_models(stage)
+        require_sources(stage, _workdir(stage.stage, out), recipe.on_bad_row)
+    log.check()
+    return recipe
+
+
+def _run_stage(
+    recipe: Recipe,
+    name: str,
+    source: Path | None,
+    out: Path,
+    log: RunLog,
+    plan: Callable[[Stage], Stage] | None,
+) -> Recipe:
+    """Train a stage unless it is done.
+
+    Args:
+        recipe: what to run.
+        name: of the stage.
+        source: encoder folder of the stage before; `None` for the first stage.
+        out: folder of the run.
+        log: of the run.
+        plan: as `train` takes it.
+
+    Returns:
+        The recipe with the sizes that the plan gave the stage.
+    """
+    workdir, begun = _workdir(name, out), None
+    if world.from_main(lambda: _is_done(name, out, log)):
+        return recipe
+    recipe = world.from_main(lambda: _settled(recipe, name, out, plan, is_first=source is None))
+    if source is None and recipe.base is not None:
+        base = world.main_first(lambda: open_base(recipe))
+        world.from_main(lambda: _require_same_base(base, workdir))
+        source, begun = base.folder, base.lineage
+    stage, folder = _stage(recipe, name), out / STAGE_FOLDERS[name]
+    log.console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
+    world.from_main(lambda: start_log(log, name, workdir))
+    _train_stage(StageContext(recipe, stage, source, folder, workdir, log, begun))
+    return recipe
+
+
+def _is_done(name: str, out: Path, log: RunLog) -> bool:
+    """Return whether a stage is done; if so, tidy up what a killed process left.
+
+    Raises:
+        UserError: if its folder is not as it was written.
+    """
+    folder = out / STAGE_FOLDERS[name]
+    if not folder.exists():
+        return False
+    _require_whole(folder)
+    log.ensure_finished(name)
+    shutil.rmtree(_workdir(name, out), ignore_errors=True)
+    log.console.print(f"{folder.name}: done already, skipped")
+    return True
+
+
+def _settled(
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    plan: Callable[[Stage], Stage] | None,
+    *,
+    is_first: bool,
+) -> Recipe:
+    """Return the recipe as a stage trains with it, and write it to the folder of the run."""
+    if plan is not None and not _has_started(name, out):
+        recipe = _apply(plan, recipe, name)
+        write_recipe(recipe, out)
+    if is_first and not is_of_0_1(out):
+        recipe = _pinned(recipe)
+        write_recipe(recipe, out)
+    return recipe
 
 
 def _remove_partials(out: Path) -> None:
@@ -215,13 +248,17 @@ def _copy_last(recipe: Recipe, out: Path) -> Path:
 
 def _train_stage(context: StageContext[Pretext | Unsupervised | Supervised]) -> None:
     stage = context.stage
-    rehearse(context)
+    world.from_main(lambda: rehearse(context))
     if isinstance(stage, Pretext):
         train_pretext(cast(StageContext[Pretext], context))
     elif isinstance(stage, Unsupervised):
         train_unsupervised(cast(StageContext[Unsupervised], context))
     else:
         train_supervised(cast(StageContext[Supervised], context))
+    world.from_main(lambda: _finish(context))
+
+
+def _finish(context: StageContext[Stage]) -> None:
     context.log.finish_stage()
     shutil.rmtree(context.workdir)
 

@@ -1,7 +1,7 @@
 """Stage 1: teach memory tokens to carry a text, judged by the frozen model."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -23,11 +23,12 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
-from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted, adapted_layers, target_modules
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Pretext, Recipe
 from llm2comp.training.attention_switch import AttentionSwitch
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.shares import Share, deal
 from llm2comp.training.monitoring import held_out
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
@@ -40,7 +41,6 @@ from llm2comp.training.trainer import (
     PretextTrainer,
     compile_blocks,
     log_trained,
-    parameter_groups,
     run_training,
     training_arguments,
 )
@@ -83,9 +83,18 @@ class Collator:
     pad_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Batch]:
-        """Return `{"batch": Batch}` from a list with one row; a row has the passages of a batch."""
+        """Return `{"batch": Batch}` from a list with one row; a row has the passages of a batch.
+
+        If several processes train together, each gets its share of the passages.
+        """
         (row,) = rows
-        return {"batch": self.batch([list(ids) for ids in row["input_ids"]], list(row["split"]))}
+        if world.size() == 1:
+            passages = [list(ids) for ids in row["input_ids"]]
+            return {"batch": self.batch(passages, list(row["split"]))}
+        every = list(zip(row["input_ids"], row["split"], strict=True))
+        own = deal(every)[world.rank()]
+        batch = self.batch(*map(list, zip(*(own or every[:1]), strict=True)))
+        return {"batch": replace(batch, share=Share(len(own), len(every)))}
 
     def batch(self, passages: list[list[int]], splits: list[int]) -> Batch:
         """Return the batch of passages (token ids) that are cut at `splits`."""
@@ -105,7 +114,7 @@ def train_pretext(context: StageContext[Pretext]) -> None:
     """
     adapted, causal = _train(context)
     free_unused_memory()  # because the backbone is loaded next, in float32
-    _write(context, adapted, causal=causal)
+    world.from_main(lambda: _write(context, adapted, causal=causal))
 
 
 def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
@@ -126,7 +135,7 @@ def _train(context: StageContext[Pretext]) -> tuple[Adapted, bool]:
     log_trained(context, adapted)
     if rows is not None:
         _optimise(context, pretext, collator, tokenizer, rows)
-    pretext.compressor.save_adapter(context.workdir / encoder.ADAPTER)
+    world.from_main(lambda: pretext.compressor.save_adapter(context.workdir / encoder.ADAPTER))
     return adapted, pretext.compressor.causal
 
 
@@ -141,9 +150,8 @@ def _optimise(
     stage, recipe, log = context.stage, context.recipe, context.log
     dtype = compute_dtype(recipe.backbone.dtype)
     compressor, objective = pretext.compressor, pretext.objective
-    groups = parameter_groups(trainable_parameters(pretext).items(), stage)
     trainer = PretextTrainer(
-        batch_size=stage.batch_size,
+        stage=stage,
         tokenizer=tokenizer,
         model=pretext,
         args=TrainingArguments(
@@ -154,7 +162,6 @@ def _optimise(
         ),
         train_dataset=rows.train["passages"],
         data_collator=collator,
-        optimizers=(torch.optim.AdamW(groups, weight_decay=stage.weight_decay), None),
     )
     if stage.bidirectional_from_step is not None:
         trainer.add_callback(AttentionSwitch(compressor, stage.bidirectional_from_step))
@@ -291,7 +298,7 @@ def _rows(context: StageContext[Pretext], tokenizer: PreTrainedTokenizerBase) ->
     draw = partial(
         write_passages, tokenizer=tokenizer, stage=stage, seed=seed, on_bad_row=on_bad_row
     )
-    rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    rows = world.main_first(lambda: drawn_once(context.workdir, stage, seed, on_bad_row, draw))
     context.log.write_once(stage="pretext", **rows.summary)
     return rows
 

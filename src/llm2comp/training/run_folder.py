@@ -1,18 +1,22 @@
 """What a run folder holds: the recipe, the log, the scores and the encoders."""
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import store
 from llm2comp.recipe import STAGE_FOLDERS, Pretext, Recipe, parse_recipe
 from llm2comp.training.monitoring.run_log import read_lines
-from llm2comp.utils.files import atomic_file
+from llm2comp.utils.files import atomic_file, removed_at_exit, require_folder
 from llm2comp.utils.yaml_files import read_yaml
 
 MODEL = "model"
@@ -20,6 +24,8 @@ MODEL = "model"
 RECIPE = "recipe.yaml"
 LOG = "run.jsonl"
 SCORES = "scores.json"
+LOCK = ".lock"
+"""File that is locked in a run folder while a process trains there."""
 STAGE_LABELS = {
     "pretext": "after stage 1",
     "unsupervised": "after UCL",
@@ -35,6 +41,29 @@ NAMES_OF_0_1 = {"own": "matched", "other": "mismatched"}
 
 Scores = dict[str, list[store.Score]]
 """Scores by the name of a row."""
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Make a run folder, and keep other runs from training in it within the block.
+
+    Raises:
+        UserError: if another run trains in it, or it cannot be written.
+    """
+    require_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"another process trains in {out}; wait for it, or give another --out"
+        ) from error
+    try:
+        with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
+            yield
+    finally:
+        lock.release()
 
 
 def as_yaml(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from llm2comp.inference.mining.reranker import is_reranker
 from llm2comp.recipe import Stage, Supervised
 from llm2comp.training.contrastive import train_contrastive
 from llm2comp.training.distillation.labels import with_labels
+from llm2comp.training.distributed import world
 from llm2comp.training.stage_context import StageContext
 
 TEACHER = "teacher"
@@ -74,7 +75,7 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     """
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
     draw = partial(write_pairs, stage=stage, seed=seed, on_bad_row=on_bad_row)
-    rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    rows = world.main_first(lambda: drawn_once(context.workdir, stage, seed, on_bad_row, draw))
     context.log.write_once(stage=stage.stage, **rows.summary)
     # A source may have negatives in few rows, which only the drawn rows show.
     require_minable(stage, [rows.train[name].column_names for name in dataset_names(stage.data)])
@@ -83,7 +84,8 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     # If the rows are drawn again, because a plan changes their number, the labels are too.
     folder = context.workdir / ROWS / TEACHER
     assert context.source is not None
-    train = with_labels(rows.train, stage.data, folder, context.source)
+    source = context.source
+    train = world.main_first(lambda: with_labels(rows.train, stage.data, folder, source))
     train_contrastive(context, train, held_out, batch_sampler=DistinctTexts)
 
 

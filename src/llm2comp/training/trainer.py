@@ -1,5 +1,6 @@
 """What all stages share: small checkpoints, and resuming a run that was stopped."""
 
+import functools
 import json
 import os
 import shutil
@@ -9,16 +10,28 @@ from statistics import mean
 from typing import Any, cast
 
 import torch
+from accelerate.utils import save_fsdp_optimizer, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
-from llm2comp.recipe import StageBase
+from llm2comp.recipe import Pretext, StageBase
 from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.preemption import Preemption
+from llm2comp.training.distributed.sharded import (
+    copy_to,
+    divide_by_blocks,
+    is_fsdp,
+    make_trained_whole,
+    whole,
+)
+from llm2comp.training.distributed.shares import read_whole_batches
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, GuardedTrainer, beginnings
 from llm2comp.training.monitoring import divergence
 from llm2comp.training.monitoring.divergence import DivergenceError
@@ -42,17 +55,40 @@ class AdapterCheckpoints(GuardedTrainer):
 
     run_log: RunLog
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains, and the place in the log. All processes must take part."""
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_trained(cast(nn.Module, self.model), folder)
-        (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+        tensors = trained_tensors(cast(nn.Module, self.model))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(tensors, folder)
+            (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_fsdp():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would write the frozen weights too.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            state = cast(Any, self.lr_scheduler).state_dict()
+            torch.save(state, Path(output_dir, SCHEDULER_NAME))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Prepare for several processes."""
+        super().create_accelerator_and_postprocess()
+        if world.size() > 1:
+            read_whole_batches(self.accelerator)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        world.wait()  # the state of the Trainer, which comes next, says that all of them are there
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)
-        write_checksums(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"))
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        world.from_main(lambda: write_checksums(folder))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -68,21 +104,29 @@ class PretextTrainer(AdapterCheckpoints):
     """Weighs each batch by its passages, because batches by length differ in their number.
 
     An objective's loss is a mean over the batch. With the weight, every passage counts the same,
-    whatever batch it is in (paper: the mean over samples).
+    whatever batch it is in (paper: the mean over samples) and whatever process reads it.
 
     Args:
-        batch_size: the average number of passages per batch.
+        stage: stage 1.
         tokenizer: of the passages.
         **arguments: as the Trainer takes them.
     """
 
     def __init__(
-        self, *, batch_size: int, tokenizer: PreTrainedTokenizerBase, **arguments: Any
+        self, *, stage: Pretext, tokenizer: PreTrainedTokenizerBase, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
-        self.batch_size = batch_size
+        self.stage = stage
         self.tokenizer = tokenizer
         self.weights: list[float] = []
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW with the learning rates of the stage."""
+        if self.optimizer is None:
+            trained = trainable_parameters(model or cast(nn.Module, self.model))
+            groups = parameter_groups(trained.items(), self.stage)
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.stage.weight_decay)
+        return self.optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
@@ -97,10 +141,15 @@ class PretextTrainer(AdapterCheckpoints):
     ) -> Any:
         """Return the mean loss of a batch, times its passages over the average of all batches."""
         loss: Any = super().compute_loss(model, inputs, *args, **options)
+        share = inputs["batch"].share
+        if share is not None:  # the Trainer takes the mean over the processes
+            loss = loss * (share.rows * world.size() / share.total)
         return loss * self._weight(inputs)
 
     def _weight(self, inputs: dict[str, Any]) -> float:
-        return len(inputs["batch"].input_ids) / self.batch_size
+        batch = inputs["batch"]
+        rows = batch.share.total if batch.share else len(batch.input_ids)
+        return rows / self.stage.batch_size
 
     def beginnings(self) -> list[str]:
         """Return how the passages of the last batch begin."""
@@ -117,19 +166,22 @@ class PretextTrainer(AdapterCheckpoints):
         super().log(logs, *args, **options)
 
 
-def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write the parameters of a model that train."""
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a model that train, whole and in main memory, by name."""
     parameters = trainable_parameters(model)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+    return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+
+
+def save_trained(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write what `trained_tensors` returned."""
     save_file(tensors, folder / WEIGHTS)
 
 
-@torch.no_grad()
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Load what `save_trained` wrote into a model of the same kind."""
     parameters = dict(model.named_parameters())
     for name, tensor in load_file(folder / WEIGHTS).items():
-        parameters[name].copy_(tensor)
+        copy_to(parameters[name], tensor)
 
 
 def run_training(
@@ -152,22 +204,32 @@ def run_training(
     trainer.add_callback(progress)
     trainer.health = HealthWatch(stage.stage, log)
     trainer.run_log = log
-    checkpoint = last_checkpoint(context.workdir)
+    preemption = Preemption()
+    trainer.add_callback(preemption)
+    checkpoint = world.from_main(lambda: last_checkpoint(context.workdir))
+    if is_fsdp():
+        divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))
+    if world.size() > 1:
+        set_seed(context.recipe.seed, device_specific=True)  # each process has other dropout
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with preemption.puts_off():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except DivergenceError as error:
         progress.bar.stop()
-        raise divergence.stop(
+        stop = functools.partial(
+            divergence.stop,
             error,
             context,
             step=trainer.step,
             good_step=trainer.good_step,
             resumed_step=step_of(checkpoint) if checkpoint else 0,
             rates=trainer.rates,
-            rows=trainer.beginnings(),
-        ) from error
+            rows=world.listed(trainer.beginnings()),
+        )
+        raise world.from_main(stop) from error
     finally:
         progress.bar.stop()  # because a round of mining ends without the end of a training
+    make_trained_whole(cast(nn.Module, trainer.model))
     finish_trackers(context.recipe.report_to)
 
 
@@ -207,6 +269,9 @@ def training_arguments(context: StageContext[StageBase], dtype: torch.dtype) -> 
         "report_to": recipe.report_to,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # With a LoRA every parameter has a part in every step.
+        "ddp_find_unused_parameters": stage.lora is None,
+        "ddp_broadcast_buffers": False,  # mini-batches may differ in number among processes
     }
 
 

@@ -8,6 +8,7 @@ from llm2comp.data.drawn.rows import drawn_once
 from llm2comp.data.sentences import write_sentences
 from llm2comp.recipe import Unsupervised
 from llm2comp.training.contrastive import train_contrastive
+from llm2comp.training.distributed import world
 from llm2comp.training.stage_context import StageContext
 
 
@@ -19,7 +20,7 @@ def train_unsupervised(context: StageContext[Unsupervised]) -> None:
     """
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
     draw = partial(write_sentences, stage=stage, seed=seed, on_bad_row=on_bad_row)
-    rows = drawn_once(context.workdir, stage, seed, on_bad_row, draw)
+    rows = world.main_first(lambda: drawn_once(context.workdir, stage, seed, on_bad_row, draw))
     context.log.write_once(stage=stage.stage, **rows.summary)
     (texts,) = rows.train.values()
     train_contrastive(

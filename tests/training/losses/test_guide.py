@@ -53,7 +53,7 @@ def test_the_loss_is_the_stock_loss_with_the_guide(
     model: SentenceTransformer, bert: Path, columns: list[list[str]], limits: dict[str, int]
 ) -> None:
     guide = SentenceTransformer(str(bert), device="cpu")
-    loss = guided(model, stage(**limits), guide, gather=False)
+    loss = guided(model, stage(**limits), guide)
     assert isinstance(loss, TokenLimitedGIST) == ("mini_batch_tokens" in limits)
     stock = GISTEmbedLoss(
         model, guide, temperature=0.05, contrast_anchors=False, contrast_positives=False
@@ -70,7 +70,7 @@ def test_a_guide_that_masks_nothing_leaves_infonce(
     model: SentenceTransformer, columns: list[list[str]]
 ) -> None:
     guide = copy.deepcopy(model)
-    loss = guided(model, stage(), guide, gather=False)
+    loss = guided(model, stage(), guide)
     same = [columns[0], columns[0], columns[2]]  # the positive is the anchor: none is nearer
     plain = MultipleNegativesRankingLoss(model, scale=20)
     found, expected = (one(batch(model, same), None).item() for one in (loss, plain))
@@ -81,7 +81,7 @@ def test_what_the_guide_reads_is_the_text(
     model: SentenceTransformer, bert: Path, columns: list[list[str]], monkeypatch: Any
 ) -> None:
     guide = SentenceTransformer(str(bert), device="cpu")
-    loss = guided(model, stage(), guide, gather=False)
+    loss = guided(model, stage(), guide)
     read: list[str] = []
     original = guide.preprocess
     monkeypatch.setattr(guide, "preprocess", lambda t, *a: (read.extend(t), original(t, *a))[1])
@@ -93,7 +93,7 @@ def test_rows_may_have_different_numbers_of_negatives(
     model: SentenceTransformer, bert: Path, columns: list[list[str]]
 ) -> None:
     guide = SentenceTransformer(str(bert), device="cpu")
-    loss = guided(model, stage(), guide, gather=False)
+    loss = guided(model, stage(), guide)
     anchors, positives, negatives = columns
     many = [anchors, positives, [*negatives, *(text[:9] for text in negatives)]]
     found = loss(batch(model, many), None).item()
@@ -113,7 +113,7 @@ def test_matryoshka_adds_the_losses_of_truncated_embeddings_and_the_guide_stays_
     guide = SentenceTransformer(str(bert), device="cpu")
     options = {"temperature": 0.05, "contrast_anchors": False, "contrast_positives": False}
     stock = MatryoshkaLoss(model, GISTEmbedLoss(model, guide, **options), [32, 8])
-    ours = matryoshka(model, guided(model, stage(), guide, gather=False), [32, 8])
+    ours = matryoshka(model, guided(model, stage(), guide), [32, 8])
     assert isinstance(ours, MatryoshkaLoss)
     found, expected = (one(batch(model, columns), None).item() for one in (ours, stock))
     assert found == pytest.approx(expected, rel=1e-4)
@@ -123,7 +123,7 @@ def test_a_guide_does_not_train(model: SentenceTransformer, bert: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     rows = DatasetDict({"a": Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})})
-    losses = losses_of(model, stage(guide=str(bert)), rows, gather=False)
+    losses = losses_of(model, stage(guide=str(bert)), rows)
     assert isinstance(losses, dict)
     guide = losses["a"].guide
     assert not any(parameter.requires_grad for parameter in guide.parameters())

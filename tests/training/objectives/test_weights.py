@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.model.lora import trainable_parameters
+from llm2comp.recipe import DataSource, Pretext
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import Collator, PretextModel, PretextTrainer
@@ -40,8 +41,10 @@ def test_the_gradient_of_an_epoch_is_the_mean_over_passages(
     case.compressor.zero_grad()
     batches = list(group_by_length(lengths, BATCH_SIZE))
     assert len({len(batch) for batch in batches}) > 2
+    source = DataSource(source="texts.txt")
+    stage = Pretext(data=[source], steps=6, batch_size=BATCH_SIZE, learning_rate=1.0)
     trainer = PretextTrainer(
-        batch_size=BATCH_SIZE,
+        stage=stage,
         tokenizer=AutoTokenizer.from_pretrained(tiny_backbone),
         model=model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),

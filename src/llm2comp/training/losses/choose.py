@@ -13,18 +13,17 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from llm2comp.data.drawn.pair_file import negatives_of
-from llm2comp.data.pairs import dataset_name
 from llm2comp.data.sources import SCORE
-from llm2comp.errors import UserError
 from llm2comp.inference.load import load_in
 from llm2comp.recipe import Contrastive, Supervised
+from llm2comp.training.distributed import world
 from llm2comp.training.losses.distillation import LABEL, distillation
 from llm2comp.training.losses.token_limited import TokenLimitedGIST, TokenLimitedInfoNCE
 from llm2comp.utils.hardware import compute_dtype
 
 
 def losses_of(
-    model: SentenceTransformer, stage: Contrastive, data: Dataset | DatasetDict, *, gather: bool
+    model: SentenceTransformer, stage: Contrastive, data: Dataset | DatasetDict
 ) -> torch.nn.Module | dict[str, torch.nn.Module]:
     """Return the loss or, with several datasets, the loss of each.
 
@@ -32,23 +31,11 @@ def losses_of(
         model: the encoder.
         stage: its settings.
         data: the rows to train on.
-        gather: whether the negatives of all processes are used.
-
-    Raises:
-        UserError: if rows have different numbers of negatives, and there are several processes.
     """
     if isinstance(data, Dataset):
-        return _info_nce(model, stage, 1, gather=gather)
-    counts = {name: negatives_of(dataset) for name, dataset in data.items()}
-    for name, (fewest, most) in counts.items():
-        if gather and fewest < most:  # what is gathered must have one size in all processes
-            raise UserError(
-                f"{dataset_name(name)}: its rows have {fewest} to {most} negatives, and several "
-                "processes need as many in each row; train with one process, or make their number "
-                "equal"
-            )
-    most = max(most for _, most in counts.values())
-    info_nce = _info_nce(model, stage, max(most, 1), gather=gather)
+        return _info_nce(model, stage, 1)
+    most = max(negatives_of(dataset)[1] for dataset in data.values())
+    info_nce = _info_nce(model, stage, max(most, 1))
     cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
     losses: dict[str, torch.nn.Module] = {}
     for name, dataset in data.items():
@@ -59,9 +46,7 @@ def losses_of(
     return losses
 
 
-def _info_nce(
-    model: SentenceTransformer, stage: Contrastive, most: int, *, gather: bool
-) -> torch.nn.Module:
+def _info_nce(model: SentenceTransformer, stage: Contrastive, most: int) -> torch.nn.Module:
     """Return the loss of pairs and of pairs with negatives.
 
     The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
@@ -72,21 +57,20 @@ def _info_nce(
         model: the encoder.
         stage: its settings.
         most: the most texts of a row in a column.
-        gather: whether the negatives of all processes are used.
     """
     rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
     if isinstance(stage, Supervised) and stage.guide is not None:
-        return guided(model, stage, _guide(stage.guide, model), gather=gather)
-    options: dict[str, Any] = {"scale": 1.0 / stage.temperature, "gather_across_devices": gather}
+        return guided(model, stage, _guide(stage.guide, model))
+    options: dict[str, Any] = {"scale": 1.0 / stage.temperature}
     if tokens is not None:
         return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
-    if stage.batch_size * most <= rows:
+    if stage.batch_size // world.size() * most <= rows:
         return MultipleNegativesRankingLoss(model, **options)
     return CachedMultipleNegativesRankingLoss(model, mini_batch_size=rows, **options)
 
 
 def guided(
-    model: SentenceTransformer, stage: Contrastive, guide: SentenceTransformer, *, gather: bool
+    model: SentenceTransformer, stage: Contrastive, guide: SentenceTransformer
 ) -> torch.nn.Module:
     """Return InfoNCE without the negatives that the guide scores above the positive.
 
@@ -97,12 +81,10 @@ def guided(
         model: the encoder.
         stage: its settings.
         guide: the guide.
-        gather: whether the negatives of all processes are used.
     """
     options: dict[str, Any] = {
         "temperature": stage.temperature,
         "mini_batch_size": stage.mini_batch_size,
-        "gather_across_devices": gather,
         "contrast_anchors": False,
         "contrast_positives": False,
     }

@@ -18,6 +18,7 @@ from llm2comp.inference.mining.miner import remedies
 from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Supervised
 from llm2comp.training.checkpoints import last_checkpoint, step_of
+from llm2comp.training.distributed import world
 from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import load_trained
@@ -88,31 +89,36 @@ def begin_round(
     Raises:
         UserError: if negatives cannot be mined, or those of the round are missing or damaged.
     """
-    stage, workdir = context.stage, context.workdir
-    assert stage.mining is not None
-    checkpoint = last_checkpoint(workdir)
+    stage, mining, workdir = context.stage, context.stage.mining, context.workdir
+    assert mining is not None
+    checkpoint = world.from_main(lambda: last_checkpoint(workdir))
     done = step_of(checkpoint) if checkpoint else 0
-    every = stage.mining.every or stage.steps
+    every = mining.every or stage.steps
     first = min(done, stage.steps - 1) // every * every
     # If the rows are drawn again, because a plan changes their number, it is gone with them.
     folder = workdir / ROWS / f"{MINED}-{first}"
-    if done > first and not folder.exists():
-        raise UserError(
-            f"{folder} is missing, and {stage.stage} has gone on since step {first}, when its "
-            f"negatives were mined; restore it, or remove {workdir} to begin the stage again"
-        )
-    if not folder.exists():
+
+    def mine_once() -> None:
+        if folder.exists():
+            return
+        if done > first:
+            raise UserError(
+                f"{folder} is missing, and {stage.stage} has gone on since step {first}, when its "
+                f"negatives were mined; restore it, or remove {workdir} to begin the stage again"
+            )
         if checkpoint:
             load_trained(model, checkpoint)
         with computing_in(model, dtype):
-            mine_columns(data, model, stage.mining, folder, prompts)
+            mine_columns(data, model, mining, folder, prompts)
+
+    world.from_main(mine_once)
     rows, numbers = with_columns(data, folder)
     if not any(one["negatives"] for one in numbers.values()):
         logger.warning(
             "mining found no negatives after step %d of %s, so those of the batch are all; %s",
             first,
             stage.stage,
-            remedies(stage.mining, reranked=False),
+            remedies(mining, reranked=False),
         )
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)

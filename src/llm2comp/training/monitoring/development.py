@@ -23,6 +23,7 @@ from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Evaluation, Pretext, Recipe, Stage, StageBase
 from llm2comp.recipe_parts import During
 from llm2comp.training.checkpoints import checkpoint_after
+from llm2comp.training.distributed import world
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import warn
 from llm2comp.training.monitoring.progress import SCORE
@@ -192,7 +193,7 @@ class DevelopmentWatch(TrainerCallback):
         self.run_log = log
         self.kept_step = 0
         if self.during.keep_best or self.during.patience:
-            self._require_same_data()
+            world.from_main(self._require_same_data)
 
     @classmethod
     def of(
@@ -289,8 +290,7 @@ class DevelopmentWatch(TrainerCallback):
     def _score(self, state: TrainerState, control: TrainerControl) -> float:
         """Score, write the scores to the log and the trackers, and return their mean."""
         step, should_log = state.global_step, control.should_log
-        with self._as_saved(), _same_random_state():
-            scores = self.development.scores(self.model)
+        scores = world.from_main(self._scores)
         mean = round(statistics.mean(score.value for score in scores), 4)
         if state.is_world_process_zero:
             by_task = {one.task: {one.metric: one.value, "over": one.over} for one in scores}
@@ -302,6 +302,10 @@ class DevelopmentWatch(TrainerCallback):
         )
         control.should_log = should_log  # the Trainer took this for the log of the loss
         return mean
+
+    def _scores(self) -> list[TaskScore]:
+        with self._as_saved(), _same_random_state():
+            return self.development.scores(self.model)
 
     @contextmanager
     def _as_saved(self) -> Iterator[None]:

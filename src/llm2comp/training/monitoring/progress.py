@@ -16,6 +16,7 @@ from rich.progress import (
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llm2comp.training.distributed import world
 from llm2comp.training.monitoring.run_log import RunLog
 
 SCORE = "eval_score"
@@ -55,7 +56,7 @@ class RunProgress(TrainerCallback):
     Args:
         label: name of the stage.
         log: where losses are written.
-        counter: counts the tokens that the model reads.
+        counter: counts the tokens that the model reads in this process; the log has those of all.
     """
 
     def __init__(self, label: str, log: RunLog, counter: TokenCounter) -> None:
@@ -108,7 +109,10 @@ class RunProgress(TrainerCallback):
         """Show the loss, and the last score or the norm of the gradient; write loss and norm."""
         if logs and SCORE in logs:
             self.score = logs[SCORE]
-        if self.task is None or not logs or "loss" not in logs:
+        if not logs or "loss" not in logs:
+            return
+        tokens, self.counter.tokens = world.total_count(self.counter.tokens), 0
+        if self.task is None:
             return
         norm = logs.get("grad_norm")
         beside = "" if norm is None else f", gradient {norm:.2g}"
@@ -116,8 +120,7 @@ class RunProgress(TrainerCallback):
             beside = f", score {self.score:.1f}"
         self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}{beside}")
         now = perf_counter()
-        rate = self.counter.tokens / (now - self.since)
-        self.counter.tokens, self.since = 0, now
+        rate, self.since = tokens / (now - self.since), now
         self.run_log.write(
             stage=self.label,
             step=state.global_step,

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from llm2comp.errors import UserError
+from llm2comp.training.distributed import world
 from llm2comp.utils.files import atomic_file
 
 BOARD = "tensorboard"
@@ -23,7 +24,8 @@ class RunLog:
     """Appends events to a file, one per line, and sends their numbers to TensorBoard.
 
     Each line is written at once, so that a killed run loses none. The log of a stage that resumes
-    is cut back to its checkpoint, so that no step is logged twice.
+    is cut back to its checkpoint, so that no step is logged twice. If several processes train
+    together, only the main one writes.
 
     Args:
         path: the file. The files of TensorBoard are in a folder beside it.
@@ -93,6 +95,8 @@ class RunLog:
             **event: what is logged, as JSON. An event with a `step` also needs a `stage`, and its
                 numbers go to TensorBoard.
         """
+        if not world.is_main():
+            return
         with self.path.open("ab") as stream:
             stream.write(_line(event))
         if "step" in event and find_spec("tensorboard") is not None:
@@ -100,6 +104,8 @@ class RunLog:
 
     def write_once(self, **event: Any) -> None:
         """Append an event of a stage's beginning, unless the stage continues and has it already."""
+        if not world.is_main():
+            return
         if not self.path.exists() or _line(event) not in self._lines_of(event["stage"]):
             self.write(**event)
 

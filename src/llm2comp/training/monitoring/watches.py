@@ -18,6 +18,8 @@ from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.inference.precision import computing_in
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
+from llm2comp.training.distributed import world
+from llm2comp.training.distributed.sharded import is_fsdp
 from llm2comp.training.monitoring import held_out
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import warn
@@ -39,7 +41,8 @@ COLLAPSED_DIMENSION = 1.5
 class EvalCallback(TrainerCallback, ABC):
     """A callback that measures before the first step, every N steps and after the last step.
 
-    It measures on the main process only.
+    It measures on the main process only, and the others wait for it. With FSDP no process has the
+    whole model, so nothing is measured.
 
     Attributes:
         every: steps between two measurements.
@@ -55,16 +58,16 @@ class EvalCallback(TrainerCallback, ABC):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Measure what the stage starts from, unless it continues from a checkpoint."""
-        if state.global_step == 0 and state.is_world_process_zero:
-            self.measure(0)
+        if state.global_step == 0 and not is_fsdp():
+            world.from_main(lambda: self.measure(0))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Measure if this step is due."""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
-        if due and state.is_world_process_zero:
-            self.measure(state.global_step)
+        if due and not is_fsdp():
+            world.from_main(lambda: self.measure(state.global_step))
 
 
 class HeldOutWatch(EvalCallback):

@@ -1,10 +1,13 @@
 """The input of an objective: passages cut into text and continuation, as padded tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from llm2comp.training.distributed.shares import Share
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Batch:
         text_mask: `(batch, a)`, true where a token is.
         continuation_ids: `(batch, L - a)`, the tokens `n_{a+1} … n_L`.
         continuation_mask: `(batch, L - a)`, true where a token is.
+        share: if several processes train together, what this one has of their batch.
     """
 
     input_ids: Tensor
@@ -37,6 +41,7 @@ class Batch:
     text_mask: Tensor
     continuation_ids: Tensor
     continuation_mask: Tensor
+    share: Share | None = None
 
     @classmethod
     def of(
@@ -86,7 +91,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        moved: dict[str, Any] = {
+            n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def _pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from llm2comp.errors import UserError
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
+from llm2comp.training.distributed import world
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import sum_over_chunks
 from llm2comp.training.objectives.objective import Objective
@@ -83,7 +85,12 @@ class MaskedNextTokenPrediction(Objective):
 
         tokens = batch.passage_ids[:, 1:][predicted]
         total = sum_over_chunks(loss, states[:, :-1][predicted], tokens)
-        return total / predicted.sum().clamp(min=1)  # in a few short texts no token may be drawn
+        count, rows = predicted.sum(), 1.0
+        if batch.share is not None:  # the drawn tokens of all processes count the same
+            count = world.total(count if batch.share.rows else torch.zeros_like(count))
+            rows = max(batch.share.rows, 1) / batch.share.total
+        # In a few short texts no token may be drawn.
+        return total / (count.clamp(min=1) * rows)
 
     def mask(self, ids: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         """Draw tokens, and mask them.

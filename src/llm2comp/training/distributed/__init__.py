@@ -1,0 +1,1 @@
+"""Training in several processes, each with a device of its own."""
