@@ -111,6 +111,9 @@ def _fault_of_conditions(where: str) -> str | None:
         elif not isinstance(one, comparisons) and not (isinstance(one, exp.In) and one.expressions):
             return f"has {one.key.upper()} where a condition should be"
         for value in values:
+            # No row meets it. In a list with NOT, DataFusion takes it for a value.
+            if isinstance(value.unnest(), exp.Null):
+                return "compares with NULL, where IS NULL is meant"
             if not _is_value(value):
                 return f"has {value.key.upper()} where a column or a value should be"
     if wildcards > MOST_WILDCARDS:
@@ -127,4 +130,4 @@ def _is_value(one: Expr) -> bool:
         return isinstance(one.this, exp.Column)
     if isinstance(one, exp.Neg):
         return isinstance(one.this, exp.Column) or bool(one.this.is_number)
-    return isinstance(one, exp.Column | exp.Literal | exp.Boolean | exp.Null)
+    return isinstance(one, exp.Column | exp.Literal | exp.Boolean)
