@@ -304,9 +304,10 @@ def delete(
       llm2comp delete my-index whale-1 whale-2
       llm2comp delete my-index texts.txt:3
     """
+    from llm2comp.data.text_files import require_id
     from llm2comp.retrieval.store import Store, writing
 
     store = Store(folder)
     with writing(folder):
-        gone = store.delete(ids)
+        gone = store.delete([require_id(one, "delete") for one in ids])
     typer.echo(f"{folder}: deleted {gone:,} of {len(set(ids)):,}; {len(store):,} texts are left")

@@ -22,6 +22,7 @@ from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_le
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
+from llm2comp.retrieval.filters import require_filter
 from llm2comp.retrieval.rows import Kind, Kinds, Row, Value
 from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
@@ -127,7 +128,8 @@ class Index:
         Args:
             query: what to look for.
             top_k: number of texts; fewer if there are fewer.
-            where: condition on id, text and metadata in SQL, such as `"year >= 2020"`.
+            where: condition on id, text and metadata in SQL, such as `"year >= 2020"`;
+                docs/guides/index.md says what it may have.
             by: `"vector"` ranks by the cosine of embeddings, `"text"` by BM25 over words, and
                 `"hybrid"` by both.
 
@@ -169,6 +171,8 @@ class Index:
         if vector is not None and not np.isfinite(vector).all():
             raise UserError("the embedding of the query is not finite; use --dtype float32")
         top_k = min(int(top_k), max(1, len(self)))
+        if where is not None:
+            require_filter(where)
         # In parentheses, what follows a condition in SQL is an error; else it would be ignored.
         condition = None if where is None else f"({where})"
         with self._store.explained(where):

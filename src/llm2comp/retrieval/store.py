@@ -315,13 +315,13 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def require_lancedb() -> None:
-    """Check that LanceDB is installed.
+    """Check that LanceDB is installed, and sqlglot, which reads filters.
 
     Raises:
-        UserError: if it is not.
+        UserError: if one is not.
     """
-    if importlib.util.find_spec("lancedb") is None:
-        raise UserError("an index needs LanceDB: pip install 'llm2comp[index]'")
+    if None in map(importlib.util.find_spec, ("lancedb", "sqlglot")):
+        raise UserError("an index needs LanceDB and sqlglot: pip install 'llm2comp[index]'")
 
 
 def _connect(folder: Path) -> Any:

@@ -4,20 +4,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TypeVar
 
 from llm2comp.retrieval.index import Index
 from llm2comp.serving.batching import QueueFullError
-from llm2comp.serving.problems import Problem
 
 THREADS = 4
 """Searches at the same time. LanceDB divides each of them among processors too."""
 MOST_HITS = 10_000
 """Texts in the answer of a request."""
-MOST_CHARACTERS, MOST_PARENTHESES = 500, 20
-"""Of a filter. DataFusion, which reads it, recurses: with 2,000 operators it takes down the
-process, and with 70 nested casts it does not end."""
 Found = TypeVar("Found")
 
 
@@ -71,18 +66,3 @@ class Searcher:
     def _leave(self, _: "Future[Found]") -> None:
         with self._lock:
             self.waiting -= 1
-
-
-def require_small(where: str) -> None:
-    """Check that a filter can be read without harm.
-
-    Raises:
-        Problem: 400 if it is too long, or has too many parentheses.
-    """
-    if len(where) > MOST_CHARACTERS or where.count("(") > MOST_PARENTHESES:
-        raise Problem(
-            HTTPStatus.BAD_REQUEST,
-            f"a filter has at most {MOST_CHARACTERS} characters and {MOST_PARENTHESES} parentheses",
-            "ask with a shorter one",
-            param="where",
-        )

@@ -12,14 +12,16 @@ from http import HTTPStatus
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
+from llm2comp.inference.search import require_query
 from llm2comp.inference.vector_format import Embeddings, truncate
+from llm2comp.retrieval.filters import require_filter
 from llm2comp.retrieval.index import IndexHit
 from llm2comp.retrieval.store import ReplacedError
 from llm2comp.serving.batching import Batcher, Embedded, NotFiniteError, QueueFullError
 from llm2comp.serving.memory_view import MemoryView, NoMemoryViewError, look, memory_tokens
 from llm2comp.serving.observation import Metrics
 from llm2comp.serving.problems import Problem, shutting_down
-from llm2comp.serving.searching import MOST_HITS, Found, Searcher, ServedIndex, require_small
+from llm2comp.serving.searching import MOST_HITS, Found, Searcher, ServedIndex
 from llm2comp.serving.settings import Limits
 from llm2comp.serving.token_ids import UnknownTokensError
 from llm2comp.utils.choices import Prompt, SearchBy
@@ -162,6 +164,9 @@ class Service:
             Problem: if a limit is exceeded, or the index cannot be searched so.
         """
         self._require_allowed(queries, "query")
+        with _mistake_in("query"):
+            for query in queries:
+                require_query(query)
         if len(queries) * top_k > MOST_HITS:
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
@@ -171,7 +176,8 @@ class Service:
                 param="top_k",
             )
         if where is not None:
-            require_small(where)
+            with _mistake_in("where"):
+                require_filter(where)
         self._require_open()
         vectors: Sequence[Embeddings | None] = [None] * len(queries)
         if by != "text":
@@ -308,6 +314,16 @@ class Service:
                 str(error),
                 "start the server with --dtype float32, or serve another model",
             ) from error
+
+
+@contextmanager
+def _mistake_in(field: str) -> Iterator[None]:
+    """Tell the client what is wrong with a field."""
+    try:
+        yield
+    except UserError as error:
+        said, _, remedy = str(error).rpartition("; ")
+        raise Problem(HTTPStatus.BAD_REQUEST, said, remedy, param=field) from error
 
 
 @contextmanager
