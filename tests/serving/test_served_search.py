@@ -2,11 +2,7 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +13,6 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-import requests
 from running_server import Running, assert_problem, wait_for
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
@@ -181,48 +176,6 @@ def test_an_index_that_was_made_anew_with_fewer_dimensions_is_not_searched(
     assert listed["own"]["texts"] is None
     assert listed["notes"]["error"] is None
     assert listed["notes"]["texts"] == len(Index(notes))
-
-
-def test_merging_is_refused_where_it_would_do_nothing(notes: Path) -> None:
-    with pytest.raises(UserError, match="leave --merge out"):
-        load_all({}, {"notes": str(notes)}, "float32", 0.5)
-
-
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_search_that_does_not_end_does_not_keep_the_server(
-    folder: Path, notes: Path, tmp_path: Path, signals: int
-) -> None:
-    script = tmp_path / "serve.py"
-    script.write_text(
-        "import logging, sys, time\n"
-        "from llm2comp.retrieval.index import Index\n"
-        "from llm2comp.serving.server import serve\n"
-        "from llm2comp.serving.settings import Limits\n"
-        "logging.getLogger('llm2comp').setLevel(logging.INFO)\n"
-        "Index.find = lambda *_, **__: time.sleep(300)\n"
-        "limits = Limits(seconds=float(sys.argv[3]))\n"
-        "serve([f'tiny={sys.argv[1]}'], [sys.argv[2]], '127.0.0.1', 0, (), limits,\n"
-        "      dtype='float32', merge_threshold=None, batch_size=32)\n"
-    )
-    seconds = {1: 2, 2: 200}[signals]
-    command = [sys.executable, str(script), str(folder), str(notes), str(seconds)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            said = next(line for line in process.stderr if '"serving"' in line)
-            url = f"http://{json.loads(said)['addresses'][0]}"
-            with ThreadPoolExecutor(1) as pool:
-                asked = pool.submit(
-                    requests.post, f"{url}/search", json={"query": "a", "by": "text"}, timeout=60
-                )
-                wait_for(lambda: "waiting_searches 1" in requests.get(f"{url}/metrics").text)
-                for _ in range(signals):
-                    process.send_signal(signal.SIGTERM)
-                    time.sleep(0.5)
-                assert process.wait(20) == 1
-                asked.exception()
-        finally:
-            process.kill()
 
 
 def test_an_index_brings_its_encoder(serve: Start, folder: Path, own: Path) -> None:
@@ -418,30 +371,3 @@ def test_numbers_that_json_does_not_have(serve: Start, folder: Path, own: Path) 
     metadata = {hit["id"]: hit["metadata"] for hit in found}
     assert metadata["inf"]["price"] == "Infinity"
     assert metadata["big"]["n"] == 2**62
-
-
-def test_the_name_of_an_index_has_no_slash(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has a slash; give NAME="):
-        named_indexes([f"a/b={tmp_path}"])
-
-
-def test_names_of_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert named_indexes(["runs/notes", "mine=runs/notes", "."]) == {
-        "notes": "runs/notes",
-        "mine": "runs/notes",
-        tmp_path.name: ".",
-    }
-    with pytest.raises(UserError, match="two are named notes; give one another name: NAME=b/notes"):
-        named_indexes(["a/notes", "b/notes"])
-
-
-def test_mistakes_at_the_start_are_one_line(folder: Path, tmp_path: Path) -> None:
-    for arguments, says in (
-        ([], "give MODEL, or --index DIR"),
-        (["--index", tmp_path], f"{tmp_path}: holds no index"),
-        ([folder, "--index", tmp_path / "absent"], "holds no index"),
-    ):
-        done = CliRunner().invoke(app, ["serve", *map(str, arguments), "--port", "0"])
-        assert done.exit_code == 2
-        assert says in done.output.splitlines()[-1]
