@@ -155,7 +155,7 @@ def meeting(index: Index, where: str) -> set[str]:
         ("lang like '" + "%" * 100 + "'", lambda m: m["lang"] is not None),
         ("true", lambda m: True),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_allowed_finds_what_it_says(
     index: Index, where: str, meets: Callable[[Any], bool] | None
