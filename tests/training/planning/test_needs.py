@@ -16,7 +16,7 @@ from llm2comp.model.causal_lm.few_layers import random_model, with_layers
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.recipe import Contrastive, Lora, Pretext, load_recipe
 from llm2comp.training import pipeline
-from llm2comp.training.planning import describe, on_meta, stages
+from llm2comp.training.planning import describe, on_meta, plan, stages
 from llm2comp.training.planning.machines import GPUS, Gpu, gpu_named
 from llm2comp.training.planning.meter import Need, count
 from llm2comp.training.planning.plan import _trained, plan_run
@@ -139,17 +139,17 @@ def test_a_plan_of_a_whole_run(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = load_recipe(
         tiny_recipe, ["backbone.dtype=float32", *(f"{stage}.steps=4" for stage in stages)]
     )
-    plan = plan_run(recipe)
-    assert [(stage.stage, stage.steps) for stage in plan.stages] == [(one, 4) for one in stages]
-    assert all(stage.changes is None for stage in plan.stages)
+    planned = plan_run(recipe)
+    assert [(stage.stage, stage.steps) for stage in planned.stages] == [(one, 4) for one in stages]
+    assert all(stage.changes is None for stage in planned.stages)
     # 8 texts of 30 words, twice, with BOS and 4 memory tokens; a word is at least one token.
-    assert plan.stages[1].step.tokens >= 16 * 35
+    assert planned.stages[1].step.tokens >= 16 * 35
     out = tmp_path / "run"
     pipeline.train(recipe, out)
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     large = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
-    assert large <= plan.disk + 100_000
-    assert plan.disk < 2 * written
+    assert large <= planned.disk + 100_000
+    assert planned.disk < 2 * written
 
 
 def test_what_does_not_fit_is_told_with_settings_that_fit(tiny_recipe: Path) -> None:
@@ -163,10 +163,37 @@ def test_what_does_not_fit_is_told_with_settings_that_fit(tiny_recipe: Path) -> 
     assert again[misfit.stage].memory <= 3e6
 
 
+def test_the_advice_for_this_machine_counts_what_its_plan_counts(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny_recipe, ["backbone.dtype=float32"])
+    stage = plan_run(recipe).stages[0]
+    # Half of a batch needs more than half, and fits only if the gaps of the heap are left out.
+    room = stage.weights + stage.step.peak * 0.6
+    monkeypatch.setattr(plan, "_room", lambda _: room)
+    changes = plan_run(recipe).stages[0].changes
+    assert changes
+    again = plan_run(load_recipe(tiny_recipe, ["backbone.dtype=float32", *changes])).stages[0]
+    assert again.changes is None
+    assert again.memory <= room
+
+
+def test_a_stage_without_steps_needs_its_weights_only(tiny_recipe: Path) -> None:
+    planned = plan_run(load_recipe(tiny_recipe, ["pretext.steps=0"]), GPUS["L4"]).stages[0]
+    assert (planned.steps, planned.seconds, planned.step.peak) == (0, 0.0, 0.0)
+    assert planned.weights > 0
+
+
+def test_a_recipe_that_starts_from_nothing_is_refused(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(UserError, match="unsupervised needs an encoder; set base"):
+        plan_run(recipe.model_copy(update={"stages": recipe.stages[1:]}))
+
+
 def test_nothing_helps_where_the_weights_alone_are_too_large(tiny_recipe: Path) -> None:
-    plan = plan_run(load_recipe(tiny_recipe), Gpu("tiny", 1e9 + 1e4, 1e12))
-    assert [stage.changes for stage in plan.stages] == [[], [], []]
-    assert "choose a smaller backbone" in describe.notes(plan)[-1]
+    planned = plan_run(load_recipe(tiny_recipe), Gpu("tiny", 1e9 + 1e4, 1e12))
+    assert [stage.changes for stage in planned.stages] == [[], [], []]
+    assert "choose a smaller backbone" in describe.notes(planned)[-1]
 
 
 def test_a_plan_leaves_the_random_state_as_it_was(tiny_recipe: Path) -> None:

@@ -138,25 +138,23 @@ def _stage_plan(
     stage: Stage, trained: Trained, count: int, numbers: int, gpu: Gpu | None, room: float
 ) -> StagePlan:
     """Return what a stage needs, and what would make it fit."""
-    rows = some_rows(trained.recipe, stage, trained.tokenizer)
     frozen = numbers if stage.lora is not None else 0
     weights = frozen * trained.dtype.itemsize + count * OPTIMISER_BYTES
+    if not stage.steps:
+        return StagePlan(stage.stage, 0, count, Step(0.0, 0.0, 0.0, 0.0), weights, 0.0)
+    rows = some_rows(trained.recipe, stage, trained.tokenizer)
     step = stage_step(stage, trained, rows)
-    heap = HEAP if trained.device.type == "cpu" else 1.0
-    step = replace(step, peak=heap * step.peak)
     seconds = stage.steps * (step.flops / (UTILISATION * gpu.flops) if gpu else step.seconds)
     plan = StagePlan(stage.stage, stage.steps, count, step, weights, seconds)
     if plan.memory <= room:
         return plan
-    names: list[str] = []
+    changes: dict[str, int | bool] = {}
     for change in smaller(stage):
-        stage = stage.model_copy(update=change)
-        names = [
-            name for name in names if not name.startswith(f"{stage.stage}.{next(iter(change))}=")
-        ]
-        names += [f"{stage.stage}.{key}={str(value).lower()}" for key, value in change.items()]
-        if weights + stage_step(stage, trained, rows).peak <= room:
-            return replace(plan, changes=names)
+        changes |= change
+        changed = stage_step(stage.model_copy(update=changes), trained, rows)
+        if weights + changed.peak <= room:
+            named = [f"{stage.stage}.{key}={str(value).lower()}" for key, value in changes.items()]
+            return replace(plan, changes=named)
     return replace(plan, changes=[])
 
 
@@ -188,8 +186,10 @@ def stage_step(stage: Stage, trained: Trained, rows: DatasetDict) -> Step:
         rows: some of its rows.
     """
     if isinstance(stage, Pretext):
-        return pretext_step(stage, trained, rows["passages"])
-    return contrastive_step(stage, trained, rows)
+        step = pretext_step(stage, trained, rows["passages"])
+    else:
+        step = contrastive_step(stage, trained, rows)
+    return replace(step, peak=HEAP * step.peak) if trained.device.type == "cpu" else step
 
 
 def _on_meta(trained: Trained) -> PreTrainedModel:
@@ -206,7 +206,7 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     """Return what a run trains, without reading its weights.
 
     Raises:
-        UserError: if it starts from an encoder of others.
+        UserError: if it starts from an encoder of others, or from none.
     """
     if recipe.base is not None:
         base = open_base(recipe)
@@ -218,7 +218,11 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
         folder, name, lineage = transformer_folder(base.folder), recipe.base, base.lineage
     else:
         backbone, (first, *_) = recipe.backbone, recipe.stages
-        assert isinstance(first, Pretext)
+        if not isinstance(first, Pretext):
+            raise UserError(
+                f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
+                "before it"
+            )
         code = backbone.trust_remote_code
         folder = backbone_folder(backbone.name, backbone.revision, code=code, weights=False)
         name, lineage = backbone.name, Lineage.start(recipe, objective_of(first).prompt_format)
