@@ -16,8 +16,19 @@ from pydantic import (
 )
 
 from llm2comp.errors import UserError
-from llm2comp.recipe_parts import Dimensions, During, Mining, Passages, PositiveInt, Split, WarmUp
-from llm2comp.utils.choices import Attention, OnBadRow, Precision
+from llm2comp.recipe_parts import (
+    Backbone,
+    Dimensions,
+    During,
+    Lora,
+    Memory,
+    Mining,
+    Passages,
+    PositiveInt,
+    Split,
+    WarmUp,
+)
+from llm2comp.utils.choices import Attention, OnBadRow
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
@@ -28,53 +39,6 @@ from llm2comp.utils.yaml_files import (
 )
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Backbone(Strict):
-    """The causal language model that becomes an encoder."""
-
-    name: NotBlank = "smollm2-135m"
-    """`smollm2-135m` (packaged), a local folder, a `.gguf` file, or a hub id."""
-    dtype: Precision = "auto"
-    """Precision of training. `auto` is bfloat16 if the processor computes it natively, and float32
-    otherwise."""
-    trust_remote_code: bool = False
-    """Run the Python code that comes with the model, if it has any. Read the code first."""
-    revision: NotBlank | None = None
-    """Branch, tag or commit of a hub model. A run keeps the commit with which it began."""
-    add_bos: bool | None = None
-    """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
-    An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""
-
-
-class Memory(Strict):
-    """The k memory tokens that follow a text (paper, section "Context compression")."""
-
-    tokens: Annotated[int, Field(ge=1, le=32)] = 8
-    """k, the number of memory tokens."""
-    init: Literal["random", "text"] = "random"
-    """How the memory embeddings begin. `random`: drawn like the embedding table; `text`: the token
-    embeddings of `init_text`."""
-    init_text: NotBlank = '\nThis text means in one word:"'
-    """The text for `init: text`."""
-    scale: Literal["none", "embeddings"] = "none"
-    """The size at which the decoder reads memory in stage 1. `none`: as the encoder left it, as in
-    the paper; `embeddings`: the mean norm of a token embedding. The embedding of a text is computed
-    in the same way with both."""
-
-
-class Lora(Strict):
-    """The LoRA of one stage. It is merged into the weights before the next stage adds its own."""
-
-    r: PositiveInt = 16
-    """The rank."""
-    alpha: PositiveInt = 32
-    """The output of the LoRA is scaled by `alpha / r`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Dropout on the input of the LoRA, in training only."""
-    target_modules: Annotated[list[NotBlank], Field(min_length=1)] | None = None
-    """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
-    layer that computes keys alone (docs/guides/own-backbone.md)."""
 
 
 class DataSource(Strict):

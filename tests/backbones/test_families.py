@@ -26,7 +26,8 @@ from llm2comp.model.adapter_checks import check_two_views
 from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.compressor import Compressor
 from llm2comp.model.lora import add_adapter
-from llm2comp.recipe import Lora, Pretext, Recipe, Unsupervised
+from llm2comp.recipe import Pretext, Recipe, Unsupervised
+from llm2comp.recipe_parts import Lora
 from llm2comp.training import contrastive
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.objectives.batch import Batch

@@ -16,7 +16,7 @@ from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.causal_lm.probe import Attention, probe
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import adapted_layers
-from llm2comp.recipe import Lora
+from llm2comp.recipe_parts import Lora
 
 PAGE = Path(__file__).parents[2] / "docs/reference/backbones.md"
 WRITE = "LLM2COMP_WRITE_BACKBONES"

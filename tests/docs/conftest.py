@@ -12,7 +12,8 @@ from llm2comp.data import catalog
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import STAGE_FOLDERS, Memory
+from llm2comp.recipe import STAGE_FOLDERS
+from llm2comp.recipe_parts import Memory
 
 RELEASE = "smollm2-135m-llm2comp"
 

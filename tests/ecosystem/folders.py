@@ -18,7 +18,8 @@ from llm2comp.model.folder.reference import TEXTS
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Lora, Recipe
+from llm2comp.recipe import Recipe
+from llm2comp.recipe_parts import Lora
 
 QUERY, PROMPT = "how do whales breathe", "query: "
 RELEASED, LAST_TOKEN = "smollm2-135m-llm2comp", "last-token"

@@ -18,7 +18,7 @@ from llm2comp.inference.load import load
 from llm2comp.model import encoder
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Memory
+from llm2comp.recipe_parts import Memory
 from llm2comp.serving import batching
 from llm2comp.serving.settings import Limits
 

@@ -17,7 +17,7 @@ from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.model import encoder
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Memory
+from llm2comp.recipe_parts import Memory
 from llm2comp.serving import memory_view
 from llm2comp.serving.memory_view import look
 from llm2comp.serving.routes import page

@@ -32,7 +32,7 @@ from llm2comp.model.loading.tokenizer import (
     set_template,
 )
 from llm2comp.model.modules import UnsavableModule
-from llm2comp.recipe import Backbone
+from llm2comp.recipe_parts import Backbone
 from llm2comp.utils.choices import Precision
 
 MAX_TOKENS = 512

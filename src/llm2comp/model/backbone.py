@@ -21,7 +21,7 @@ from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.probe import probe
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.gguf import convert_gguf
-from llm2comp.recipe import Backbone
+from llm2comp.recipe_parts import Backbone
 from llm2comp.utils.files import cache_dir
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}

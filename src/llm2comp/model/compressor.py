@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.model.causal_lm.parts import Head, body_of, token_table
 from llm2comp.model.lora import adapter_layers, add_adapter, require_whole
-from llm2comp.recipe import Lora
+from llm2comp.recipe_parts import Lora
 from llm2comp.utils.finite import require_finite_tensors
 
 TOKENS_AT_ONCE = 1024

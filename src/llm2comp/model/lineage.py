@@ -14,7 +14,8 @@ from llm2comp.model.backbone import licence_of
 from llm2comp.model.folder.names import base_name, encoder_name
 from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, in_words, own_prompts
-from llm2comp.recipe import Backbone, DataSource, Memory, Recipe, StageBase
+from llm2comp.recipe import DataSource, Recipe, StageBase
+from llm2comp.recipe_parts import Backbone, Memory
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_file
 from llm2comp.version import __version__

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.lora_targets import check_adapted, target_modules
-from llm2comp.recipe import Lora
+from llm2comp.recipe_parts import Lora
 
 
 def add_adapter(body: PreTrainedModel, lora: Lora, num_memory_embeddings: int) -> PeftModel:

@@ -16,7 +16,7 @@ from llm2comp.model.loading.tokenizer import (
     without_special_tokens,
 )
 from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
-from llm2comp.recipe import Memory
+from llm2comp.recipe_parts import Memory
 
 FIRST_TOKEN = 1e-6
 """Weight of the token before a text where the text's own tokens are pooled."""

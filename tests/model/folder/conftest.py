@@ -11,7 +11,8 @@ from llm2comp.model.compressor import Compressor
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Lora, Recipe
+from llm2comp.recipe import Recipe
+from llm2comp.recipe_parts import Lora
 
 CARD = """---
 license: mit

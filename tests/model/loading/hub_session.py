@@ -80,7 +80,7 @@ def main() -> None:
 
     from llm2comp.errors import UserError
     from llm2comp.model.backbone import load_backbone, pinned
-    from llm2comp.recipe import Backbone
+    from llm2comp.recipe_parts import Backbone
 
     results: dict[str, object] = {}
 

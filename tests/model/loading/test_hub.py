@@ -19,7 +19,8 @@ from llm2comp.errors import UserError
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder, load_backbone, pinned
 from llm2comp.model.lineage import Lineage
-from llm2comp.recipe import Backbone, load_recipe
+from llm2comp.recipe import load_recipe
+from llm2comp.recipe_parts import Backbone
 from llm2comp.training import pipeline
 
 MAIN, OTHER = "a" * 40, "b" * 40

@@ -16,7 +16,8 @@ from sentence_transformers.sentence_transformer.losses import (
 from llm2comp.model import encoder
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Memory, Supervised
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import Memory
 from llm2comp.training.losses.choose import guided, losses_of
 from llm2comp.training.losses.matryoshka import matryoshka
 from llm2comp.training.losses.token_limited import TokenLimitedGIST

@@ -14,7 +14,8 @@ from llm2comp.errors import UserError
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.causal_lm.few_layers import random_model, with_layers
 from llm2comp.model.lora import add_adapter, trainable_parameters
-from llm2comp.recipe import Contrastive, Lora, Pretext, StageBase, load_recipe
+from llm2comp.recipe import Contrastive, Pretext, StageBase, load_recipe
+from llm2comp.recipe_parts import Lora
 from llm2comp.training import pipeline
 from llm2comp.training.planning import describe, on_meta, plan, stages
 from llm2comp.training.planning.machines import GPUS, Gpu, gpu_named
