@@ -147,7 +147,9 @@ def test_a_run_whose_attention_is_opened_ends_with_the_weights_of_an_eager_one(
     )
     assert eager.keys() == other.keys()
     for name, tensor in eager.items():
-        torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+        # Adam makes large steps of rounding where a gradient is about zero: here about 5e-6, and
+        # seldom more. One step with the other attention changes weights by 6e-2.
+        assert (other[name] - tensor).norm() <= 1e-2 * tensor.norm(), name
     if implementation == "flash_attention_2":
         assert set(stand_ins) == {True, False}
 
