@@ -294,13 +294,14 @@ def _load_backbone(
     Raises:
         UserError: if it cannot be had.
     """
+    wanted = str(given or recorded.name)
     try:
         return load_backbone(
-            str(given or recorded.name),
+            wanted,
             dtype=dtype,
             bidirectional=False,  # the frozen model is causal, whatever the encoder is
             trust_remote_code=recorded.trust_remote_code and trusted(),
-            revision=None if given else recorded.revision,
+            revision=recorded.revision if wanted == recorded.name else None,
         )
     except UserError as error:
         raise UserError(
