@@ -58,7 +58,7 @@ def test_read_as_json(options: list[str]) -> None:
 
 def test_what_is_no_file_is_a_text(options: list[str]) -> None:
     model, *rest = options
-    result = RUNNER.invoke(app, ["read", model, "absent-file.txt", *rest, "--max-new-tokens", "0"])
+    result = RUNNER.invoke(app, ["read", model, "absent words.txt", *rest, "--max-new-tokens", "0"])
     assert result.exit_code == 0
     assert "After" not in result.stdout
 
@@ -82,6 +82,7 @@ def test_capacity_shows_a_table(options: list[str], tmp_path: Path) -> None:
     [
         (["read", "absent", "a text", "--top-p", "0"], "top_p is 0"),
         (["read", "absent", " "], "no text to read"),
+        (["read", "absent", "misspelt.txt"], "misspelt.txt"),
         (["read", "minilm", "a text", "--temperature", "-1"], "temperature"),
         (["capacity", "absent", "--passages", "0"], "passages"),
     ],

@@ -158,7 +158,7 @@ def test_files_and_table(
     ("options", "said"),
     [
         ({"passages": 9}, "8 texts that stage 1 was not trained on have 44 tokens or more, and 9"),
-        ({"lengths": [600]}, "reads 512 tokens, and 600 are asked for"),
+        ({"lengths": [600]}, "can be measured up to 512 tokens"),
         ({"k": [5]}, "has 4 memory tokens, and k is 5"),
         ({"lengths": [0]}, "must be at least 1"),
         ({"data": "absent.txt"}, r"absent\.txt"),

@@ -231,3 +231,11 @@ def test_a_later_stage_is_read_with_a_note(
     name = changed(folder, tmp_path / "later", stages=[*stages, later])
     (note,) = Reader.open(name, "float32", tiny_backbone).notes
     assert "contrastive training (unsupervised) has moved its memory" in note
+
+
+def test_too_few_positions_are_named(reader: Reader) -> None:
+    prefix = reader.prefix(torch.ones(4, 32))
+    with pytest.raises(UserError, match="has 2048 positions, and 2053 are needed"):
+        going_on.go_on(reader, prefix, Sampling(2048))
+    with pytest.raises(UserError, match="has 2048 positions, and 2055 are needed"):
+        reader.states([prefix], [[5] * 2050])

@@ -158,8 +158,8 @@ def measure(
     Args:
         reader: the encoder and the language model.
         data: packaged source, local file or hub data set, with texts.
-        lengths: tokens of the texts, ascending.
-        ks: how many of the memory tokens are read, from the first on.
+        lengths: tokens of the texts; those of `LENGTHS` that the encoder reads if it is empty.
+        ks: how many of the memory tokens are read, from the first on; all if it is empty.
         passages: how many to draw.
         seed: of the draw.
         advance: called after each passage.
@@ -167,11 +167,11 @@ def measure(
     Raises:
         UserError: if there are too few passages, or a length or a k is more than the encoder has.
     """
-    if lengths[-1] > reader.max_tokens:
-        raise UserError(
-            f"{reader.name} reads {reader.max_tokens} tokens, and {lengths[-1]} are asked for; "
-            "give shorter lengths"
-        )
+    most = min(reader.max_tokens, reader.positions - CONTINUATION - 1)
+    lengths = sorted(set(lengths or [length for length in LENGTHS if length <= most]))
+    ks = sorted(set(ks or [reader.k]))
+    if not lengths or lengths[-1] > most:
+        raise UserError(f"{reader.name} can be measured up to {most} tokens; give shorter lengths")
     if max(ks) > reader.k:
         raise UserError(f"{reader.name} has {reader.k} memory tokens, and k is {max(ks)}")
     drawn, notes = draw_held_out(reader, data, lengths[-1] + CONTINUATION, passages, seed)

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 import torch
 
+from llm2comp.data.files import READERS, kind_of
 from llm2comp.data.text_files import read_texts, replace_surrogates
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import as_texts
@@ -266,9 +267,11 @@ def given_texts(given: str | Path | Sequence[str]) -> list[str]:
 
 
 def _is_file(given: str | Path) -> bool:
-    """Return whether a text is the name of a file; `-` is standard input."""
+    """Return whether a text is the name of a file, there or not; `-` is standard input."""
     if isinstance(given, Path) or given == str(STANDARD_INPUT):
         return True
+    if kind_of(Path(given)) in READERS and len(given.split()) == 1:
+        return True  # one word such as `text.txt` is a name, maybe misspelt, and hardly a text
     try:
         return Path(given).is_file()
     except (OSError, ValueError):  # too long for a name, or with a null character

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from llm2comp.analysis import figures
-from llm2comp.analysis.reading.capacity import CURVES, LENGTHS, Capacity, measure
+from llm2comp.analysis.reading.capacity import CURVES, Capacity, measure
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.reader import Reader
 from llm2comp.utils.choices import Precision
@@ -46,17 +46,17 @@ def capacity(
         raise UserError("passages, lengths and k must be at least 1")
     if out is not None:
         require_folder(out)
+        figures.require_matplotlib()  # before the work, which takes minutes
     measured = []
     with _progress() as progress:
         for name in names:
             bar = progress.add_task(name, total=passages)
-            reader = Reader.open(name, dtype, backbone)
             measured.append(
                 measure(
-                    reader,
+                    Reader.open(name, dtype, backbone),
                     data,
-                    sorted(set(lengths or LENGTHS)),
-                    sorted(set(ks or [reader.k])),
+                    lengths,
+                    ks,
                     passages,
                     seed,
                     partial(progress.advance, bar),

@@ -130,7 +130,11 @@ def go_on(
         prefix: `(length, hidden)`, as `Reader.prefix` returns it.
         sampling: how tokens are chosen.
         tell: gets each piece of the text as soon as it is there, and a line break at the end.
+
+    Raises:
+        UserError: if the model has too few positions.
     """
+    reader.require_positions(len(prefix) + sampling.max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
         said = cast(Any, reader.model).generate(

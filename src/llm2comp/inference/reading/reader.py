@@ -4,6 +4,7 @@ The encoder is the folder: the backbone with the LoRA of its stages merged. The 
 backbone as it was before, which the folder's lineage names.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.load import load, trusted
 from llm2comp.model import released
 from llm2comp.model.backbone import load_backbone
-from llm2comp.model.causal_lm.parts import Head, body_of, token_table
+from llm2comp.model.causal_lm.parts import Head, body_of, positions_of, token_table
 from llm2comp.model.compressor import map_length_buckets, mean_norm, scaled
 from llm2comp.model.encoder import encoder_body
 from llm2comp.model.lineage import Lineage
@@ -106,6 +107,11 @@ class Reader:
     def max_tokens(self) -> int:
         """The most tokens of a text that become memory; what is behind them is left out."""
         return int(self.encoder.max_seq_length or 0) - len(self._template)
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that the language model reads."""
+        return positions_of(self.model.config) or sys.maxsize
 
     @property
     def notes(self) -> list[str]:
@@ -196,6 +202,18 @@ class Reader:
         start = self.embed(first)
         return torch.cat([start, *(part.to(start) for part in parts)])
 
+    def require_positions(self, tokens: int) -> None:
+        """Check that the language model can read so many tokens.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        if tokens > self.positions:
+            raise UserError(
+                f"the language model of {self.name} has {self.positions} positions, and {tokens} "
+                "are needed; give shorter texts or ask for fewer new tokens"
+            )
+
     @torch.no_grad()
     def states(self, prefixes: Sequence[Tensor], after: Sequence[Sequence[int]]) -> list[Tensor]:
         """Let the language model read prefixes and the tokens after them.
@@ -211,6 +229,7 @@ class Reader:
             torch.cat([prefix, self.embed(ids)])
             for prefix, ids in zip(prefixes, after, strict=True)
         ]
+        self.require_positions(max(map(len, inputs), default=0))
         lengths = torch.tensor([len(each) for each in inputs], device=self.model.device)
         body = body_of(self.model)
 
