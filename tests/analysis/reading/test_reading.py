@@ -13,6 +13,7 @@ from llm2comp.analysis.reading import texts as reading
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.going_on import Sampling
 from llm2comp.inference.reading.reader import Reader
+from llm2comp.model import released
 from llm2comp.recipe import Pretext, Recipe, load_recipe
 from llm2comp.training import pipeline, pretext
 from llm2comp.training.monitoring import held_out
@@ -62,24 +63,72 @@ def test_the_numbers_equal_the_watch_of_training(
     ]
     measured = reading.measure(reader, compressed, targets)
 
+    watch = watched(recipe, folder, ids)
+    require_equal(measured, watch, divergences=objective == "distillation")
+
+
+def watched(recipe: Recipe, folder: Path, ids: list[list[int]]) -> held_out.HeldOut:
+    """Measure passages as the watch of training does, with the adapter that is not merged."""
     (stage,) = recipe.stages
     assert isinstance(stage, Pretext)
     model, tokenizer, _ = pretext._extended_backbone(recipe, stage, torch.float32)
     trained, collator = pretext.pretext_model(recipe, stage, model, tokenizer)
-    trained.compressor.load_adapter(folder / "adapter")
+    trained.compressor.load_adapter(released.adapter_of(str(folder)))
     batches = pretext._held_out_batches(ids, trained.objective, collator)
     assert [len(batch.input_ids) for batch in batches] == [16, 3]
-    watch = held_out.measure(trained.compressor, trained.objective, batches)
+    return held_out.measure(trained.compressor, trained.objective, batches)
 
-    values = 1 if objective == "distillation" else 0
+
+def require_equal(
+    measured: list[tuple[reading.Values, reading.Values]],
+    watch: held_out.HeldOut,
+    *,
+    divergences: bool,
+) -> None:
     for given, expected in (
         ("memory", watch.matched),
         ("other", watch.mismatched),
         ("zeroed", watch.zeroed),
         ("last", watch.last_tokens),
     ):
-        own = mean(mean(text[values][given]) for text in measured)
+        own = mean(mean(text[divergences][given]) for text in measured)
         assert own == pytest.approx(expected, abs=2e-5), given
+
+
+@pytest.mark.exhaustive
+def test_the_numbers_of_the_released_stage_1_equal_the_watch(
+    passages: list[str], sentences: list[str]
+) -> None:
+    """The same as above for the encoder that users have; it needs the backbone in the cache."""
+    name = "smollm2-135m-llm2comp/1-pretext"
+    try:
+        reader = Reader.open(name, "float32")
+    except UserError as error:
+        pytest.skip(str(error))
+    (record,) = reader.lineage.stages
+    settings = {key: value for key, value in record if key in Pretext.model_fields}
+    settings |= {key: v for key, v in (record.model_extra or {}).items() if key != "causal"}
+    stage = Pretext.model_validate(settings | {"data": [{"source": "x"}]})
+    recipe = Recipe.model_validate(
+        {"name": "released", "backbone": reader.lineage.backbone, "memory": reader.lineage.memory}
+        | {"stages": [stage]}
+    )
+    texts = [
+        f"{text} {sentences[row % 8]} {sentences[row % 5]}" for row, text in enumerate(passages)
+    ]
+    ids = [ids[:64] for ids in reader.tokens(texts)]
+    cut, splits = held_out.cut(ids)
+    measured = reading.measure(
+        reader,
+        [text[:split] for text, split in zip(cut, splits, strict=True)],
+        [text[split:] for text, split in zip(cut, splits, strict=True)],
+    )
+    for control in ("other", "shuffled", "zeroed", "nothing", "last"):
+        own, other = (
+            mean(mean(text[1][given]) for text in measured) for given in ("memory", control)
+        )
+        assert own < other, control
+    require_equal(measured, watched(recipe, Path(name), ids), divergences=True)
 
 
 def test_the_memory_of_the_text_itself_is_best(
