@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones test-ecosystem test-ray fuzz lint bench gpu-check docs release clean
+.PHONY: help demo test test-minimum test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,10 @@ test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes
 
 test-ecosystem: .venv/.dev  ## load encoder folders with the clients that people use, each in an environment of its own; writes docs/reference/clients.md
 	$(BIN)/python tests/ecosystem/run_clients.py
+
+test-qlora: .venv/.dev  ## train on weights in 4 bits; installs bitsandbytes, which takes 45 MB
+	$(PIP) --no-build-isolation --editable '.[qlora]'
+	$(BIN)/python -m pytest tests/model/loading/test_four_bit.py tests/training/test_qlora.py
 
 test-ray: .venv/.dev  ## kill workers and drivers of Ray while they encode; installs Ray, which takes 240 MB
 	$(PIP) --no-build-isolation --editable '.[ray]'
