@@ -60,6 +60,7 @@ PARTS = {
     "resume": Part(training.resume, "runs that are killed and continued", 60),
     "flash": Part(training.flash, "three stages with flash attention", 40),
     "compiled": Part(numbers.compiled, "one step of stage 1, compiled", 60),
+    "4 bits": Part(training.four_bits, "three stages on weights in 4 bits", 40),
 }
 """In the order in which they run: later ones use what earlier ones have trained."""
 KILLED = {

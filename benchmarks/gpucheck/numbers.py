@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from gpucheck import texts
@@ -94,11 +95,14 @@ def numbers(workshop: Workshop, record: Recorder) -> None:
 
 
 def compiled(workshop: Workshop, record: Recorder) -> None:
-    """Compare a compiled step of stage 1 with one that is not compiled."""
+    """Compare a step of stage 1 that is compiled, and one whose attention is, with a plain one."""
     here = device().type
     check = _Comparison(record, "distillation", cache(lambda case: pretext_step(workshop, case)))
-    case = Case(here, torch.bfloat16, compiled=True)
-    check.near("bfloat16, compiled", case, Case(here), compiles=workshop.sizes.compiles)
+    for what, case in (
+        ("compiled", Case(here, torch.bfloat16, compiled=True)),
+        ("flex attention", Case(here, torch.bfloat16, attention="flex_attention")),
+    ):
+        check.near(f"bfloat16, {what}", case, Case(here), compiles=workshop.sizes.compiles)
 
 
 class _Comparison:
@@ -133,7 +137,7 @@ class _Comparison:
         def run() -> Found:
             if case.attention == "flash_attention_2" and not is_flash_attn_2_available():
                 raise NotRunError("the package flash-attn is not installed")
-            if case.compiled:
+            if case.compiled or case.attention == "flex_attention":
                 require_compiler(case.place, wanted=compiles)
             one, other = self.compute(case), self.compute(exact)
             loss, _ = difference(one, other)
@@ -171,9 +175,7 @@ def pretext_step(workshop: Workshop, case: Case) -> Step:
     assert isinstance(first, Pretext)
     changes = {"gradient_checkpointing": case.checkpointing, "attention": "bidirectional"}
     stage = first.model_copy(update=changes)
-    model, tokenizer = load_backbone(workshop.backbone, dtype=case.dtype)
-    if case.attention is not None:
-        model.set_attn_implementation(case.attention)
+    model, tokenizer = _backbone(workshop, case)
     extended = add_memory_tokens(model, tokenizer, recipe.memory, SEED, add_bos=True)
     pretext, collator = pretext_model(recipe, stage, model, extended)
     rows = _texts(workshop.sizes.tokens, 4)
@@ -191,9 +193,7 @@ def contrastive_step(workshop: Workshop, case: Case) -> Step:
     """Return the loss of stage 3 (InfoNCE with hard negatives) and its gradient."""
     recipe = workshop.recipe()
     stage = recipe.stages[2]
-    model, tokenizer = load_backbone(workshop.backbone, dtype=case.dtype)
-    if case.attention is not None:
-        model.set_attn_implementation(case.attention)
+    model, tokenizer = _backbone(workshop, case)
     extended = add_memory_tokens(model, tokenizer, recipe.memory, SEED, add_bos=True)
     built = encoder.assemble(body_of(model), extended, recipe.memory.tokens, causal=False).to("cpu")
     built.requires_grad_(False)
@@ -221,6 +221,10 @@ def contrastive_step(workshop: Workshop, case: Case) -> Step:
         loss = MultipleNegativesRankingLoss(built, scale=20.0)
     built.to(case.place)
     return _step(built, case, lambda: loss(features, torch.empty(0)))
+
+
+def _backbone(workshop: Workshop, case: Case) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_backbone(workshop.backbone, dtype=case.dtype, attn_implementation=case.attention)
 
 
 def _step(model: nn.Module, case: Case, compute: Callable[[], Tensor]) -> Step:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from unittest import mock
@@ -41,7 +42,7 @@ KILLED_AT = 8
 
 def float32(workshop: Workshop, record: Recorder) -> None:
     """Train in float32, which the other precisions are compared with."""
-    _train(workshop, record, EXACT, "backbone.dtype=float32")
+    _train(workshop, record, EXACT, "backbone.dtype=float32", compared=False)
 
 
 def bfloat16(workshop: Workshop, record: Recorder) -> None:
@@ -49,20 +50,32 @@ def bfloat16(workshop: Workshop, record: Recorder) -> None:
     _train(workshop, record, "bfloat16", "backbone.dtype=bfloat16")
 
 
+def four_bits(workshop: Workshop, record: Recorder) -> None:
+    """Train on weights in 4 bits (QLoRA), if bitsandbytes is installed."""
+    if find_spec("bitsandbytes") is None:
+        record.check("stages train", _without, "bitsandbytes")
+        return
+    overrides = ("backbone.dtype=bfloat16", "backbone.load_in_4bit=true")
+    # The weights are others, so that the losses are not compared.
+    _train(workshop, record, "4 bits", *overrides, compared=False)
+
+
 def flash(workshop: Workshop, record: Recorder) -> None:
     """Train in bfloat16 with flash attention, if it is installed."""
     if not is_flash_attn_2_available():
-        record.check("stages train", _without_flash)
+        record.check("stages train", _without, "flash-attn")
         return
     attention = "backbone.attn_implementation=flash_attention_2"
     _train(workshop, record, "flash", "backbone.dtype=bfloat16", attention)
 
 
-def _without_flash() -> Found:
-    raise NotRunError("the package flash-attn is not installed")
+def _without(package: str) -> Found:
+    raise NotRunError(f"the package {package} is not installed")
 
 
-def _train(workshop: Workshop, record: Recorder, name: str, *overrides: str) -> None:
+def _train(
+    workshop: Workshop, record: Recorder, name: str, *overrides: str, compared: bool = True
+) -> None:
     """Train the three stages, and stage 3 once more with scores, and look at the losses."""
     out = workshop.folder / name
     scored = workshop.folder / f"{name}-{SCORED}"
@@ -71,7 +84,7 @@ def _train(workshop: Workshop, record: Recorder, name: str, *overrides: str) -> 
     record.check("stage 3 trains with scores", _run_scored, workshop, base, scored, overrides)
     for label, run in [*((stage, name) for stage in STAGE_FOLDERS), (SCORED, scored.name)]:
         record.check(f"the loss falls: {label}", _falls, workshop, run, label)
-        if name != EXACT:
+        if compared:
             exact = EXACT if label != SCORED else f"{EXACT}-{SCORED}"
             agree = f"losses are those of float32: {label}"
             record.check(agree, _agree, workshop.folder / run, workshop.folder / exact, label)
