@@ -190,8 +190,7 @@ def _random_weights(recipe: Recipe) -> Iterator[None]:
         tokenizer = add_memory_tokens(
             body, read_tokenizer(Path(name), name), recipe.memory, SEED, add_bos=True
         )
-        built = encoder.assemble(body, tokenizer, recipe.memory.tokens, causal=False)
-        return built.to(device())
+        return encoder.assemble(body, tokenizer, recipe.memory.tokens, causal=False)
 
     with ExitStack() as stack:
         for module, name, value in (

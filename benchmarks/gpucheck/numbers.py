@@ -195,7 +195,7 @@ def contrastive_step(workshop: Workshop, case: Case) -> Step:
     stage = recipe.stages[2]
     model, tokenizer = _backbone(workshop, case)
     extended = add_memory_tokens(model, tokenizer, recipe.memory, SEED, add_bos=True)
-    built = encoder.assemble(body_of(model), extended, recipe.memory.tokens, causal=False).to("cpu")
+    built = encoder.assemble(body_of(model), extended, recipe.memory.tokens, causal=False)
     built.requires_grad_(False)
     torch.manual_seed(SEED)
     body = encoder.encoder_body(built)
