@@ -46,7 +46,7 @@ class Sizes:
     small: dict[str, Any]
     large: dict[str, Any]
     steps: int = 12
-    batch: int = 8
+    batch: int = 16
     tokens: int = 64
     large_steps: int = 3
     large_rows: tuple[int, int] = (32, 16)
@@ -97,6 +97,7 @@ TINY = Sizes(
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
     },
+    batch=8,
     large_rows=(4, 4),
     large_tokens=96,
     memory_apart=0.75,  # the plan counts fused attention, and a processor has none for short texts
@@ -168,8 +169,8 @@ class Workshop:
             "lora": {"r": 8, "alpha": 16, "dropout": 0.0},
             "steps": sizes.steps,
             "batch_size": sizes.batch,
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
+            "learning_rate": 5e-4,
+            "warmup_steps": 3,
             "save_steps": 4,
             "log_steps": 1,
             "eval_steps": 1000,
