@@ -1,5 +1,6 @@
 """The checks of a GPU, run on a processor with tiny shapes; and faults that they must find."""
 
+import dataclasses
 import importlib
 import json
 import signal
@@ -119,8 +120,12 @@ def test_losses_that_differ_or_rise_or_are_missing_are_found(
     assert not agree(slightly, exact, "pretext").passed
     assert not agree(rising, exact, "pretext").passed
     here = check.workshop.Workshop(tmp_path, workshop.sizes)
+    (tmp_path / "small.json").write_text('"random"')
     assert check.training._falls(here, "exact", "pretext").passed
     assert not check.training._falls(here, "rising", "pretext").passed
+    sizes = dataclasses.replace(workshop.sizes, backbone="of a trained model")
+    random = check.workshop.Workshop(tmp_path, sizes)
+    assert check.training._falls(random, "rising", "pretext").passed
     assert not check.training._falls(here, write("few", [2.0, 1.0]).name, "pretext").passed
     with pytest.raises(check.rows.NotRunError, match="no step of supervised"):
         check.training.losses(exact, "scored")

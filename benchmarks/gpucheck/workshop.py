@@ -31,6 +31,7 @@ class Sizes:
         steps: of each stage of the small backbone.
         batch: rows of its batches.
         tokens: of its texts.
+        learning_rate: of all of its stages.
         large_steps: of each stage of the large backbone.
         large_rows: rows of a batch of stages 2 and 3 of the large backbone. What they take follows
             from the tokens that are in memory at once, and a batch of the paper would take minutes.
@@ -48,6 +49,7 @@ class Sizes:
     steps: int = 12
     batch: int = 16
     tokens: int = 64
+    learning_rate: float = 1e-3
     large_steps: int = 3
     large_rows: tuple[int, int] = (32, 16)
     large_tokens: int | None = None
@@ -98,6 +100,7 @@ TINY = Sizes(
         "num_key_value_heads": 4,
     },
     batch=8,
+    learning_rate=5e-3,
     large_rows=(4, 4),
     large_tokens=96,
     memory_apart=0.75,  # the plan counts fused attention, and a processor has none for short texts
@@ -156,6 +159,11 @@ class Workshop:
         """The name of the small backbone."""
         return str(json.loads((self.folder / "small.json").read_text(encoding="utf-8")))
 
+    @property
+    def learns(self) -> bool:
+        """Whether the small backbone is one whose losses fall in a few steps."""
+        return self.sizes.backbone in (None, self.backbone)
+
     def recipe(self, *overrides: str) -> Recipe:
         """Return a recipe of three stages for the small backbone.
 
@@ -169,8 +177,8 @@ class Workshop:
             "lora": {"r": 8, "alpha": 16, "dropout": 0.0},
             "steps": sizes.steps,
             "batch_size": sizes.batch,
-            "learning_rate": 5e-4,
-            "warmup_steps": 3,
+            "learning_rate": sizes.learning_rate,
+            "warmup_steps": 2,
             "save_steps": 4,
             "log_steps": 1,
             "eval_steps": 1000,
