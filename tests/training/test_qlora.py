@@ -10,12 +10,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from llm2comp.errors import UserError
+from llm2comp.model.backbone import load_backbone
+from llm2comp.model.compressor import Compressor
 from llm2comp.model.loading import four_bit
+from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Recipe, load_recipe
 from llm2comp.training import pipeline
 from llm2comp.training.distributed import launch
+from llm2comp.training.planning.describe import notes
 from llm2comp.training.planning.machines import GPUS
 from llm2comp.training.planning.plan import plan_run
 
@@ -90,12 +95,40 @@ def test_the_folder_is_an_ordinary_one(run: tuple[Path, str], sentences: list[st
 
 
 @needs_bitsandbytes
-def test_blocks_in_4_bits_are_compiled_and_checkpointed(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_blocks_in_4_bits_are_checkpointed(tiny_recipe: Path, tmp_path: Path) -> None:
     settings = ["pretext.steps=2", "unsupervised.steps=2", "supervised.steps=2"]
     for stage in ("pretext", "unsupervised", "supervised"):
         settings.append(f"{stage}.gradient_checkpointing=true")
     _run(tiny_recipe, tmp_path / "run", *settings)
     assert (tmp_path / "run" / "model").is_dir()
+
+
+@needs_bitsandbytes
+@pytest.mark.exhaustive
+def test_smollm2_learns_on_4_bits_and_its_folder_is_close_to_what_was_trained(
+    tiny_recipe: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    changes = ["backbone.name=smollm2-135m", "pretext.steps=12", "pretext.learning_rate=1e-3"]
+    settings = load_recipe(tiny_recipe, [IN_4BIT, *changes])
+    settings = settings.model_copy(update={"stages": settings.stages[:1]})
+    pipeline.train(settings, tmp_path / "run", Console(quiet=True))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    folder = tmp_path / "run" / "model"
+    saved = SentenceTransformer(str(folder), device="cpu")
+    model, tokenizer = load_backbone("smollm2-135m", load_in_4bit=True)
+    tokenizer = add_memory_tokens(model, tokenizer, settings.memory, settings.seed)
+    assert sum(parameter.nbytes for parameter in model.parameters()) < 170e6
+    stage = settings.stages[0]
+    trained = Compressor(model, 4, stage.lora, bos_id=tokenizer.bos_token_id, causal=True)
+    trained.load_adapter(folder / "adapter")
+    texts = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        memory = trained.compress(texts["input_ids"], texts["attention_mask"]).mean(1)
+    cosines = cosine_similarity(memory, torch.tensor(saved.encode(sentences)))
+    assert cosines.min() > 0.9
+    assert cosines.max() < 0.9999  # they are not the same encoder
 
 
 def test_all_weights_cannot_train_in_4_bits(tiny_recipe: Path) -> None:
@@ -118,3 +151,5 @@ def test_a_plan_counts_frozen_weights_in_4_bits(tiny_recipe: Path) -> None:
     for before, after in zip(whole.stages, small.stages, strict=True):
         saved = linear * (torch.bfloat16.itemsize - four_bit.BYTES)
         assert before.weights - after.weights == pytest.approx(saved)
+    assert any("counted in 4 bits" in line for line in notes(small))
+    assert not any("4 bits" in line for line in notes(whole))

@@ -80,6 +80,7 @@ class Plan:
         disk: bytes that the run writes at most.
         gpu: where it runs; None is this machine.
         room: bytes that a stage may take where it computes.
+        in_4bit: whether frozen linear layers are in 4 bits.
     """
 
     stages: list[StagePlan]
@@ -88,6 +89,7 @@ class Plan:
     disk: float
     gpu: Gpu | None
     room: float
+    in_4bit: bool
 
 
 @torch.random.fork_rng(devices=[])
@@ -128,6 +130,7 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         disk_needed(numbers[False], counts, keeps_best=keeps_best),
         gpu,
         room,
+        in_4bit,
     )
 
 
