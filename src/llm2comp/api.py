@@ -64,7 +64,7 @@ def fetch(name: str) -> Path:
 
 def load(
     name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None, *,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, attn_implementation: str | None = None,
 ) -> SentenceTransformer:  # fmt: skip
     """Load an encoder for fast encoding and return it as a `SentenceTransformer`.
 
@@ -72,11 +72,11 @@ def load(
 
     Args:
         name: encoder folder, released name, `minilm`, or hub id.
-        dtype: `"float32"`, `"bfloat16"` or `"auto"`. `"auto"` takes bfloat16 if the processor
-            supports it natively and a check, done once per model, finds the embeddings unchanged.
+        dtype: `"float32"`, `"bfloat16"` or `"auto"`: bfloat16 if it is native and changes nothing.
         merge_threshold: merge the memory tokens of a text whose average cosine is at least this,
             above 0 and at most 1 (paper, "clustering-then-merging"). `None` merges nothing.
         trust_remote_code: run Python code that comes with the encoder, if it has any.
+        attn_implementation: how attention is computed, as in a recipe's `backbone`.
 
     Raises:
         UserError: if the encoder cannot be found or loaded, or has no memory tokens to merge.
@@ -90,7 +90,8 @@ def load(
     """
     from llm2comp.inference.load import load as load_encoder
 
-    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code)
+    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code,
+                        attn_implementation=attn_implementation)  # fmt: skip
 
 
 def encode(

@@ -124,6 +124,8 @@ def _main(
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler()]  # replaced, so that two calls do not print twice
     logger.propagate = False  # libraries set up the root logger, which would print it again
+    # When it is imported, it warns of a kernel for inference, which training does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 for _command in (
