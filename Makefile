@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones test-ecosystem test-qlora test-ray fuzz lint bench docs release clean
+.PHONY: help demo test test-minimum test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,7 +44,10 @@ lint: .venv/.dev  ## format, lint and types
 	$(BIN)/mypy --strict src
 
 bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu-check: .venv/.installed  ## check a GPU in at most 8 minutes: numbers, memory, speed; exits with 1 if a check fails
+	$(BIN)/python benchmarks/gpu_check.py
 
 docs: .venv/.docs  ## build the documentation into site/; warnings and broken links are errors
 	$(BIN)/python docs/generate_reference.py
