@@ -1,10 +1,10 @@
 """Run `llm2comp train` in several processes, as a launcher does, and let some of them fail.
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
-`out`, `processes`, `said` and possibly `fsdp`, `fault` and `fault_at`. What process 0 says is in
-`said`.0.txt; `said`.json has the checkpoints that the run left, and how many different random
-states each has. Standard output gets the exit statuses of each run's processes, as JSON; a negative
-one is a signal.
+`out`, `processes`, `said` and possibly `fsdp`, `zero` (its stage), `fault` and `fault_at`. What
+process 0 says is in `said`.0.txt; `said`.json has the checkpoints that the run left, and how many
+different random states each has. Standard output gets the exit statuses of each run's processes, as
+JSON; a negative one is a signal.
 
 The processes are forked after the imports, which take most of the time of a new process.
 """
@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from llm2comp.__main__ import main
 from llm2comp.cli import app  # noqa: F401 (it is imported once, before the forks)
 from llm2comp.training import pipeline, scoring, trainer  # noqa: F401
+from llm2comp.training.distributed import zero
 from llm2comp.training.monitoring.progress import RunProgress
 
 SECONDS = 120
@@ -78,6 +79,39 @@ def use_fsdp() -> None:
     RunProgress.on_step_end = on_step_end
 
 
+def use_zero(stage: int) -> None:
+    """Let accelerate use DeepSpeed without a GPU, which it can and accelerate does not offer."""
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(stage)
+    original, configure = AcceleratorState.__init__, zero.configure
+
+    def initialise(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        plugin = options.get("deepspeed_plugin")
+        if plugin is not None:
+            self.distributed_type = DistributedType.DEEPSPEED
+            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+            plugin.select(_from_accelerator_state=True)
+            self.deepspeed_plugins = plugin
+
+    def divide_small_weights_too(args: Any) -> None:
+        configure(args)
+        config = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        config["stage3_param_persistence_threshold"] = 0
+
+    AcceleratorState.__init__ = initialise
+    zero.configure = divide_small_weights_too
+    after = RunProgress.on_step_end
+
+    def on_step_end(self: RunProgress, args: Any, state: Any, *more: Any, **other: Any) -> None:
+        kept = sum(p.numel() for p in other["model"].parameters())
+        divided = kept == 0
+        assert state.global_step > 1 or divided == (stage == 3), "only ZeRO-3 divides weights"
+        after(self, args, state, *more, **other)
+
+    RunProgress.on_step_end = on_step_end
+
+
 def process(run: dict[str, Any], rank: int, port: int) -> None:
     """Be one process of a run."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -91,6 +125,8 @@ def process(run: dict[str, Any], rank: int, port: int) -> None:
     os.dup2(said, 2)
     if run.get("fsdp"):
         use_fsdp()
+    if run.get("zero"):
+        use_zero(run["zero"])
     if "fault" in run and rank == run["fault_at"][0]:
         fail(run["fault"], *run["fault_at"][1:])
     sys.argv = ["llm2comp", "train", run["recipe"], "--out", run["out"]]

@@ -1,6 +1,5 @@
 """Two and four processes train as one does, and a process that fails loses nothing."""
 
-import copy
 import json
 import os
 import subprocess
@@ -10,10 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from distributed_runs import STAGES, assert_equal, losses, said, same, start
 
-SCRIPT = Path(__file__).with_name("processes.py")
-STAGES = ("1-pretext", "2-unsupervised", "3-supervised")
 MISTAKES = {
     "an unknown key": ({"no_such_key": 1}, "no_such_key"),
     "no such file": ({"data": [{"source": "no-such-file.jsonl"}]}, "no-such-file.jsonl"),
@@ -27,61 +24,6 @@ FAULTS = {
     "disk full": ("error", 1, 5),
 }
 """The fault, the process that has it, and the step of stage 3 after which it has it."""
-
-
-def start(runs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
-    """Run in processes, and return their exit statuses."""
-    spec = folder / "runs.json"
-    spec.write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, SCRIPT, spec],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        stdout=subprocess.PIPE,
-        timeout=500,
-    )
-    statuses: list[list[int]] = json.loads(done.stdout)
-    return statuses
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("processes")
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_recipe: Path, folder: Path) -> dict[str, Any]:
-    """Three stages without dropout, because each process draws dropout of its own.
-
-    Stage 3 has rows with none to three hard negatives, rows with scores, and pairs. Its last
-    batches of a source are not full, so that there are fewer rows than processes.
-    """
-    content: dict[str, Any] = yaml.safe_load(tiny_recipe.read_text())
-    texts = tiny_recipe.with_name("texts.txt").read_text().splitlines()
-    mined = [
-        {"query": texts[i], "pos": [texts[i + 60]], "neg": texts[120 + i : 120 + i + i % 4]}
-        for i in range(60)
-    ]
-    (folder / "mined.jsonl").write_text("\n".join(map(json.dumps, mined)))
-    content["backbone"]["dtype"] = "float32"
-    for stage in content["stages"]:
-        stage |= {"lora": {"r": 4, "dropout": 0.0}, "learning_rate": 1e-3}
-        stage |= {"steps": 5, "batch_size": 8, "log_steps": 1, "save_steps": 4}
-    pretext, unsupervised, supervised = content["stages"]
-    unsupervised["eval_pairs"] = supervised["eval_pairs"] = 4
-    del pretext["memory_learning_rate"]
-    unsupervised |= {"views": "crop", "attention_dropout": 0.0}
-    scored, pairs = (str(tiny_recipe.with_name(f"{name}.jsonl")) for name in ("scored", "pairs"))
-    supervised |= {
-        "data": [
-            {"source": str(folder / "mined.jsonl"), "negatives": 4},
-            {"source": scored},
-            {"source": pairs, "weight": 0.5},
-        ],
-        "steps": 12,
-        "mini_batch_size": 2,
-    }
-    return content
 
 
 @pytest.fixture(scope="module")
@@ -114,40 +56,6 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     return dict(zip(runs, start([*runs.values()], folder), strict=True))
 
 
-def said(folder: Path, name: str) -> str:
-    return "".join(file.read_text() for file in sorted(folder.glob(f"{name}.?.txt")))
-
-
-Losses = list[tuple[str, int, float, float]]
-"""For each step its stage and number, the loss, and the norm of the gradient."""
-
-
-def same(found: Losses, expected: Losses) -> bool:
-    return found == [
-        (stage, step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
-        for stage, step, loss, norm in expected
-    ]
-
-
-def losses(out: Path) -> Losses:
-    events = map(json.loads, (out / "run.jsonl").read_text().splitlines())
-    keys = ("stage", "step", "loss", "grad_norm")
-    return [tuple(event[key] for key in keys) for event in events if "loss" in event]
-
-
-def assert_equal(several: Path, one: Path) -> None:
-    """Check that runs have the same losses and weights, but for rounding."""
-    expected = losses(one)
-    assert len(expected) == 5 + 5 + 12
-    assert same(losses(several), expected)
-    for stage in STAGES:
-        path = Path(stage, "adapter", "adapter_model.safetensors")
-        weights, wanted = load_file(several / path), load_file(one / path)
-        assert weights.keys() == wanted.keys()
-        for name, tensor in wanted.items():
-            assert (weights[name] - tensor).abs().max() < 1e-5, name
-
-
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_train_as_one_process_does(
     statuses: dict[str, list[int]], folder: Path, number: int
@@ -155,23 +63,6 @@ def test_processes_train_as_one_process_does(
     assert statuses["of 1"] == [0]
     assert statuses[f"of {number}"] == [0] * number, said(folder, f"of {number}")
     assert_equal(folder / f"of {number}", folder / "of 1")
-
-
-@pytest.mark.exhaustive
-def test_divided_weights_train_as_whole_ones_do(
-    statuses: dict[str, list[int]], recipe: dict[str, Any], folder: Path
-) -> None:
-    """The run is stopped in stage 1 and continued. Gradient checkpointing changes nothing."""
-    divided = copy.deepcopy(recipe)
-    divided["stages"][-1]["mini_batch_size"] = 32
-    for stage in divided["stages"]:
-        stage["gradient_checkpointing"] = True
-    path, out = folder / "divided.yaml", folder / "divided"
-    path.write_text(yaml.safe_dump(divided))
-    run = {"recipe": str(path), "out": str(out), "said": str(out), "processes": 2, "fsdp": True}
-    stopped = run | {"fault": "SIGTERM", "fault_at": [1, "pretext", 3]}
-    assert start([stopped, run], folder) == [[143, 143], [0, 0]], said(folder, "divided")
-    assert_equal(out, folder / "of 1")
 
 
 def test_a_run_of_processes_leaves_what_a_run_of_one_leaves(
