@@ -23,6 +23,7 @@ from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import Pretext, StageBase
 from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
 from llm2comp.training.distributed import world, zero
+from llm2comp.training.distributed.launch import require_equal_parts
 from llm2comp.training.distributed.preemption import Preemption
 from llm2comp.training.distributed.sharded import (
     copy_to,
@@ -227,6 +228,7 @@ def run_training(
     trainer.run_log = log
     preemption = Preemption()
     trainer.add_callback(preemption)
+    require_equal_parts(cast(nn.Module, trainer.model))
     checkpoint = world.from_main(lambda: _checkpoint_to_continue(context.workdir))
     if is_fsdp():
         divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))

@@ -1,10 +1,11 @@
 """Run `llm2comp train` in several processes, as a launcher does, and let some of them fail.
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
-`out`, `processes`, `said` and possibly `fsdp`, `zero` (its stage), `fault` and `fault_at`. What
-process 0 says is in `said`.0.txt; `said`.json has the checkpoints that the run left, and how many
-different random states each has. Standard output gets the exit statuses of each run's processes, as
-JSON; a negative one is a signal.
+`out`, `processes` and `said`. It may have `fsdp`, `zero` (its stage), `fault` and `fault_at`, and
+`damaged`: a file of the last checkpoint, and `flip` or `cut`. What process 0 says is in
+`said`.0.txt; `said`.json has the checkpoints that the run left, and how many different random
+states each has. Standard output gets the exit statuses of each run's processes, as JSON; a negative
+one is a signal.
 
 The processes are forked after the imports, which take most of the time of a new process.
 """
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ def fail(fault: str, stage: str, step: int) -> None:
         if self.label == stage and state.global_step == step:
             if fault == "error":
                 raise OSError(28, "No space left on device")
+            if fault == "a full disk":
+                fill(Path(args.output_dir))
+                return
             os.kill(os.getpid(), getattr(signal, fault))
 
     def save_trained(tensors: Any, folder: Path) -> None:
@@ -52,6 +57,22 @@ def fail(fault: str, stage: str, step: int) -> None:
         trainer.save_trained = save_trained
     else:
         RunProgress.on_step_end = on_step_end
+
+
+def fill(folder: Path) -> None:
+    """Leave no space on the disk of a folder."""
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1024))
+
+
+def damage(out: Path, name: str, how: str) -> None:
+    """Flip a bit of a file of a run's last checkpoint, or cut its last byte off."""
+    last = max(out.glob(".*.work/checkpoint-*"), key=lambda c: int(c.name.rpartition("-")[2]))
+    content = bytearray((last / name).read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+    (last / name).write_bytes(content if how == "flip" else content[:-1])
 
 
 def use_fsdp() -> None:
@@ -147,6 +168,8 @@ def statuses(run: dict[str, Any]) -> list[int]:
     # torchrun holds the store that the processes share, so that it outlives each of them.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port, children = store.port, []
+    if "damaged" in run:
+        damage(Path(run["out"]), *run["damaged"])
     for rank in range(run["processes"]):
         child = os.fork()
         if not child:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from distributed_runs import STAGES, assert_equal, losses, said, same, start
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.exhaustive
 
@@ -61,26 +63,33 @@ def test_a_divided_model_trains_as_a_whole_one_does(
 def test_what_few_recipes_have_can_be_divided_too(
     whole: dict[str, Any], one: Path, folder: Path, divider: dict[str, int]
 ) -> None:
-    """All weights of stage 3, which mines its negatives; and a run that diverges."""
-    base = {"base": str(one / STAGES[1]), "backbone": {"dtype": "float32"}}
+    """All weights of stage 3, which mines its negatives; bfloat16; and a run that diverges."""
+    base = {"base": str(one / STAGES[1])}
     tuned = {key: whole[key] for key in ("name", "evaluation")} | base
     last = whole["stages"][-1]
     mined = {"data": last["data"][-1:], "steps": 6, "mining": {"negatives": 2, "every": 3}}
     stages = {
-        "all": last | mined | {"lora": None, "learning_rate": 1e-4},
+        "all": last | mined | {"lora": None, "memory_learning_rate": None, "learning_rate": 1e-4},
+        "bfloat16": last | {"steps": 6},
         "diverges": last | {"learning_rate": 1e30},
     }
     runs = []
     for name, stage in stages.items():
         path = folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(tuned | {"stages": [stage]}))
+        backbone = {"dtype": "bfloat16" if name == "bfloat16" else "float32"}
+        path.write_text(yaml.safe_dump(tuned | {"stages": [stage], "backbone": backbone}))
         for how in ({"processes": 1}, {"processes": 2} | divider):
             out = str(folder / f"{name}, {how}")
             runs.append({"recipe": str(path), "out": out, "said": out} | how)
     ended = start(runs, folder)
     names = [Path(run["out"]).name for run in runs]
-    assert ended == [[0], [0, 0], [2], [2, 2]], said(folder, names[1]) + said(folder, names[3])
-    found, expected = losses(folder / names[1]), losses(folder / names[0])
-    assert len(found) == 6
-    assert same(found, expected)
-    assert "supervised diverged at step 2" in said(folder, names[3])
+    last_words = "".join(said(folder, name) for name in names)
+    assert ended == [[0], [0, 0], [0], [0, 0], [2], [2, 2]], last_words
+    one_by_one = [losses(folder / name) for name in names[:4]]
+    assert [len(found) for found in one_by_one] == [6] * 4
+    assert same(one_by_one[1], one_by_one[0])
+    of_one, of_two = ([loss for _, _, loss, _ in found] for found in one_by_one[2:])
+    assert of_two == pytest.approx(of_one, rel=0.02)
+    adapter = folder / names[3] / STAGES[2] / "adapter" / "adapter_model.safetensors"
+    assert {tensor.dtype for tensor in load_file(adapter).values()} == {torch.float32}
+    assert "supervised diverged at step 2" in said(folder, names[5])

@@ -22,8 +22,12 @@ FAULTS = {
     "killed in a checkpoint": ("in a checkpoint", 0, 4),
     "terminated": ("SIGTERM", 1, 5),
     "disk full": ("error", 1, 5),
+    "flipped": ("SIGTERM", 0, 5),
+    "cut": ("SIGTERM", 1, 5),
 }
 """The fault, the process that has it, and the step of stage 3 after which it has it."""
+DAMAGED = {"flipped": ("optimizer.pt", "flip"), "cut": ("trainable.safetensors", "cut")}
+"""What is done to the last checkpoint before the run is continued."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,8 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     runs["undisturbed"] = dict(two)
     for name, (fault, *at) in FAULTS.items():
         runs[name] = two | {"fault": fault, "fault_at": [at[0], "supervised", at[1]]}
-        runs[f"{name}, continued"] = dict(two)
+        damaged = {"damaged": DAMAGED[name]} if name in DAMAGED else {}
+        runs[f"{name}, continued"] = two | damaged
     for name, (changes, _) in MISTAKES.items():
         wrong = tuned | {"stages": [tuned["stages"][0] | changes]}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(wrong))
@@ -96,6 +101,49 @@ def test_a_run_that_failed_continues_and_equals_one_that_did_not(
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (found / "model" / name).read_bytes() == (expected / "model" / name).read_bytes()
     assert not list(found.glob(".*"))
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_checkpoint_is_said_once_and_the_one_before_is_used(
+    statuses: dict[str, list[int]], folder: Path, fault: str
+) -> None:
+    assert statuses[fault] == [143, 143], said(folder, fault)
+    text = " ".join(said(folder, f"{fault}, continued").split())
+    lines = [part for part in text.split("llm2comp: ") if "is not used" in part]
+    assert len(lines) == 1, text
+    assert "checkpoint-5 is not used: " in lines[0]
+    assert f"{DAMAGED[fault][0]} is damaged or was edited" in lines[0]
+
+
+@pytest.mark.exhaustive
+def test_a_full_disk_ends_all_processes_and_the_next_call_goes_on(
+    statuses: dict[str, list[int]], folder: Path, tmp_path: Path
+) -> None:
+    """The disk is full when the second checkpoint is due."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts a small disk")
+    try:
+        run = {"recipe": str(folder / "tuned.yaml"), "processes": 2}
+        run |= {"out": str(disk / "run"), "said": str(folder / "full")}
+        full = run | {"fault": "a full disk", "fault_at": [0, "supervised", 7]}
+        assert start([full], folder) == [[2, 1]], said(folder, "full")
+        text = said(folder, "full")
+        lines = [one for one in text.splitlines() if one.startswith("llm2comp: ")]
+        assert ["disk full" in one for one in lines] == [True], text
+        (filler,) = disk.rglob("filler")
+        filler.unlink()
+        assert start([run], folder) == [[0, 0]], said(folder, "full")
+        assert losses(disk / "run") == losses(folder / "undisturbed")
+        for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+            found, expected = (
+                out / "model" / name for out in (disk / "run", folder / "undisturbed")
+            )
+            assert found.read_bytes() == expected.read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(

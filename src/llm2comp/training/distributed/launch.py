@@ -1,9 +1,17 @@
 """What a recipe and the processes that a launcher has started must have in common."""
 
+import re
+
+from torch import nn
+
 from llm2comp.errors import UserError
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.recipe import Contrastive, Recipe, Stage, Supervised
 from llm2comp.training.distributed import world, zero
 from llm2comp.training.distributed.sharded import divider, is_divided
+
+EXPERT = re.compile(r"\bexperts\.\d+\.")
+"""Part of the name of a parameter of an expert that is a module of its own."""
 
 
 def require_possible(recipe: Recipe, *, planned: bool) -> None:
@@ -33,6 +41,24 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
         raise UserError(
             f"evaluation.during is not possible with {divider()}; leave it out, or train without "
             f"{divider()}"
+        )
+
+
+def require_equal_parts(model: nn.Module) -> None:
+    """Check that all that trains has a part in every step of every process.
+
+    The experts of transformers' models are one tensor together. In code from the hub they may be
+    modules of their own, and an expert that gets no token of a process has no gradient there.
+
+    Raises:
+        UserError: if there are several processes, and such experts train.
+    """
+    apart = (name for name in trainable_parameters(model) if EXPERT.search(name))
+    name = next(apart, None)
+    if world.size() > 1 and name is not None:
+        raise UserError(
+            f"{name} is of one expert among several, and not every process has tokens for it; "
+            "train in one process, or leave the experts out of lora.target_modules"
         )
 
 
