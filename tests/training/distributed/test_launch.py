@@ -157,3 +157,48 @@ def test_shipped_configurations_are_read_by_accelerate(
     assert (config.num_processes, config.num_machines) == (processes, machines)
     assert config.mixed_precision == "no"  # the recipe decides
     assert not divider or config.distributed_type == divider
+
+
+def test_a_checkpoint_is_continued_as_it_was_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the Trainer would begin with a new state of the optimiser, and not say so."""
+    optimiser = (
+        "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    )
+    written = {
+        "without FSDP and DeepSpeed": ["optimizer.pt"],
+        "with FSDP": ["optimizer.bin"],
+        "with ZeRO-1 or -2 and 2 processes": [
+            f"global_step4/{name}" for name in (*optimiser, "mp_rank_00_model_states.pt")
+        ],
+        "with ZeRO-3 and 2 processes": [
+            f"global_step4/{name}"
+            for name in (*optimiser, "zero_pp_rank_0_mp_rank_00_model_states.pt")
+        ],
+    }
+    environments = {
+        (1, ""): "without FSDP and DeepSpeed",
+        (2, ""): "without FSDP and DeepSpeed",
+        (2, "FSDP"): "with FSDP",
+        (2, "1"): "with ZeRO-1 or -2 and 2 processes",
+        (2, "2"): "with ZeRO-1 or -2 and 2 processes",
+        (4, "2"): "",
+        (2, "3"): "with ZeRO-3 and 2 processes",
+    }
+    for how, files in written.items():
+        for file in files:
+            (tmp_path / how / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / how / file).touch()
+    for (processes, divider), possible in environments.items():
+        monkeypatch.setattr(world, "size", lambda processes=processes: processes)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", str(divider == "FSDP"))
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", str(divider.isdigit()))
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", divider)
+        for how in written:
+            if how == possible:
+                sharded.require_same_division(tmp_path / how)
+                continue
+            with pytest.raises(UserError, match=f"was written {how}, and this run trains with"):
+                sharded.require_same_division(tmp_path / how)
