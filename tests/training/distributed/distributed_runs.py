@@ -20,7 +20,8 @@ def start(runs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
     spec.write_text(json.dumps(runs))
     done = subprocess.run(
         [sys.executable, SCRIPT, spec],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Where DeepSpeed is installed, it says that it finds no GPU, unless it is told.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         check=True,
         stdout=subprocess.PIPE,
         timeout=500,

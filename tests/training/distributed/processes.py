@@ -102,8 +102,8 @@ def use_fsdp() -> None:
 
 def use_zero(stage: int) -> None:
     """Let accelerate use DeepSpeed without a GPU, which it can and accelerate does not offer."""
-    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
-    os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(stage)
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true"}
+    os.environ |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
     original, configure = AcceleratorState.__init__, zero.configure
 
     def initialise(self: Any, *args: Any, **options: Any) -> None:
