@@ -94,7 +94,7 @@ def test_what_few_recipes_have_can_be_divided_too(
     assert same(losses(folder / names[1]), expected)
     assert "supervised diverged at step 2" in said(folder, names[3])
     if "zero" in divider:
-        of_one, of_two = ([one[2] for one in losses(folder / name)] for name in names[4:])
+        of_one, of_two = ([row[2] for row in losses(folder / name)] for name in names[4:])
         assert of_two == pytest.approx(of_one, rel=0.02)
         adapter = folder / names[5] / STAGES[2] / "adapter" / "adapter_model.safetensors"
         assert {tensor.dtype for tensor in load_file(adapter).values()} == {torch.float32}
