@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
-    from llm2comp.utils.choices import EmbeddingPrecision, Engine, Precision, Prompt
+    from llm2comp.utils.choices import EmbeddingPrecision, Engine, OnBadRow, Precision, Prompt
 
 
 def encode_files(
@@ -16,6 +16,7 @@ def encode_files(
     keep: Sequence[str] = (), prompt: Prompt | None = None, batch_size: int = 32,
     workers: int | None = None, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32",
+    on_bad_row: OnBadRow = "fail",
 ) -> Encoded:  # fmt: skip
     """Encode each of many files into a `.parquet` file of the same name, and return what was done.
 
@@ -39,10 +40,14 @@ def encode_files(
         merge_threshold: as in `load`.
         dim: as in `encode`.
         precision: as in `encode_file`. All files have the same ranges of int8 and uint8.
+        on_bad_row: `"fail"` fails the file of a row without a text, or without an id that is kept.
+            `"skip"` leaves such rows out and lists them; row i of the vectors is then not row i of
+            the file, so keep the ids.
 
     Returns:
         The numbers of `files`, of `unchanged` ones among them and of new `rows`, and the files that
-        `failed`, with the reason. `failed_file` in `out` lists them too.
+        `failed`, with the reason. `failed_file` in `out` lists them too. The number of rows that
+        were `skipped`, which the files in `skipped_folder` list.
 
     Raises:
         UserError: if there are no files, the model cannot be loaded, `out` holds vectors of another
@@ -57,6 +62,14 @@ def encode_files(
     from llm2comp.inference.bulk.run import encode_files as encode_all
 
     settings = Settings(
-        str(model), prompt, dtype, merge_threshold, dim, precision, tuple(keep), batch_size
+        str(model),
+        prompt,
+        dtype,
+        merge_threshold,
+        dim,
+        precision,
+        tuple(keep),
+        batch_size,
+        on_bad_row,
     )
     return encode_all(settings, str(files), str(out), engine, workers)

@@ -18,7 +18,7 @@ from llm2comp.cli.shared import (
     preload,
 )
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import Engine, IndexPrecision, Precision, Prompt, SearchBy
+from llm2comp.utils.choices import Engine, IndexPrecision, OnBadRow, Precision, Prompt, SearchBy
 
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
@@ -75,6 +75,12 @@ def encode(
             help="Columns of many files that stay beside the embedding: id, text or id,text.",
         ),
     ] = "",
+    on_bad_row: Annotated[
+        OnBadRow | None,
+        typer.Option(
+            help="A bad row of many files fails its file (the default), or is left out and listed."
+        ),
+    ] = None,
 ) -> None:
     """Write the embeddings of a file's texts, in the order of the file, or those of many files.
 
@@ -114,11 +120,16 @@ def encode(
             merge_threshold=merge,
             dim=dim,
             precision=precision,
+            on_bad_row=on_bad_row or "fail",
         )
         _report(done, out)
         return
     if keep:
         raise UserError("--keep is for many files; an output .parquet of one file keeps its texts")
+    if on_bad_row:
+        raise UserError(
+            "--on-bad-row is for many files; row i of one file becomes row i of its output"
+        )
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
 
@@ -144,6 +155,11 @@ def _report(done: "Encoded", out: str) -> None:
     """Print what was encoded, and exit with status 1 if files failed."""
     before = f", {done.unchanged:,} of them before" if done.unchanged else ""
     typer.echo(f"{out}: {done.rows:,} embeddings; {done.files:,} files are encoded{before}")
+    if done.skipped:
+        typer.echo(
+            f"llm2comp: {done.skipped:,} bad rows were left out; {done.skipped_folder} lists them",
+            err=True,
+        )
     for error in islice(done.failed.values(), SHOWN):
         typer.echo(f"llm2comp: {error}", err=True)
     if done.failed:

@@ -4,7 +4,7 @@ In training data an empty row is a mistake. A file to be encoded keeps all its r
 of the embeddings belongs to row i of the file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm2comp.data import files
@@ -28,32 +28,51 @@ def read_texts(file: Path) -> Iterator[str]:
 
 
 def read_rows(
-    file: Path, columns: Sequence[str] | None = None
+    file: Path,
+    columns: Sequence[str] | None = None,
+    on_bad_row: Callable[[int, str], None] | None = None,
 ) -> Iterator[tuple[int, str, Mapping[str, object]]]:
     """Yield the number, the text and all values of each row of a file, as `read_texts` reads it.
 
     Args:
         file: the file.
         columns: names of the columns that are wanted; all by default.
+        on_bad_row: called with the number of a row without a text, and why it has none; such a row
+            is then left out.
 
     Raises:
         UserError: as `read_texts` does.
     """
     for number, row in files.read(file, columns):
-        if isinstance(row, files.BadRow):
-            raise UserError(f"{file}:{number}: {row.reason}")
-        if COLUMN not in row:
-            raise UserError(f"{file}:{number}: no {COLUMN!r}; it has {', '.join(map(str, row))}")
-        text = row[COLUMN]
-        if not isinstance(text, str):
-            raise UserError(
-                f"{file}:{number}: {COLUMN!r} is not a string but {type(text).__name__}"
-            )
-        clean = replace_surrogates(text)
-        # Only JSON has an escape for surrogates. Elsewhere they stand for bytes that are not UTF-8.
-        if clean != text and files.kind_of(file) not in (".jsonl", ".json"):
-            raise UserError(f"{file}:{number}: not UTF-8; convert the file first")
-        yield number, clean, row
+        try:
+            text = _text(row, file)
+        except ValueError as error:
+            if on_bad_row is None:
+                raise UserError(f"{file}:{number}: {error}") from error
+            on_bad_row(number, str(error))
+            continue
+        assert not isinstance(row, files.BadRow)
+        yield number, text, row
+
+
+def _text(row: Mapping[str, object] | files.BadRow, file: Path) -> str:
+    """Return the text of a row.
+
+    Raises:
+        ValueError: if it has none; it says why.
+    """
+    if isinstance(row, files.BadRow):
+        raise ValueError(row.reason)
+    if COLUMN not in row:
+        raise ValueError(f"no {COLUMN!r}; it has {', '.join(map(str, row))}")
+    text = row[COLUMN]
+    if not isinstance(text, str):
+        raise ValueError(f"{COLUMN!r} is not a string but {type(text).__name__}")
+    clean = replace_surrogates(text)
+    # Only JSON has an escape for surrogates. Elsewhere they stand for bytes that are not UTF-8.
+    if clean != text and files.kind_of(file) not in (".jsonl", ".json"):
+        raise ValueError("not UTF-8; convert the file first")
+    return clean
 
 
 def require_texts(file: Path) -> None:

@@ -34,7 +34,7 @@ from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.distributed import world
-from llm2comp.training.distributed.sharded import is_fsdp
+from llm2comp.training.distributed.sharded import is_divided
 from llm2comp.training.distributed.shares import as_part_of_a_sum
 from llm2comp.training.guarded_trainer import MEMORY_EMBEDDINGS, beginnings
 from llm2comp.training.losses.choose import losses_of
@@ -75,8 +75,8 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
         if world.size() == 1:
             return super().compute_loss(model, inputs, *args, **options)
         self.gathered.counts = inputs.pop("counts")
-        # With FSDP all processes must call the model as often, whatever their numbers of texts.
-        with column_merging_disabled() if is_fsdp() else nullcontext():
+        # All processes must call a divided model as often, whatever their numbers of texts.
+        with column_merging_disabled() if is_divided() else nullcontext():
             loss: Any = super().compute_loss(model, inputs, *args, **options)
         return as_part_of_a_sum(loss)
 

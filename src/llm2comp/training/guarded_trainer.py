@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from llm2comp.model.lora import trainable_parameters
-from llm2comp.training.distributed import world
-from llm2comp.training.distributed.sharded import divide_again, whole
+from llm2comp.training.distributed import world, zero
+from llm2comp.training.distributed.sharded import are_finite, divide_again, gradient, whole
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import HealthWatch
 from llm2comp.utils.finite import first_not_finite
@@ -80,7 +80,7 @@ class GuardedTrainer(Trainer, ABC):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
     ) -> Tensor:
-        """Compute the gradient of a batch, and check it.
+        """Compute the gradient of a batch, and check it. DeepSpeed also updates the weights.
 
         Raises:
             DivergenceError: if the loss or the gradient is not finite.
@@ -89,6 +89,16 @@ class GuardedTrainer(Trainer, ABC):
         self.step, self.batch = self.state.global_step + 1, dict(inputs)
         self.rates = list(dict.fromkeys(group["lr"] for group in self._groups))
         loss: Tensor = super().training_step(model, inputs, *args, **options)
+        if not zero.is_zero():
+            self.check_gradient(loss)
+        return loss
+
+    def check_gradient(self, loss: Tensor) -> None:
+        """Check the loss and its gradient before the update.
+
+        Raises:
+            DivergenceError: if one of them is not finite.
+        """
         norms = [_gradient_norm(parameters).to(loss.device) for parameters in self.parts.values()]
         # One copy from the GPU, for which the step waits.
         mean = world.total(loss.float()) / world.size()
@@ -102,7 +112,6 @@ class GuardedTrainer(Trainer, ABC):
         if self.health is not None and self.is_world_process_zero():
             by_part = dict(zip(self.parts, gradients, strict=True))
             self.health.observe(self.step, value / self.batch_weight, by_part)
-        return loss
 
     @abstractmethod
     def beginnings(self) -> list[str]:
@@ -160,9 +169,7 @@ class _AfterUpdate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Check the weights."""
-        weights = [p.detach() for part in self.trainer.parts.values() for p in part]
-        # The largest number and not the sum of squares, which overflows far below it.
-        if not whole(get_total_norm(weights, float("inf"))).isfinite():
+        if not are_finite(p for part in self.trainer.parts.values() for p in part):
             raise DivergenceError("a trained weight is not finite")
 
     def on_step_end(
@@ -176,7 +183,8 @@ class _AfterUpdate(TrainerCallback):
 
 def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of a gradient, a scalar in float32; 0 if there is no gradient."""
-    return whole(get_total_norm([p.grad.float() for p in parameters if p.grad is not None]))
+    gradients = [g.float() for p in parameters if (g := gradient(p)) is not None]
+    return whole(get_total_norm(gradients))
 
 
 def beginnings(ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:

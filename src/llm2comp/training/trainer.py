@@ -22,13 +22,16 @@ from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import Pretext, StageBase
 from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
-from llm2comp.training.distributed import world
+from llm2comp.training.distributed import world, zero
+from llm2comp.training.distributed.launch import require_equal_parts
 from llm2comp.training.distributed.preemption import Preemption
 from llm2comp.training.distributed.sharded import (
     copy_to,
     divide_by_blocks,
+    is_divided,
     is_fsdp,
     make_trained_whole,
+    require_same_division,
     whole,
 )
 from llm2comp.training.distributed.shares import read_whole_batches
@@ -65,21 +68,40 @@ class AdapterCheckpoints(GuardedTrainer):
             (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_fsdp():
+        if not is_divided():
             super()._save_optimizer_and_scheduler(output_dir)
             return
         # The Trainer would write the frozen weights too.
-        plugin = self.accelerator.state.fsdp_plugin
-        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if zero.is_zero():
+            zero.save(self.model_wrapped, output_dir)
+        else:
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
             state = cast(Any, self.lr_scheduler).state_dict()
             torch.save(state, Path(output_dir, SCHEDULER_NAME))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Prepare for several processes."""
+        if zero.is_zero():
+            zero.configure(self.args)
         super().create_accelerator_and_postprocess()
         if world.size() > 1:
             read_whole_batches(self.accelerator)
+        if zero.is_zero():
+            zero.check_before_update(self.accelerator, self.args, self.check_gradient)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        prepare: Any = super()._prepare_for_training
+        if not zero.is_zero() or resume_from_checkpoint is None:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        # The Trainer would ask DeepSpeed for the frozen weights too.
+        prepared = prepare(max_steps, train_dataloader, None)
+        zero.load(self.model_wrapped, resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -169,7 +191,7 @@ class PretextTrainer(AdapterCheckpoints):
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a model that train, whole and in main memory, by name."""
     parameters = trainable_parameters(model)
-    return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+    return {name: whole(p).detach().cpu().contiguous() for name, p in parameters.items()}
 
 
 def save_trained(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -206,7 +228,8 @@ def run_training(
     trainer.run_log = log
     preemption = Preemption()
     trainer.add_callback(preemption)
-    checkpoint = world.from_main(lambda: last_checkpoint(context.workdir))
+    require_equal_parts(cast(nn.Module, trainer.model))
+    checkpoint = world.from_main(lambda: _checkpoint_to_continue(context.workdir))
     if is_fsdp():
         divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))
     if world.size() > 1:
@@ -214,6 +237,7 @@ def run_training(
     try:
         with preemption.puts_off():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        make_trained_whole(cast(nn.Module, trainer.model))
     except DivergenceError as error:
         progress.bar.stop()
         stop = functools.partial(
@@ -229,8 +253,20 @@ def run_training(
         raise world.from_main(stop) from error
     finally:
         progress.bar.stop()  # because a round of mining ends without the end of a training
-    make_trained_whole(cast(nn.Module, trainer.model))
+        trainer.accelerator.free_memory()
     finish_trackers(context.recipe.report_to)
+
+
+def _checkpoint_to_continue(workdir: Path) -> Path | None:
+    """Return the checkpoint that training goes on from, if there is one.
+
+    Raises:
+        UserError: if FSDP or DeepSpeed divided it otherwise.
+    """
+    checkpoint = last_checkpoint(workdir)
+    if checkpoint is not None:
+        require_same_division(checkpoint)
+    return checkpoint
 
 
 def log_trained(context: StageContext[StageBase], adapted: Adapted | None) -> None:

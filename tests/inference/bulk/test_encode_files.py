@@ -218,6 +218,46 @@ def test_a_broken_row_is_named_and_the_other_files_go_on(
     assert [int(one) for one in read_vectors(out)] == list(range(60))
 
 
+def test_bad_rows_are_left_out_and_listed_on_request(
+    encoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    broken, out = texts / "part-01.jsonl", tmp_path / "out"
+    good = broken.read_text()
+    lines = good.splitlines()
+    lines[5] = lines[5].replace('"text"', '"words"')
+    lines[7] = lines[7].replace('"id": 27', '"id": 1.5')
+    lines[19] = lines[19][:-1]
+    broken.write_text("\n".join(lines))
+    assert set(encode(encoder, texts, out).failed) == {str(broken)}
+
+    command = ["encode", str(encoder), str(texts), "--out", str(out), "--dtype", "float32"]
+    command += ["--keep", "id,text", "--on-bad-row", "skip"]
+    ended = CliRunner().invoke(app, command)
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout == f"{out}: 17 embeddings; 3 files are encoded, 2 of them before\n"
+    said = f"llm2comp: 3 bad rows were left out; {out}/_skipped lists them"
+    assert ended.stderr.splitlines()[-1] == said
+    rows = {str(number) for number in range(60)} - {"25", "27", "39"}
+    assert set(read_vectors(out)) == rows
+    assert not (out / "_failed.jsonl").exists()
+    skipped = [json.loads(line) for line in (out / "_skipped/part-01.jsonl").open()]
+    assert [(one["file"], one["row"]) for one in skipped] == [(str(broken), n) for n in (6, 8, 20)]
+    reasons = ["no 'text'; it has id, words", "the id must be a string", "broken JSON"]
+    assert all(one["error"].startswith(why) for one, why in zip(skipped, reasons, strict=True))
+    alone = encode(encoder, texts / "part-00.jsonl", tmp_path / "alone", on_bad_row="skip")
+    assert (alone.rows, alone.skipped) == (20, 0)
+    assert not (tmp_path / "alone" / "_skipped").exists()
+
+    broken.write_text(good)  # the list goes with the rows
+    assert encode(encoder, texts, out, on_bad_row="skip").skipped == 0
+    assert sorted(map(int, read_vectors(out))) == list(range(60))
+    assert not list((out / "_skipped").iterdir())
+    broken.write_text('{"words": "a"}\n{"words": "b"}\n')
+    done = encode(encoder, texts, out, on_bad_row="skip")
+    said = f"{broken}: all rows are bad; the first is row 1: no 'text'; it has words"
+    assert (done.failed, done.skipped) == ({str(broken): said}, 0)
+
+
 def test_an_id_must_be_there_and_be_one(encoder: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": 1.5}\n')

@@ -1,7 +1,8 @@
 """Run `llm2comp train` in several processes, as a launcher does, and let some of them fail.
 
 Usage: processes.py RUNS, a JSON file with a list of runs, one after another. A run has `recipe`,
-`out`, `processes`, `said` and possibly `fsdp`, `fault` and `fault_at`. What process 0 says is in
+`out`, `processes` and `said`. It may have `fsdp`, `zero` (its stage), `fault` and `fault_at`, and
+`damaged`: a file of the last checkpoint, and `flip` or `cut`. What process 0 says is in
 `said`.0.txt; `said`.json has the checkpoints that the run left, and how many different random
 states each has. Standard output gets the exit statuses of each run's processes, as JSON; a negative
 one is a signal.
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 from llm2comp.__main__ import main
 from llm2comp.cli import app  # noqa: F401 (it is imported once, before the forks)
 from llm2comp.training import pipeline, scoring, trainer  # noqa: F401
+from llm2comp.training.distributed import zero
 from llm2comp.training.monitoring.progress import RunProgress
 
 SECONDS = 120
@@ -40,6 +43,9 @@ def fail(fault: str, stage: str, step: int) -> None:
         if self.label == stage and state.global_step == step:
             if fault == "error":
                 raise OSError(28, "No space left on device")
+            if fault == "a full disk":
+                fill(Path(args.output_dir))
+                return
             os.kill(os.getpid(), getattr(signal, fault))
 
     def save_trained(tensors: Any, folder: Path) -> None:
@@ -51,6 +57,22 @@ def fail(fault: str, stage: str, step: int) -> None:
         trainer.save_trained = save_trained
     else:
         RunProgress.on_step_end = on_step_end
+
+
+def fill(folder: Path) -> None:
+    """Leave no space on the disk of a folder."""
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1024))
+
+
+def damage(out: Path, name: str, how: str) -> None:
+    """Flip a bit of a file of a run's last checkpoint, or cut its last byte off."""
+    last = max(out.glob(".*.work/checkpoint-*"), key=lambda c: int(c.name.rpartition("-")[2]))
+    content = bytearray((last / name).read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+    (last / name).write_bytes(content if how == "flip" else content[:-1])
 
 
 def use_fsdp() -> None:
@@ -78,6 +100,39 @@ def use_fsdp() -> None:
     RunProgress.on_step_end = on_step_end
 
 
+def use_zero(stage: int) -> None:
+    """Let accelerate use DeepSpeed without a GPU, which it can and accelerate does not offer."""
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true"}
+    os.environ |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    original, configure = AcceleratorState.__init__, zero.configure
+
+    def initialise(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        plugin = options.get("deepspeed_plugin")
+        if plugin is not None:
+            self.distributed_type = DistributedType.DEEPSPEED
+            PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+            plugin.select(_from_accelerator_state=True)
+            self.deepspeed_plugins = plugin
+
+    def divide_small_weights_too(args: Any) -> None:
+        configure(args)
+        config = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        config["stage3_param_persistence_threshold"] = 0
+
+    AcceleratorState.__init__ = initialise
+    zero.configure = divide_small_weights_too
+    after = RunProgress.on_step_end
+
+    def on_step_end(self: RunProgress, args: Any, state: Any, *more: Any, **other: Any) -> None:
+        kept = sum(p.numel() for p in other["model"].parameters())
+        divided = kept == 0
+        assert state.global_step > 1 or divided == (stage == 3), "only ZeRO-3 divides weights"
+        after(self, args, state, *more, **other)
+
+    RunProgress.on_step_end = on_step_end
+
+
 def process(run: dict[str, Any], rank: int, port: int) -> None:
     """Be one process of a run."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -91,6 +146,8 @@ def process(run: dict[str, Any], rank: int, port: int) -> None:
     os.dup2(said, 2)
     if run.get("fsdp"):
         use_fsdp()
+    if run.get("zero"):
+        use_zero(run["zero"])
     if "fault" in run and rank == run["fault_at"][0]:
         fail(run["fault"], *run["fault_at"][1:])
     sys.argv = ["llm2comp", "train", run["recipe"], "--out", run["out"]]
@@ -111,6 +168,8 @@ def statuses(run: dict[str, Any]) -> list[int]:
     # torchrun holds the store that the processes share, so that it outlives each of them.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port, children = store.port, []
+    if "damaged" in run:
+        damage(Path(run["out"]), *run["damaged"])
     for rank in range(run["processes"]):
         child = os.fork()
         if not child:

@@ -1,6 +1,5 @@
 """Two and four processes train as one does, and a process that fails loses nothing."""
 
-import copy
 import json
 import os
 import subprocess
@@ -10,10 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from distributed_runs import STAGES, assert_equal, losses, said, same, start
 
-SCRIPT = Path(__file__).with_name("processes.py")
-STAGES = ("1-pretext", "2-unsupervised", "3-supervised")
 MISTAKES = {
     "an unknown key": ({"no_such_key": 1}, "no_such_key"),
     "no such file": ({"data": [{"source": "no-such-file.jsonl"}]}, "no-such-file.jsonl"),
@@ -25,63 +22,12 @@ FAULTS = {
     "killed in a checkpoint": ("in a checkpoint", 0, 4),
     "terminated": ("SIGTERM", 1, 5),
     "disk full": ("error", 1, 5),
+    "flipped": ("SIGTERM", 0, 5),
+    "cut": ("SIGTERM", 1, 5),
 }
 """The fault, the process that has it, and the step of stage 3 after which it has it."""
-
-
-def start(runs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
-    """Run in processes, and return their exit statuses."""
-    spec = folder / "runs.json"
-    spec.write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, SCRIPT, spec],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        stdout=subprocess.PIPE,
-        timeout=500,
-    )
-    statuses: list[list[int]] = json.loads(done.stdout)
-    return statuses
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("processes")
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_recipe: Path, folder: Path) -> dict[str, Any]:
-    """Three stages without dropout, because each process draws dropout of its own.
-
-    Stage 3 has rows with none to three hard negatives, rows with scores, and pairs. Its last
-    batches of a source are not full, so that there are fewer rows than processes.
-    """
-    content: dict[str, Any] = yaml.safe_load(tiny_recipe.read_text())
-    texts = tiny_recipe.with_name("texts.txt").read_text().splitlines()
-    mined = [
-        {"query": texts[i], "pos": [texts[i + 60]], "neg": texts[120 + i : 120 + i + i % 4]}
-        for i in range(60)
-    ]
-    (folder / "mined.jsonl").write_text("\n".join(map(json.dumps, mined)))
-    content["backbone"]["dtype"] = "float32"
-    for stage in content["stages"]:
-        stage |= {"lora": {"r": 4, "dropout": 0.0}, "learning_rate": 1e-3}
-        stage |= {"steps": 5, "batch_size": 8, "log_steps": 1, "save_steps": 4}
-    pretext, unsupervised, supervised = content["stages"]
-    unsupervised["eval_pairs"] = supervised["eval_pairs"] = 4
-    del pretext["memory_learning_rate"]
-    unsupervised |= {"views": "crop", "attention_dropout": 0.0}
-    scored, pairs = (str(tiny_recipe.with_name(f"{name}.jsonl")) for name in ("scored", "pairs"))
-    supervised |= {
-        "data": [
-            {"source": str(folder / "mined.jsonl"), "negatives": 4},
-            {"source": scored},
-            {"source": pairs, "weight": 0.5},
-        ],
-        "steps": 12,
-        "mini_batch_size": 2,
-    }
-    return content
+DAMAGED = {"flipped": ("optimizer.pt", "flip"), "cut": ("trainable.safetensors", "cut")}
+"""What is done to the last checkpoint before the run is continued."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +49,8 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     runs["undisturbed"] = dict(two)
     for name, (fault, *at) in FAULTS.items():
         runs[name] = two | {"fault": fault, "fault_at": [at[0], "supervised", at[1]]}
-        runs[f"{name}, continued"] = dict(two)
+        damaged = {"damaged": DAMAGED[name]} if name in DAMAGED else {}
+        runs[f"{name}, continued"] = two | damaged
     for name, (changes, _) in MISTAKES.items():
         wrong = tuned | {"stages": [tuned["stages"][0] | changes]}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(wrong))
@@ -114,40 +61,6 @@ def statuses(recipe: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     return dict(zip(runs, start([*runs.values()], folder), strict=True))
 
 
-def said(folder: Path, name: str) -> str:
-    return "".join(file.read_text() for file in sorted(folder.glob(f"{name}.?.txt")))
-
-
-Losses = list[tuple[str, int, float, float]]
-"""For each step its stage and number, the loss, and the norm of the gradient."""
-
-
-def same(found: Losses, expected: Losses) -> bool:
-    return found == [
-        (stage, step, pytest.approx(loss, abs=1e-5), pytest.approx(norm, rel=1e-4))
-        for stage, step, loss, norm in expected
-    ]
-
-
-def losses(out: Path) -> Losses:
-    events = map(json.loads, (out / "run.jsonl").read_text().splitlines())
-    keys = ("stage", "step", "loss", "grad_norm")
-    return [tuple(event[key] for key in keys) for event in events if "loss" in event]
-
-
-def assert_equal(several: Path, one: Path) -> None:
-    """Check that runs have the same losses and weights, but for rounding."""
-    expected = losses(one)
-    assert len(expected) == 5 + 5 + 12
-    assert same(losses(several), expected)
-    for stage in STAGES:
-        path = Path(stage, "adapter", "adapter_model.safetensors")
-        weights, wanted = load_file(several / path), load_file(one / path)
-        assert weights.keys() == wanted.keys()
-        for name, tensor in wanted.items():
-            assert (weights[name] - tensor).abs().max() < 1e-5, name
-
-
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_train_as_one_process_does(
     statuses: dict[str, list[int]], folder: Path, number: int
@@ -155,23 +68,6 @@ def test_processes_train_as_one_process_does(
     assert statuses["of 1"] == [0]
     assert statuses[f"of {number}"] == [0] * number, said(folder, f"of {number}")
     assert_equal(folder / f"of {number}", folder / "of 1")
-
-
-@pytest.mark.exhaustive
-def test_divided_weights_train_as_whole_ones_do(
-    statuses: dict[str, list[int]], recipe: dict[str, Any], folder: Path
-) -> None:
-    """The run is stopped in stage 1 and continued. Gradient checkpointing changes nothing."""
-    divided = copy.deepcopy(recipe)
-    divided["stages"][-1]["mini_batch_size"] = 32
-    for stage in divided["stages"]:
-        stage["gradient_checkpointing"] = True
-    path, out = folder / "divided.yaml", folder / "divided"
-    path.write_text(yaml.safe_dump(divided))
-    run = {"recipe": str(path), "out": str(out), "said": str(out), "processes": 2, "fsdp": True}
-    stopped = run | {"fault": "SIGTERM", "fault_at": [1, "pretext", 3]}
-    assert start([stopped, run], folder) == [[143, 143], [0, 0]], said(folder, "divided")
-    assert_equal(out, folder / "of 1")
 
 
 def test_a_run_of_processes_leaves_what_a_run_of_one_leaves(
@@ -205,6 +101,50 @@ def test_a_run_that_failed_continues_and_equals_one_that_did_not(
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (found / "model" / name).read_bytes() == (expected / "model" / name).read_bytes()
     assert not list(found.glob(".*"))
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_checkpoint_is_said_once_and_the_one_before_is_used(
+    statuses: dict[str, list[int]], folder: Path, fault: str
+) -> None:
+    assert statuses[fault] == [143, 143], said(folder, fault)
+    text = " ".join(said(folder, f"{fault}, continued").split())
+    lines = [part for part in text.split("llm2comp: ") if "is not used" in part]
+    assert len(lines) == 1, text
+    assert "checkpoint-5 is not used: " in lines[0]
+    assert f"{DAMAGED[fault][0]} is damaged or was edited" in lines[0]
+
+
+@pytest.mark.exhaustive
+def test_a_full_disk_ends_all_processes_and_the_next_call_goes_on(
+    statuses: dict[str, list[int]], folder: Path, tmp_path: Path
+) -> None:
+    """The disk is full when the second checkpoint is due."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root mounts a small disk")
+    try:
+        run = {"recipe": str(folder / "tuned.yaml"), "processes": 2}
+        run |= {"out": str(disk / "run"), "said": str(folder / "full")}
+        full = run | {"fault": "a full disk", "fault_at": [0, "supervised", 7]}
+        (ended,) = start([full], folder)
+        assert sorted(ended) == [1, 2], said(folder, "full")  # each writes its random state
+        text = said(folder, "full")
+        lines = [one for one in text.splitlines() if one.startswith("llm2comp: ")]
+        assert ["disk full" in one for one in lines] == [True], text
+        (filler,) = disk.rglob("filler")
+        filler.unlink()
+        assert start([run], folder) == [[0, 0]], said(folder, "full")
+        assert losses(disk / "run") == losses(folder / "undisturbed")
+        for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+            found, expected = (
+                out / "model" / name for out in (disk / "run", folder / "undisturbed")
+            )
+            assert found.read_bytes() == expected.read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from llm2comp.errors import UserError
 from llm2comp.inference.embedding_files import Content
-from llm2comp.utils.choices import EmbeddingPrecision, Precision, Prompt
+from llm2comp.utils.choices import EmbeddingPrecision, OnBadRow, Precision, Prompt
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Settings:
         precision: of the stored numbers.
         keep: columns of the texts that are kept, in this order: `id`, `text`.
         batch_size: texts of 64 tokens per batch. It changes speed, not embeddings.
+        on_bad_row: whether a bad row fails its file, or is left out and listed.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Settings:
     precision: EmbeddingPrecision = "float32"
     keep: tuple[str, ...] = ()
     batch_size: int = 32
+    on_bad_row: OnBadRow = "fail"
 
     def __post_init__(self) -> None:
         if self.prompt not in (None, "query", "document"):

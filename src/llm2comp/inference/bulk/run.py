@@ -10,7 +10,7 @@ from rich.progress import Progress
 from llm2comp.errors import UserError
 from llm2comp.inference.bulk.encoding import Encoding, Settings
 from llm2comp.inference.bulk.shards import Result, Shard, find_shards
-from llm2comp.inference.bulk.vector_folder import FAILED, VectorFolder
+from llm2comp.inference.bulk.vector_folder import FAILED, SKIPPED, VectorFolder
 from llm2comp.utils.choices import Engine
 from llm2comp.utils.progress import text_progress
 
@@ -40,6 +40,8 @@ class Encoded:
         rows: number of embeddings that were written.
         failed: why the other files have none, by the name of the file.
         failed_file: the file that lists them, if there are any.
+        skipped: bad rows that were left out of the files that were encoded now.
+        skipped_folder: lists them, a file for each file of texts that has any.
     """
 
     files: int
@@ -47,6 +49,8 @@ class Encoded:
     rows: int
     failed: dict[str, str]
     failed_file: str
+    skipped: int
+    skipped_folder: str
 
 
 def encode_files(
@@ -70,8 +74,8 @@ def encode_files(
 
     Raises:
         UserError: if there are no files, the model cannot be loaded, `out` holds something else, or
-            the disk is full. A bad row ends its own file alone, which is then among those that
-            failed.
+            the disk is full. A bad row, unless it is skipped, ends its own file alone, which is
+            then among those that failed.
     """
     shards = find_shards(pattern)
     folder = VectorFolder(out)
@@ -81,18 +85,26 @@ def encode_files(
         todo = folder.missing(shards, encoding)
         with folder.writing():
             folder.claim(encoding)
-            done, failed = _encode_all(started, todo, folder, encoding) if todo else ({}, {})
+            done, failed = _encode_all(started, todo, folder, encoding) if todo else ([], {})
             folder.save_failed(failed)
     files = len(shards) - len(failed)
     unchanged = len(shards) - len(todo)
-    return Encoded(files, unchanged, sum(done.values()), failed, f"{folder.name}/{FAILED}")
+    return Encoded(
+        files=files,
+        unchanged=unchanged,
+        rows=sum(result.rows for result in done),
+        failed=failed,
+        failed_file=f"{folder.name}/{FAILED}",
+        skipped=sum(result.skipped for result in done),
+        skipped_folder=f"{folder.name}/{SKIPPED}",
+    )
 
 
 def _encode_all(
     engine: _Engine, todo: Sequence[Shard], folder: VectorFolder, encoding: Encoding
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the number of rows of each file that was encoded, and the errors of the others."""
-    done: dict[str, int] = {}
+) -> tuple[list[Result], dict[str, str]]:
+    """Return what became of each file that was encoded, and the errors of the others."""
+    done: list[Result] = []
     failed: dict[str, str] = {}
     left = list(todo)
     with text_progress() as progress:
@@ -108,7 +120,7 @@ def _encode_all(
                     failed[result.name] = result.error
                     again |= {result.name} if result.again else set()
                 else:
-                    done[result.name] = result.rows
+                    done.append(result)
                     failed.pop(result.name, None)
                 progress.update(task, description=f"{len(done):,} of {len(todo):,} files")
             left = [shard for shard in left if shard.name in again]

@@ -13,7 +13,7 @@ from llm2comp.errors import UserError, one_line
 from llm2comp.inference.bulk.encoding import Encoding, Settings
 from llm2comp.inference.bulk.locations import local_copy, new_file
 from llm2comp.inference.bulk.shards import Result, Shard
-from llm2comp.inference.bulk.vector_folder import origin
+from llm2comp.inference.bulk.vector_folder import origin, save_skipped
 from llm2comp.inference.calibration import vector_format
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import Content, VectorTable
@@ -94,7 +94,7 @@ class Encoder:
             WorkerEndedError: if one of them ended.
         """
         try:
-            return Result(shard.name, self._encode(shard, out, encoding, workers))
+            return self._encode(shard, out, encoding, workers)
         except WorkerEndedError:
             raise
         except Exception as error:
@@ -111,12 +111,14 @@ class Encoder:
                 said = f"{shard.name}: {type(error).__name__}: {said}"
             return Result(shard.name, error=said, again=not mistake)
 
-    def _encode(self, shard: Shard, out: str, encoding: Encoding, workers: Workers | None) -> int:
+    def _encode(
+        self, shard: Shard, out: str, encoding: Encoding, workers: Workers | None
+    ) -> Result:
         settings, content = self.settings, encoding.content
         about = origin(shard, encoding, _dtype_of(self.model))
         done = 0
         with local_copy(shard.url) as file, _named(file, shard.name):
-            rows = _Rows(file, settings.keep)
+            rows = _Rows(file, settings.keep, skips=settings.on_bad_row == "skip")
             with new_file(f"{out}/{shard.output}") as stream:
                 table = VectorTable(stream, content, settings.keep, about)
                 try:
@@ -129,22 +131,44 @@ class Encoder:
                         table.write(rows.kept(texts), content.vectors.store(vectors))
                 finally:
                     table.close()
-        return done
+                if rows.skipped and not done:
+                    number, reason = rows.skipped[0]
+                    raise UserError(
+                        f"{file}: all rows are bad; the first is row {number}: {reason}"
+                    )
+                save_skipped(out, shard, rows.skipped)  # before the vectors have their name
+        return Result(shard.name, done, skipped=len(rows.skipped))
 
 
 class _Rows:
-    """Reads the texts of a file, and holds the ids of those that are not written yet."""
+    """Reads the texts of a file, and holds the ids of those that are not written yet.
 
-    def __init__(self, file: Path, keep: tuple[str, ...]) -> None:
+    Attributes:
+        skipped: the number of each bad row that was left out, and what is wrong with it.
+    """
+
+    def __init__(self, file: Path, keep: tuple[str, ...], *, skips: bool) -> None:
         self.file = file
         self.keep = keep
         self.ids: list[str] = []
+        self.skipped: list[tuple[int, str]] = []
+        self.on_bad_row = self._skip if skips else None
 
     def texts(self) -> Iterator[str]:
-        for number, text, values in read_rows(self.file, ["text", *self.keep]):
+        for number, text, values in read_rows(self.file, ["text", *self.keep], self.on_bad_row):
             if "id" in self.keep:
-                self.ids.append(require_id(values.get("id"), f"{self.file}:{number}"))
+                place = f"{self.file}:{number}: "
+                try:
+                    self.ids.append(require_id(values.get("id"), place[:-2]))
+                except UserError as error:
+                    if self.on_bad_row is None:
+                        raise
+                    self.on_bad_row(number, str(error).removeprefix(place))
+                    continue
             yield text
+
+    def _skip(self, number: int, reason: str) -> None:
+        self.skipped.append((number, reason))
 
     def kept(self, texts: list[str]) -> list[list[str]]:
         """Return the columns that are kept of the next texts."""

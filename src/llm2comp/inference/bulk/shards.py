@@ -42,6 +42,7 @@ class Result:
         error: in one line; empty if there was none.
         again: whether the file may succeed at another try. A mistake in it does not go away.
         stop: whether all other files would fail too.
+        skipped: bad rows that were left out.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Result:
     error: str = ""
     again: bool = False
     stop: bool = False
+    skipped: int = 0
 
 
 def is_pattern(name: str) -> bool:

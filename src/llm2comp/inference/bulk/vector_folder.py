@@ -21,6 +21,7 @@ from llm2comp.inference.bulk.shards import Shard
 from llm2comp.utils.files import require_folder
 
 ENCODING, FAILED, LOCK = "_encoding.json", "_failed.jsonl", "_writer.lock"
+SKIPPED = "_skipped"
 """What is in the folder besides vectors. Readers of Parquet leave out names that begin with `_`."""
 ORIGIN = b"llm2comp.origin"
 """Key of a file's metadata under which it says in JSON what it was made from."""
@@ -136,16 +137,34 @@ class VectorFolder:
 
     def save_failed(self, failed: Mapping[str, str]) -> None:
         """Write the list of the files of texts that have no vectors; none if there are none."""
-        place = f"{self.url}/{FAILED}"
-        if failed:
-            with new_file(place) as stream:
-                for name, error in failed.items():
-                    line = json.dumps({"file": name, "error": error}, ensure_ascii=False)
-                    stream.write(f"{line}\n".encode(errors="backslashreplace"))
-            return
-        fs, path = locate(place)
-        if fs.exists(path):
-            fs.rm_file(path)
+        lines = [{"file": name, "error": error} for name, error in failed.items()]
+        _save_list(f"{self.url}/{FAILED}", lines)
+
+
+def save_skipped(out: str, shard: Shard, skipped: Sequence[tuple[int, str]]) -> None:
+    """Write the list of the bad rows of a file that were left out; none if there are none.
+
+    Args:
+        out: URL of the folder of vectors.
+        shard: the file of texts.
+        skipped: number of each row, and what is wrong with it.
+    """
+    lines = [{"file": shard.name, "row": number, "error": error} for number, error in skipped]
+    name = shard.output.removesuffix(".parquet")
+    _save_list(f"{out}/{SKIPPED}/{name}.jsonl", lines)
+
+
+def _save_list(place: str, lines: Sequence[Mapping[str, object]]) -> None:
+    """Write lines of JSON; remove the file if there are none."""
+    if lines:
+        with new_file(place) as stream:
+            for line in lines:
+                said = json.dumps(line, ensure_ascii=False)
+                stream.write(f"{said}\n".encode(errors="backslashreplace"))
+        return
+    fs, path = locate(place)
+    if fs.exists(path):
+        fs.rm_file(path)
 
 
 def origin(shard: Shard, encoding: Encoding, dtype: str) -> dict[bytes, str]:

@@ -1,11 +1,17 @@
 """What a recipe and the processes that a launcher has started must have in common."""
 
-import os
+import re
+
+from torch import nn
 
 from llm2comp.errors import UserError
+from llm2comp.model.lora import trainable_parameters
 from llm2comp.recipe import Contrastive, Recipe, Stage, Supervised
-from llm2comp.training.distributed import world
-from llm2comp.training.distributed.sharded import is_fsdp
+from llm2comp.training.distributed import world, zero
+from llm2comp.training.distributed.sharded import divider, is_divided
+
+EXPERT = re.compile(r"\bexperts\.\d+\.")
+"""Part of the name of a parameter of an expert that is a module of its own."""
 
 
 def require_possible(recipe: Recipe, *, planned: bool) -> None:
@@ -18,11 +24,8 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
     Raises:
         UserError: if it cannot.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise UserError(
-            "DeepSpeed is not supported; divide the weights with FSDP, as the configuration "
-            "fsdp.yaml of docs/guides/many-devices.md does"
-        )
+    if zero.is_zero():
+        zero.require_usable()
     if world.size() == 1:
         return
     if planned:
@@ -32,16 +35,35 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
         )
     for stage in recipe.stages:
         _require_divisible(stage)
-        if is_fsdp():
-            _require_divided_weights(stage)
-    if is_fsdp() and recipe.backbone.load_in_4bit:
+        if is_divided():
+            _require_whole_batches(stage)
+    if is_divided() and recipe.backbone.load_in_4bit:
         raise UserError(
-            "backbone.load_in_4bit: FSDP cannot divide weights in 4 bits; leave one of them out"
+            f"backbone.load_in_4bit: {divider()} cannot divide weights in 4 bits; leave one of "
+            "them out"
         )
-    if is_fsdp() and recipe.evaluation.during is not None:
+    if is_divided() and recipe.evaluation.during is not None:
         raise UserError(
-            "evaluation.during needs a process that has the whole model, and FSDP divides it; "
-            "leave it out, or train without FSDP"
+            f"evaluation.during is not possible with {divider()}; leave it out, or train without "
+            f"{divider()}"
+        )
+
+
+def require_equal_parts(model: nn.Module) -> None:
+    """Check that all that trains has a part in every step of every process.
+
+    The experts of transformers' models are one tensor together. In code from the hub they may be
+    modules of their own, and an expert that gets no token of a process has no gradient there.
+
+    Raises:
+        UserError: if there are several processes, and such experts train.
+    """
+    apart = (name for name in trainable_parameters(model) if EXPERT.search(name))
+    name = next(apart, None)
+    if world.size() > 1 and name is not None:
+        raise UserError(
+            f"{name} is of one expert among several, and not every process has tokens for it; "
+            "train in one process, or leave the experts out of lora.target_modules"
         )
 
 
@@ -56,32 +78,33 @@ def _require_divisible(stage: Stage) -> None:
         )
 
 
-def _require_divided_weights(stage: Stage) -> None:
-    """Check that a stage can be trained with weights that are divided among the processes.
+def _require_whole_batches(stage: Stage) -> None:
+    """Check that a stage can be trained with a model that is divided among the processes.
 
-    All processes must call the model equally often, so a batch cannot be cut into mini-batches.
+    All processes must call the model equally often, and DeepSpeed allows one backward pass in a
+    step. So a batch cannot be cut into mini-batches.
 
     Raises:
         UserError: if it cannot.
     """
-    name = stage.stage
+    name, by = stage.stage, divider()
     if stage.compile:
-        raise UserError(f"{name}.compile: compiled blocks cannot be divided by FSDP; leave it out")
+        raise UserError(f"{name}.compile: compiled blocks cannot be divided by {by}; leave it out")
     if not isinstance(stage, Contrastive):
         return
     if stage.mini_batch_tokens is not None:
         raise UserError(
-            f"{name}.mini_batch_tokens: FSDP cannot cut a batch by tokens; leave it out"
+            f"{name}.mini_batch_tokens: {by} cannot cut a batch by tokens; leave it out"
         )
     if isinstance(stage, Supervised) and stage.guide is not None:
-        raise UserError(f"{name}.guide: its loss cuts batches, which FSDP cannot; leave it out")
+        raise UserError(f"{name}.guide: its loss cuts batches, which {by} cannot; leave it out")
     most = max(source.negatives for source in stage.data)
     if isinstance(stage, Supervised) and stage.mining is not None:
         most = max(most, stage.mining.negatives)
     texts = stage.batch_size // world.size() * most
     if texts > stage.mini_batch_size:
         raise UserError(
-            f"{name}: a process has up to {texts} texts of a column at once, and FSDP cannot cut "
+            f"{name}: a process has up to {texts} texts of a column at once, and {by} cannot cut "
             f"them into mini-batches; set {name}.mini_batch_size={texts}, or a smaller "
             f"{name}.batch_size, and {name}.gradient_checkpointing=true to save memory"
         )

@@ -65,6 +65,8 @@ def joined() -> Iterator[None]:
     with warnings.catch_warnings():
         # accelerate hands over an option of DDP by its old name.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # DeepSpeed calls functions of torch by their old names.
+        warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
         try:
             yield
         finally:

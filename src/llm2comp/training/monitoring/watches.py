@@ -19,7 +19,7 @@ from llm2comp.inference.precision import computing_in
 from llm2comp.model.compressor import Compressor
 from llm2comp.recipe import Pretext
 from llm2comp.training.distributed import world
-from llm2comp.training.distributed.sharded import is_fsdp
+from llm2comp.training.distributed.sharded import some_process_has_all
 from llm2comp.training.monitoring import held_out
 from llm2comp.training.monitoring.divergence import DivergenceError
 from llm2comp.training.monitoring.health import warn
@@ -41,8 +41,8 @@ COLLAPSED_DIMENSION = 1.5
 class EvalCallback(TrainerCallback, ABC):
     """A callback that measures before the first step, every N steps and after the last step.
 
-    It measures on the main process only, and the others wait for it. With FSDP no process has the
-    whole model, so nothing is measured.
+    It measures on the main process only, and the others wait for it. If no process has
+    the whole model (FSDP, ZeRO-3), nothing is measured.
 
     Attributes:
         every: steps between two measurements.
@@ -58,7 +58,7 @@ class EvalCallback(TrainerCallback, ABC):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Measure what the stage starts from, unless it continues from a checkpoint."""
-        if state.global_step == 0 and not is_fsdp():
+        if state.global_step == 0 and some_process_has_all():
             world.from_main(lambda: self.measure(0))
 
     def on_step_end(
@@ -66,7 +66,7 @@ class EvalCallback(TrainerCallback, ABC):
     ) -> None:
         """Measure if this step is due."""
         due = state.global_step % self.every == 0 or state.global_step == state.max_steps
-        if due and not is_fsdp():
+        if due and some_process_has_all():
             world.from_main(lambda: self.measure(state.global_step))
 
 
