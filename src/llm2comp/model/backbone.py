@@ -6,7 +6,9 @@ id. It is accepted for what it does and not for its name, see `llm2comp.model.ca
 
 import hashlib
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import metadata_load
@@ -19,6 +21,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.probe import probe
+from llm2comp.model.folder.in_float32 import InFloat32
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.gguf import convert_gguf
 from llm2comp.recipe_parts import Backbone
@@ -32,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def load_backbone(
     name: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     bidirectional: bool = True,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -41,7 +44,7 @@ def load_backbone(
 
     Args:
         name: packaged name, local folder, `.gguf` file, or hub id.
-        dtype: of the weights in memory.
+        dtype: of the weights in memory; `auto` is that of the file.
         bidirectional: whether the encoder's attention will be bidirectional; a backbone whose
             attention stays causal is then refused.
         trust_remote_code: whether to run code that comes with the model.
@@ -60,7 +63,9 @@ def load_backbone(
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust_remote_code)
     configure_attention(model)
     model.train(False)
-    probe(model, name, bidirectional=bidirectional)
+    # In float16, in which no model here computes, states may be too large.
+    with InFloat32() if model.dtype == torch.float16 else nullcontext():
+        probe(model, name, bidirectional=bidirectional)
     return model, tokenizer
 
 

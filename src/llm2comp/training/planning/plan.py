@@ -110,7 +110,7 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         _stage_plan(stage, trained, count, numbers[isinstance(stage, Pretext)], gpu, room)
         for stage, count in zip(recipe.stages, counts, strict=True)
     ]
-    during = recipe.evaluation.during
+    during, written = recipe.evaluation.during, compute_dtype(recipe.save_dtype)
     keeps_best = during is not None and during.keep_best
     on_host: list[float] = [LOADING * numbers[True]]
     if gpu is None and not torch.cuda.is_available():
@@ -119,7 +119,7 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         stages,
         numbers[False],
         PROGRAM + max(on_host),
-        disk_needed(numbers[False], counts, keeps_best=keeps_best),
+        disk_needed(numbers[False] * written.itemsize, counts, keeps_best=keeps_best),
         gpu,
         room,
     )
