@@ -17,6 +17,9 @@ class InFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
     operation widens what it reads, so one weight at a time has a copy.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is torch.ops.aten.embedding.default:  # it reads few rows of a large table
