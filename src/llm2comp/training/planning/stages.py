@@ -176,7 +176,7 @@ def _lengths(texts: Sequence[str], trained: Trained, longest: int) -> list[int]:
     """Return the tokens of texts, with those around them."""
     if not texts:
         return []
-    ids = trained.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = trained.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [trained.specials + min(len(one), longest) for one in ids]
 
 
