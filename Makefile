@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones test-ecosystem test-ray fuzz lint bench docs release clean
+.PHONY: help demo test test-minimum test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes
 test-ecosystem: .venv/.dev  ## load encoder folders with the clients that people use, each in an environment of its own; writes docs/reference/clients.md
 	$(BIN)/python tests/ecosystem/run_clients.py
 
+test-qlora: .venv/.dev  ## train on weights in 4 bits; installs bitsandbytes, which takes 45 MB
+	$(PIP) --no-build-isolation --editable '.[qlora]'
+	$(BIN)/python -m pytest tests/model/loading/test_four_bit.py tests/training/test_qlora.py
+
 test-ray: .venv/.dev  ## kill workers and drivers of Ray while they encode; installs Ray, which takes 240 MB
 	$(PIP) --no-build-isolation --editable '.[ray]'
 	$(BIN)/python -m pytest tests/inference/bulk
@@ -40,7 +44,10 @@ lint: .venv/.dev  ## format, lint and types
 	$(BIN)/mypy --strict src
 
 bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+gpu-check: .venv/.installed  ## check a GPU in at most 8 minutes: numbers, memory, speed; exits with 1 if a check fails
+	$(BIN)/python benchmarks/gpu_check.py
 
 docs: .venv/.docs  ## build the documentation into site/; warnings and broken links are errors
 	$(BIN)/python docs/generate_reference.py

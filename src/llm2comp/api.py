@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2comp.api_analysis import analyze as analyze
+from llm2comp.api_analysis import capacity as capacity
+from llm2comp.api_analysis import generate as generate
+from llm2comp.api_analysis import memory as memory
+from llm2comp.api_analysis import read as read
 from llm2comp.api_analysis import report as report
 from llm2comp.api_bulk import encode_files as encode_files
 from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine
 from llm2comp.api_planning import plan as plan
+from llm2comp.api_publishing import export as export
 from llm2comp.api_publishing import push as push
 from llm2comp.errors import UserError
 
@@ -26,12 +31,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from llm2comp.evaluation.store import Score
-    from llm2comp.inference.last_token import Difference
     from llm2comp.inference.search import Hit
     from llm2comp.inference.vector_format import VectorFormat
     from llm2comp.recipe import Recipe
     from llm2comp.training.study.results import Results
-    from llm2comp.utils.choices import EmbeddingPrecision, Export, Precision, Prompt, Suite
+    from llm2comp.utils.choices import EmbeddingPrecision, Precision, Prompt, Suite
 
     Model = str | Path | SentenceTransformer
     """An encoder folder, released name or hub id, or a loaded model."""
@@ -60,7 +64,7 @@ def fetch(name: str) -> Path:
 
 def load(
     name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None, *,
-    trust_remote_code: bool = False,
+    trust_remote_code: bool = False, attn_implementation: str | None = None,
 ) -> SentenceTransformer:  # fmt: skip
     """Load an encoder for fast encoding and return it as a `SentenceTransformer`.
 
@@ -68,11 +72,11 @@ def load(
 
     Args:
         name: encoder folder, released name, `minilm`, or hub id.
-        dtype: `"float32"`, `"bfloat16"` or `"auto"`. `"auto"` takes bfloat16 if the processor
-            supports it natively and a check, done once per model, finds the embeddings unchanged.
+        dtype: `"float32"`, `"bfloat16"` or `"auto"`: bfloat16 if it is native and changes nothing.
         merge_threshold: merge the memory tokens of a text whose average cosine is at least this,
             above 0 and at most 1 (paper, "clustering-then-merging"). `None` merges nothing.
         trust_remote_code: run Python code that comes with the encoder, if it has any.
+        attn_implementation: how attention is computed, as in a recipe's `backbone`.
 
     Raises:
         UserError: if the encoder cannot be found or loaded, or has no memory tokens to merge.
@@ -86,7 +90,8 @@ def load(
     """
     from llm2comp.inference.load import load as load_encoder
 
-    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code)
+    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code,
+                        attn_implementation=attn_implementation)  # fmt: skip
 
 
 def encode(
@@ -340,44 +345,6 @@ def evaluate(
     results = ResultStore(None if out is None else Path(out))
     vectors = Vectors(dim, precision, sizes)
     return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
-
-
-def export(
-    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None
-) -> Difference:
-    """Write an encoder for another runtime or for servers, and return how much the export differs.
-
-    The export is compared with the encoder in PyTorch and float32, by its embeddings and, if it is
-    compiled, by its score on STSBenchmark. An export that differs too much is not written.
-
-    Args:
-        model: name or folder that `load` takes.
-        to: `"onnx"` or `"openvino"` to compile it; `"last-token"` for servers that pool by
-            themselves, such as vLLM. The encoder must then have one memory token and causal
-            attention.
-        out: encoder folder to write.
-        int8: store the weights in 8 bits; not for `"last-token"`.
-        dim: as in `encode`. The folder has a module more, which all clients read; not for
-            `"last-token"`.
-
-    Raises:
-        UserError: if the encoder cannot be loaded or has no such form, the backend is not
-            installed, `out` holds something else, or the export differs too much.
-
-    Examples:
-        >>> check = llm2comp.export("smollm2-135m-llm2comp", "onnx", "encoder-onnx")
-        >>> check.passed
-        True
-        >>> model = llm2comp.load("encoder-onnx")
-    """
-    from llm2comp.evaluation.checked_export import export as compile_encoder
-    from llm2comp.inference.last_token import export as pool_last_token
-
-    if to == "last-token":
-        if int8 or dim is not None:
-            raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
-        return pool_last_token(str(model), Path(out))
-    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:

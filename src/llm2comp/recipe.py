@@ -307,6 +307,28 @@ class Recipe(Strict):
             raise ValueError("evaluation.baselines are made of a backbone; leave them out")
         return self
 
+    @model_validator(mode="after")
+    def _check_backbone(self) -> "Recipe":
+        attends, in_4bit = self.backbone.attn_implementation, self.backbone.load_in_4bit
+        for stage in self.stages:
+            if stage.lora is None and in_4bit:
+                raise ValueError(
+                    f"backbone.load_in_4bit: weights in 4 bits cannot train, and {stage.stage} has "
+                    "lora: null; give it a lora, or leave load_in_4bit out"
+                )
+            if stage.lora is None and attends == "flash_attention_2":
+                raise ValueError(
+                    f"backbone.attn_implementation: flash_attention_2 has no float32, in which "
+                    f"{stage.stage} trains all weights (lora: null); take sdpa"
+                )
+            dropout = stage.attention_dropout if isinstance(stage, Unsupervised) else 0
+            if attends == "flex_attention" and dropout:
+                raise ValueError(
+                    "backbone.attn_implementation: flex_attention has no dropout; set "
+                    f"{stage.stage}.attention_dropout=0, or take sdpa"
+                )
+        return self
+
     @model_serializer(mode="wrap")
     def _leave_out_what_the_base_fixes(self, write: SerializerFunctionWrapHandler) -> Any:
         settings = write(self)

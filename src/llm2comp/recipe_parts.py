@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llm2comp.utils.choices import Precision
+from llm2comp.utils.choices import AttnImplementation, Precision
 from llm2comp.utils.texts import NotBlank
 from llm2comp.utils.yaml_files import Strict
 
@@ -47,6 +47,22 @@ class Backbone(Strict):
     add_bos: bool | None = None
     """Put BOS before every text. `null`: as the tokenizer itself does; `true`: if there is a BOS.
     An encoder without memory tokens (`mntp`) has it always, for an empty text needs a token."""
+    attn_implementation: AttnImplementation | None = None
+    """How attention is computed, by the name that transformers has for it. `null`: `sdpa`, and
+    without a GPU two matrix products, which are faster there. `flash_attention_2` and
+    `flex_attention` need a GPU (docs/guides/memory.md)."""
+    load_in_4bit: bool = False
+    """Keep the frozen linear layers in 4 bits while a LoRA trains (QLoRA). The LoRA is merged into
+    the weights as they were before (docs/guides/memory.md). It needs the extra `qlora`."""
+
+    @model_validator(mode="after")
+    def _check_attention(self) -> "Backbone":
+        if self.attn_implementation == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError(
+                "attn_implementation: flash_attention_2 has no float32; set dtype=bfloat16, or "
+                "another attn_implementation"
+            )
+        return self
 
 
 class Memory(Strict):

@@ -227,3 +227,12 @@ def test_an_incomplete_adapter_is_refused(
         encoder.build(lineage, [adapter])
     with pytest.raises(RuntimeError):
         compressor.load_adapter(adapter)
+
+
+def test_an_encoder_is_assembled_on_the_device_of_its_body(tiny_backbone: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_backbone)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    extended = add_memory_tokens(model, tokenizer, recipe.Memory(tokens=4), seed=0)
+    model.to("meta")  # any device but the one that sentence-transformers takes by itself
+    built = encoder.assemble(model, extended, 4, causal=True)
+    assert {tensor.device.type for tensor in built.parameters()} == {"meta"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from llm2comp.cli import analyze, data, encode, evaluate, export, mine, serve, train
+from llm2comp.cli import analyze, data, encode, evaluate, export, memory, mine, serve, train
 from llm2comp.errors import UserError, one_line
 from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import retain_freed_memory
@@ -124,6 +124,8 @@ def _main(
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler()]  # replaced, so that two calls do not print twice
     logger.propagate = False  # libraries set up the root logger, which would print it again
+    # When it is imported, it warns of a kernel for inference, which training does not use.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 for _command in (
@@ -138,6 +140,8 @@ for _command in (
     evaluate.results,
     analyze.analyze,
     analyze.report,
+    memory.read,
+    memory.capacity,
     train.study,
     export.export,
     export.push,

@@ -18,12 +18,13 @@ from llm2comp.inference import compiled
 from llm2comp.inference.precision import HalfPrecisionError, load_checked
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.model import released
-from llm2comp.model.attention import configure_attention
+from llm2comp.model.attention import configure_attention, require_attention
 from llm2comp.model.folder.reference import SAME_IN_HALF
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.modules import merge_memory
-from llm2comp.utils.choices import Precision
+from llm2comp.utils.choices import AttnImplementation, Precision
 from llm2comp.utils.finite import require_finite
+from llm2comp.utils.hardware import compute_dtype
 from llm2comp.utils.linear import use_onednn
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def load(
     merge_threshold: float | None = None,
     *,
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
 ) -> SentenceTransformer:
     """Load an encoder, and log its precision in one line.
 
@@ -58,17 +60,26 @@ def load(
             `llm2comp.model.modules.merge_memory`; None merges nothing. The check of bfloat16
             includes merging, because rounding may move a memory token into another cluster.
         trust_remote_code: run the Python code that comes with the encoder, if it has any.
+        attn_implementation: as `llm2comp.model.attention.configure_attention` takes it. With
+            `flash_attention_2`, `auto` is bfloat16, because there is no float32 to compare with.
 
     Returns:
         A sentence-transformers model whose `encode` batches texts by tokens.
 
     Raises:
         UserError: if there is no such encoder, it cannot be loaded, it has no memory tokens to
-            merge, or its embeddings are not those that were saved with it.
+            merge, or its embeddings are not those that were saved with it; if this machine or the
+            encoder cannot attend as asked.
     """
     name = str(name)
     if dtype not in get_args(Precision):
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(get_args(Precision))}")
+    if attn_implementation not in (None, *get_args(AttnImplementation)):
+        known = ", ".join(get_args(AttnImplementation))
+        raise UserError(f"attn_implementation {attn_implementation!r} is not one of {known}")
+    if attn_implementation == "flash_attention_2" and dtype == "auto":
+        dtype = "bfloat16"
+    require_attention(attn_implementation, compute_dtype(dtype), training=False)
     source = released.resolve_encoder(name)
     has_lineage = (Path(source) / LINEAGE).is_file()
     lineage = Lineage.read(Path(source)) if has_lineage else None
@@ -78,7 +89,12 @@ def load(
 
     def build(wanted: torch.dtype) -> SentenceTransformer:
         with one_line_errors(name):
-            model = load_in(name, wanted, trust_remote_code=trust_remote_code)
+            model = load_in(
+                name,
+                wanted,
+                trust_remote_code=trust_remote_code,
+                attn_implementation=attn_implementation,
+            )
             _check_embeddings(model, lineage, name, wanted)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
 
@@ -87,6 +103,7 @@ def load(
         logger.info("%s: keeps the precision that it was compiled in", name)
     else:
         label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
+        label += f", {attn_implementation}" if attn_implementation else ""
         model = load_checked(label, dtype, build, source)
     mismatch = lineage and lineage.prompt_mismatch(model.prompts)
     if mismatch:
@@ -97,7 +114,11 @@ def load(
 
 
 def load_in(
-    name: str, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
 ) -> SentenceTransformer:
     """Load an encoder with weights of one dtype, without the check that `load` makes.
 
@@ -105,12 +126,18 @@ def load_in(
         name: as `load` takes it.
         dtype: of the weights in memory; a compiled encoder keeps its own precision.
         trust_remote_code: as `load` takes it.
+        attn_implementation: as `load` takes it.
 
     Raises:
-        UserError: if it is not found, or a weight is no number.
+        UserError: if it is not found, a weight is no number, or it cannot attend as asked.
     """
     source = released.resolve_encoder(name)
+    no_choice = UserError(
+        f"model {name!r} has no attention that can be chosen; leave attn_implementation out"
+    )
     if compiled.backend_of(Path(source)):
+        if attn_implementation is not None:
+            raise no_choice
         return compiled.load(Path(source))
     model = TokenBatched(
         source,
@@ -129,8 +156,10 @@ def load_in(
             module.requires_grad_(False)  # because saving does not keep what it would learn
     body = getattr(model[0], "model", None)
     if isinstance(body, PreTrainedModel):
-        configure_attention(body)
+        configure_attention(body, attn_implementation)
         use_onednn(body)
+    elif attn_implementation is not None:
+        raise no_choice
     return model
 
 

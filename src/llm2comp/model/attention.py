@@ -18,6 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import sdpa_mask
+from transformers.utils.import_utils import is_flash_attn_2_available
+
+from llm2comp.errors import UserError, one_line
+from llm2comp.model.loading.checkpoint import silent
 
 NAME = "llm2comp_matmul"
 BLOCK = 128
@@ -30,18 +34,64 @@ MASKED = torch.finfo(torch.bfloat16).min
 """Added to the score of a key that a query must not see. float32 represents this number exactly
 too. It is not minus infinity, because the softmax of a fully masked row would then be NaN."""
 
+KERNELS = ("flash_attention_2", "flex_attention")
+"""Implementations that are made for GPUs. Without one, only `flex_attention` computes at all."""
 NOT_HANDLED = ("position_bias", "softcap", "s_aux")
 """Options that change the attention weights. transformers' own function handles or refuses them."""
 
 
-def configure_attention(model: PreTrainedModel) -> None:
-    """Set a model to read each text once: without key-value cache, and by `use_matmul_attention`.
+def configure_attention(model: PreTrainedModel, implementation: str | None = None) -> None:
+    """Set a model to read each text once, without key-value cache, and choose how it attends.
 
     Args:
-        model: changed in place.
+        model: changed in place. On a machine with a GPU it is moved there if `implementation` is
+            one of `KERNELS`.
+        implementation: the name that transformers has for it; None for `use_matmul_attention`.
+
+    Raises:
+        UserError: if the model cannot attend so.
     """
     model.config.use_cache = False
-    use_matmul_attention(model)
+    if implementation is None:
+        use_matmul_attention(model)
+        return
+    if implementation in KERNELS and torch.cuda.is_available():
+        cast(nn.Module, model).cuda()
+    try:
+        with silent():
+            model.set_attn_implementation(implementation)
+        reason = "the attention of this model cannot be chosen"
+    except (ImportError, ValueError) as error:
+        reason = one_line(error)
+    if model.config._attn_implementation != implementation:
+        raise UserError(
+            f"attn_implementation: {type(model).__name__} cannot attend by {implementation} "
+            f"({reason}); take another, or leave the key out"
+        )
+
+
+def require_attention(implementation: str | None, dtype: torch.dtype, *, training: bool) -> None:
+    """Check that this machine can compute attention as it was asked for.
+
+    Args:
+        implementation: as `configure_attention` takes it.
+        dtype: in which it is computed.
+        training: whether gradients are computed too.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    wanted = f"attn_implementation: {implementation}"
+    flash = implementation == "flash_attention_2"
+    if not torch.cuda.is_available() and (flash or (implementation in KERNELS and training)):
+        lacks = "" if flash else " to train"
+        raise UserError(f"{wanted} needs a GPU{lacks}, and there is none here; leave the key out")
+    if flash and not is_flash_attn_2_available():
+        raise UserError(
+            f"{wanted} needs the package flash-attn: pip install flash-attn --no-build-isolation"
+        )
+    if flash and dtype == torch.float32:
+        raise UserError(f"{wanted} has no float32, which is the precision here; take sdpa")
 
 
 def record_attention(config: PreTrainedConfig, *, causal: bool) -> None:

@@ -18,14 +18,16 @@ from yaml import YAMLError
 from llm2comp.data import catalog
 from llm2comp.data.hub import download_model
 from llm2comp.errors import UserError
-from llm2comp.model.attention import configure_attention
+from llm2comp.model.attention import configure_attention, require_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.probe import probe
 from llm2comp.model.folder.in_float32 import InFloat32
+from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.gguf import convert_gguf
 from llm2comp.recipe_parts import Backbone
 from llm2comp.utils.files import cache_dir
+from llm2comp.utils.hardware import compute_dtype
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 """Backbones that install from a package index, and the GGUF file in each package."""
@@ -39,6 +41,8 @@ def load_backbone(
     bidirectional: bool = True,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, and probe the model.
 
@@ -49,6 +53,8 @@ def load_backbone(
             attention stays causal is then refused.
         trust_remote_code: whether to run code that comes with the model.
         revision: of a hub model: branch, tag or commit.
+        attn_implementation: as `llm2comp.model.attention.configure_attention` takes it.
+        load_in_4bit: whether to load linear layers in 4 bits, for a LoRA to train on.
 
     Returns:
         The model in evaluation mode, set up by `configure_attention`, and its tokenizer.
@@ -59,14 +65,33 @@ def load_backbone(
     folder = backbone_folder(name, revision, code=trust_remote_code)
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     remove_dropout(config)
-    model = read_model(folder, name, config, dtype=dtype, trust_remote_code=trust_remote_code)
+    options = {}
+    if load_in_4bit:
+        assert isinstance(dtype, torch.dtype)  # what trains has one; "auto" is for merging
+        options = four_bit.options(dtype)
+    model = read_model(
+        folder, name, config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+    )
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust_remote_code)
-    configure_attention(model)
+    configure_attention(model, attn_implementation)
+    four_bit.keep_gradients(model)
     model.train(False)
     # In float16, in which no model here computes, states may be too large.
     with InFloat32() if model.dtype == torch.float16 else nullcontext():
         probe(model, name, bidirectional=bidirectional)
     return model, tokenizer
+
+
+def require_trainable(backbone: Backbone) -> None:
+    """Check that this machine has what a recipe's backbone needs to be trained.
+
+    Raises:
+        UserError: naming the package or the device that is missing.
+    """
+    dtype = compute_dtype(backbone.dtype)
+    require_attention(backbone.attn_implementation, dtype, training=True)
+    if backbone.load_in_4bit:
+        four_bit.require_installed()
 
 
 def backbone_folder(

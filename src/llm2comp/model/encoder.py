@@ -69,7 +69,8 @@ def assemble(
 ) -> SentenceTransformer:
     """Make a sentence-transformers model from a causal language model with memory tokens.
 
-    The encoder takes over the body's weights, so that no second copy of them is in memory.
+    The encoder takes over the body's weights, so that no second copy of them is in memory, and
+    stays on their device: a GPU that trains a backbone in bfloat16 may be too small for float32.
 
     Args:
         model: causal language model, or its body, with memory embeddings appended.
@@ -105,7 +106,12 @@ def assemble(
     # An OPT may have wider states inside than those that it reads and returns.
     rows, hidden = token_table(body).weight.shape
     modules = [transformer, *pooling_modules(tokenizer, prompt_format, k, rows, hidden)]
-    return SentenceTransformer(modules=modules, prompts=prompts or {}, similarity_fn_name="cosine")
+    return SentenceTransformer(
+        modules=modules,
+        device=str(body.device),
+        prompts=prompts or {},
+        similarity_fn_name="cosine",
+    )
 
 
 def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:

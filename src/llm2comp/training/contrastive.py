@@ -28,6 +28,7 @@ from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.causal_lm.parts import positions_of
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.loading import four_bit
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
@@ -294,19 +295,22 @@ def _load(
             cannot become bidirectional.
     """
     stage = context.stage
-    code = context.recipe.backbone.trust_remote_code
+    backbone = context.recipe.backbone
+    code = backbone.trust_remote_code
     config = AutoConfig.from_pretrained(transformer_folder(source), trust_remote_code=code)
     dropout = dropout_settings(config, attention_dropout)
     model = SentenceTransformer(
         str(source),
         device=None if torch.cuda.is_available() else "cpu",
         # Weights that train are float32, because bfloat16 would lose small updates.
-        model_kwargs={"dtype": torch.float32 if stage.lora is None else dtype},
+        model_kwargs={"dtype": torch.float32 if stage.lora is None else dtype}
+        | (four_bit.options(dtype) if backbone.load_in_4bit else {}),
         config_kwargs=dropout | _attention(stage),
         trust_remote_code=code,
     )
     require_finite(model, f"encoder {str(source)!r}", "remove this folder and train it again")
-    configure_attention(encoder.encoder_body(model))
+    configure_attention(encoder.encoder_body(model), backbone.attn_implementation)
+    four_bit.keep_gradients(model)
     model.requires_grad_(False)
     if context.lineage.method is not None:
         probe_encoder(encoder.encoder_body(model).train(False), str(source))

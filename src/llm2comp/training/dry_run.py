@@ -21,6 +21,7 @@ from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model, with_layers
 from llm2comp.model.causal_lm.parts import body_of, token_table
 from llm2comp.model.lineage import Lineage, StageRecord
+from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
@@ -63,6 +64,7 @@ def rehearse(context: StageContext[Stage]) -> None:
     _require_matryoshka(remaining, token_table(whole).weight.shape[1])
     trained = count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
+    _say_4bit(context, whole)
     small = with_layers(config, layers_of_each_kind(config, whole))
     try:
         body = body_of(random_model(small, head=head, device="cpu", trust_remote_code=code))
@@ -116,6 +118,7 @@ def _rehearse_others(
     body = encoder.encoder_body(model)
     trained = count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
+    _say_4bit(context, body)
     _train_nothing_and_save(context, model, body, lineage, causal=None)
 
 
@@ -124,6 +127,17 @@ def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
     for stage in stages:
         if isinstance(stage, Contrastive):
             require_dims(stage.stage, stage.matryoshka, dimension)
+
+
+def _say_4bit(context: StageContext[Stage], body: PreTrainedModel) -> None:
+    """Say what weights in 4 bits save, if the stage trains on such."""
+    backbone = context.recipe.backbone
+    dtype = compute_dtype(backbone.dtype)
+    whole, small = (four_bit.bytes_of(body, dtype, load_in_4bit=each) for each in (False, True))
+    if backbone.load_in_4bit:
+        context.log.console.print(
+            f"frozen weights in 4 bits: {small / 1e9:.2f} GB in place of {whole / 1e9:.2f} GB"
+        )
 
 
 def count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError
-from llm2comp.model.backbone import pinned
+from llm2comp.model.backbone import pinned, require_trainable
 from llm2comp.model.base import BaseEncoder, open_base, pinned_base
 from llm2comp.recipe import (
     STAGE_FOLDERS,
@@ -99,6 +99,7 @@ def train(
     """
     with world.joined(), ExitStack() as stack:
         require_possible(recipe, planned=plan is not None)
+        require_trainable(recipe.backbone)
         world.from_main(lambda: stack.enter_context(alone_in(out)))
         log = RunLog(out / LOG, console or Console(stderr=True, quiet=not world.is_main()))
         recipe = world.from_main(lambda: _begin(recipe, out, log, planned=plan is not None))

@@ -238,6 +238,8 @@ def _extended_backbone(
         bidirectional=bidirectional,
         trust_remote_code=recipe.backbone.trust_remote_code,
         revision=recipe.backbone.revision,
+        attn_implementation=recipe.backbone.attn_implementation,
+        load_in_4bit=recipe.backbone.load_in_4bit,
     )
     for later in recipe.stages:  # a name that matches nothing fails here, not after stage 1
         if later.lora is not None:

@@ -4,6 +4,8 @@ from typing import Literal
 
 Attention = Literal["causal", "bidirectional"]
 """Attention of the encoder."""
+AttnImplementation = Literal["eager", "flash_attention_2", "flex_attention", "sdpa"]
+"""How attention is computed, by the name that transformers has for it."""
 Backend = Literal["onnx", "openvino"]
 """The runtime of a compiled encoder."""
 Export = Literal["onnx", "openvino", "last-token"]

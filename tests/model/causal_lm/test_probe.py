@@ -14,6 +14,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     Lfm2Config,
+    LlamaConfig,
     MistralConfig,
     OPTConfig,
     PhiConfig,
@@ -25,7 +26,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings, remove_dropout
 from llm2comp.model.causal_lm.parts import Head, body_of, positions_of, token_table
-from llm2comp.model.causal_lm.probe import Attention, probe, probe_encoder
+from llm2comp.model.causal_lm.probe import Attention, _watched_attention, probe, probe_encoder
 
 SIZES = {
     "vocab_size": 300,
@@ -214,6 +215,17 @@ def test_windows_are_short_while_a_model_is_probed(monkeypatch: pytest.MonkeyPat
     probe(model, "mistral")
     assert max(seen) < 14
     assert model.config.sliding_window == 4096
+
+
+def test_attention_that_hardly_moves_in_half_precision_is_bidirectional() -> None:
+    """Every token gives about the same value, as in the first layer of a trained SmolLM2."""
+    model = build(LlamaConfig(**SIZES, attention_bias=True)).to(torch.bfloat16)
+    attention = model.model.layers[0].self_attn
+    attention.v_proj.bias.data.fill_(8.0)
+    with torch.no_grad(), _watched_attention(model.model) as reached:
+        model.model(torch.arange(100, 114)[None], is_causal=False)
+    assert 0.01 < min(reached.values()) < 0.05
+    probe(model, "tiny")
 
 
 def test_a_hybrid_says_how_many_layers_attend() -> None:

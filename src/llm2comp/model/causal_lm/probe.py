@@ -27,6 +27,11 @@ TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 bidirectional attention, rounding in float32 changes the states of SmolLM2's 30 layers by 1.1e-4 of
 their norm. A broken property changes states by a hundredth and more."""
 
+LAYER_HALF = 1e-2
+"""The same for one layer of attention in half precision. Rounding has not grown over layers there,
+and what a layer gives for earlier tokens may change by 4e-2 with the last one (SmolLM2's first
+layer)."""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -170,9 +175,10 @@ class _Probe:
         mask[2, :gap] = mask[3, SHORT:] = 0
         batch = self._read(torch.stack(ids), mask, **mode)
         moved = relative_difference(batch[1, :-1], batch[0, :-1], half=False)
-        self._require_attention(kind, moved, "its attention")
+        self._require_attention(kind, moved, "its attention", self.tolerance)
+        limit = LAYER_HALF if self.half else self.tolerance
         for layer, distance in reached.items():
-            self._require_attention(kind, distance, f"the attention of {layer}")
+            self._require_attention(kind, distance, f"the attention of {layer}", limit)
         for row, alone, what in (
             (batch[0], long, "a long text"),
             (batch[2, gap:], short, "a short text with padding on the left"),
@@ -206,15 +212,16 @@ class _Probe:
         head = Head(model)(self._states(self.long))
         self._require_equal(head, logits, "its head does not give the model's own logits")
 
-    def _require_attention(self, kind: str, moved: float, subject: str) -> None:
+    def _require_attention(self, kind: str, moved: float, subject: str, limit: float) -> None:
         """Refuse attention of the wrong kind.
 
         Args:
             kind: `causal` or `bidirectional`, what is wanted.
             moved: how far a change of the last token moves what comes before it.
             subject: what attends, for the message.
+            limit: a larger change is no rounding.
         """
-        if (kind == "causal") == (moved > self.tolerance):
+        if (kind == "causal") == (moved > limit):
             other = " or causal attention" if kind == "bidirectional" else ""
             raise UserError(
                 f"{self.subject} is refused: {subject} is not {kind} (a change of the last token "

@@ -34,6 +34,10 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
         _require_divisible(stage)
         if is_fsdp():
             _require_divided_weights(stage)
+    if is_fsdp() and recipe.backbone.load_in_4bit:
+        raise UserError(
+            "backbone.load_in_4bit: FSDP cannot divide weights in 4 bits; leave one of them out"
+        )
     if is_fsdp() and recipe.evaluation.during is not None:
         raise UserError(
             "evaluation.during needs a process that has the whole model, and FSDP divides it; "

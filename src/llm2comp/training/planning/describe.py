@@ -37,6 +37,8 @@ def notes(plan: Plan) -> list[str]:
             f"Memory is counted tensor by tensor, with fused attention. Time assumes "
             f"{UTILISATION:.0%} of the {plan.gpu.flops / 1e12:,.0f} TFLOP/s of a {plan.gpu.name}."
         )
+    if plan.in_4bit:
+        lines.append("Frozen linear layers are counted in 4 bits, and the time without them.")
     lines.append("Drawing rows, held-out measurements and scores take more time.")
     return lines + [_misfit(plan, stage) for stage in plan.stages if stage.changes is not None]
 

@@ -15,6 +15,7 @@ from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.few_layers import layers_of_each_kind
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage
 from llm2comp.training.dry_run import count_trained, disk_needed
@@ -79,6 +80,7 @@ class Plan:
         disk: bytes that the run writes at most.
         gpu: where it runs; None is this machine.
         room: bytes that a stage may take where it computes.
+        in_4bit: whether frozen linear layers are in 4 bits.
     """
 
     stages: list[StagePlan]
@@ -87,6 +89,7 @@ class Plan:
     disk: float
     gpu: Gpu | None
     room: float
+    in_4bit: bool
 
 
 @torch.random.fork_rng(devices=[])
@@ -104,10 +107,15 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
     whole = trained.on_meta()
     body = body_of(whole)
     numbers = {True: _count(whole), False: _count(body)}
+    in_4bit = recipe.backbone.load_in_4bit
+    frozen = {
+        is_pretext: four_bit.bytes_of(model, trained.dtype, load_in_4bit=in_4bit)
+        for is_pretext, model in ((True, whole), (False, body))
+    }
     counts = count_trained(body, recipe.stages, trained.lineage)
     room = _room(gpu)
     stages = [
-        _stage_plan(stage, trained, count, numbers[isinstance(stage, Pretext)], gpu, room)
+        _stage_plan(stage, trained, count, frozen[isinstance(stage, Pretext)], gpu, room)
         for stage, count in zip(recipe.stages, counts, strict=True)
     ]
     during, written = recipe.evaluation.during, compute_dtype(recipe.save_dtype)
@@ -123,6 +131,7 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         disk_needed(numbers[False] * written.itemsize, counts, keeps_best=keeps_best),
         gpu,
         room,
+        in_4bit,
     )
 
 
@@ -136,11 +145,10 @@ def _room(gpu: Gpu | None) -> float:
 
 
 def _stage_plan(
-    stage: Stage, trained: Trained, count: int, numbers: int, gpu: Gpu | None, room: float
+    stage: Stage, trained: Trained, count: int, frozen: float, gpu: Gpu | None, room: float
 ) -> StagePlan:
     """Return what a stage needs, and what would make it fit."""
-    frozen = numbers if stage.lora is not None else 0
-    weights = frozen * trained.dtype.itemsize + count * OPTIMISER_BYTES
+    weights = (frozen if stage.lora is not None else 0) + count * OPTIMISER_BYTES
     if not stage.steps:
         return StagePlan(stage.stage, 0, count, Step(0.0, 0.0, 0.0, 0.0), weights, 0.0)
     rows = some_rows(trained.recipe, stage, trained.tokenizer)
