@@ -28,7 +28,7 @@ def plan(
 
     Raises:
         UserError: if the recipe is wrong, its data or backbone is not available, the GPU is not
-            known, or the recipe starts from an encoder that is not of llm2comp.
+            known, or the recipe starts from nothing.
 
     Examples:
         >>> needed = llm2comp.plan("my-recipe.yaml", gpu="L4")

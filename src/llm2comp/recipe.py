@@ -28,7 +28,7 @@ from llm2comp.recipe_parts import (
     Split,
     WarmUp,
 )
-from llm2comp.utils.choices import Attention, OnBadRow
+from llm2comp.utils.choices import Attention, OnBadRow, SavedPrecision
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
@@ -253,6 +253,9 @@ class Recipe(Strict):
     changes to the base's prompts; `supervised` trains with `query` and `document`."""
     max_length: PositiveInt = 512
     """Tokens of a text that the encoder reads, without the memory tokens. The rest is cut."""
+    save_dtype: SavedPrecision = "float32"
+    """Precision of the weights in encoder folders; `bfloat16` takes half the space. LoRA is
+    merged in float32, each weight is rounded once, and the next stage starts from rounded ones."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     """Each stage at most once, in the order `pretext`, `unsupervised`, `supervised`."""
     evaluation: Evaluation = Evaluation()

@@ -3,6 +3,8 @@
 import gc
 import random
 import re
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -238,3 +240,16 @@ def test_an_encoder_is_built_from_one_copy_of_the_weights(
     built = encoder.build(lineage, [stage_1 / encoder.ADAPTER])
     own = {p.data_ptr() for p in loaded[0][0].parameters()}
     assert {p.data_ptr() for p in encoder.encoder_body(built).parameters()} <= own
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the memory")
+@pytest.mark.parametrize(("dtype", "layers"), [("float32", 10), ("bfloat16", 20)])
+def test_writing_an_encoder_takes_little_more_than_its_weights(
+    tiny_backbone: Path, tmp_path: Path, dtype: str, layers: int
+) -> None:
+    script = Path(__file__).parents[1] / "model" / "write_and_measure.py"
+    command = [sys.executable, script, tiny_backbone, tmp_path, dtype, str(layers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peaks = [float(peak) for peak in done.stdout.split()[-2:]]
+    assert all(0.9 < peak < 1.15 for peak in peaks), peaks

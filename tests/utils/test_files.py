@@ -1,11 +1,12 @@
 """Files and folders are written whole or not at all, whatever their names are."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from llm2comp.utils.files import atomic_file, atomic_folder
+from llm2comp.utils.files import atomic_file, atomic_folder, link_weights
 
 LONGEST_NAMES = ["a" * 255, "a" + "é" * 127, "語" * 85]
 """Names of 255 bytes, the most that file systems allow. A cut by bytes would split a character."""
@@ -68,3 +69,37 @@ def test_a_folder_and_its_files_follow_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
     assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_weights_are_linked_and_all_other_files_copied(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "adapter").mkdir(parents=True)
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors", "README.md"):
+        (first / name).write_text("content")
+    first.chmod(0o700)
+    (first / "model.safetensors").chmod(0o640)
+    with atomic_folder(second) as partial:
+        shutil.copytree(first, partial, copy_function=link_weights, dirs_exist_ok=True)
+        partial.chmod(0o755)
+    assert (second / "model.safetensors").samefile(first / "model.safetensors")
+    assert (second / "adapter" / "adapter_model.safetensors").stat().st_nlink == 2
+    assert not (second / "README.md").samefile(first / "README.md")
+    (second / "README.md").write_text("edited")
+    assert (first / "README.md").read_text() == "content"
+    assert (first / "model.safetensors").stat().st_mode & 0o777 == 0o640  # the umask was another
+    shutil.rmtree(second)
+    assert (first / "model.safetensors").read_text() == "content"
+
+
+def test_weights_are_copied_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    source.write_text("content")
+    link_weights(str(source), str(target))
+    assert target.read_text() == "content"
+    assert not target.samefile(source)

@@ -126,7 +126,7 @@ def export(
             )
         if lineage is not None:
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
-            lineage = lineage.model_copy(update={"compiled": compiled_as})
+            lineage = lineage.model_copy(update={"compiled": compiled_as, "dtype": None})
             lineage.write(partial)
             copy_tokenizer(Path(released.resolve_encoder(name)), partial)
             card = model_card(lineage, expected.shape[1], needed)

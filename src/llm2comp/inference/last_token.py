@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import Tokenizer
@@ -82,7 +83,12 @@ def export(name: str, out: Path) -> Difference:
     del encoder
     with atomic_folder(out) as partial:
         needed = _write_model(source, partial)
-        stock = SentenceTransformer(str(partial), device="cpu", trust_remote_code=trusted())
+        stock = SentenceTransformer(
+            str(partial),
+            device="cpu",
+            trust_remote_code=trusted(),
+            model_kwargs={"dtype": torch.float32},  # whatever the folder is written in
+        )
         together, alone = embed(stock, texts, len(texts)), stock.encode(texts, batch_size=1)
         cosines = [smallest_cosine(expected, rows) for rows in (together, alone)]
         check = Difference(difference=max(1 - min(cosines), 0.0), allowed=SAME)

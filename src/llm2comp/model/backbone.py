@@ -6,7 +6,9 @@ id. It is accepted for what it does and not for its name, see `llm2comp.model.ca
 
 import hashlib
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import metadata_load
@@ -19,6 +21,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.attention import configure_attention, require_attention
 from llm2comp.model.causal_lm.dropout import remove_dropout
 from llm2comp.model.causal_lm.probe import probe
+from llm2comp.model.folder.in_float32 import InFloat32
 from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_model, read_tokenizer
 from llm2comp.model.loading.gguf import convert_gguf
@@ -34,7 +37,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def load_backbone(
     name: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     bidirectional: bool = True,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -45,7 +48,7 @@ def load_backbone(
 
     Args:
         name: packaged name, local folder, `.gguf` file, or hub id.
-        dtype: of the weights in memory.
+        dtype: of the weights in memory; `auto` is that of the file.
         bidirectional: whether the encoder's attention will be bidirectional; a backbone whose
             attention stays causal is then refused.
         trust_remote_code: whether to run code that comes with the model.
@@ -62,7 +65,10 @@ def load_backbone(
     folder = backbone_folder(name, revision, code=trust_remote_code)
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
     remove_dropout(config)
-    options = four_bit.options(dtype) if load_in_4bit else {}
+    options = {}
+    if load_in_4bit:
+        assert isinstance(dtype, torch.dtype)  # what trains has one; "auto" is for merging
+        options = four_bit.options(dtype)
     model = read_model(
         folder, name, config, dtype=dtype, trust_remote_code=trust_remote_code, **options
     )
@@ -70,7 +76,9 @@ def load_backbone(
     configure_attention(model, attn_implementation)
     four_bit.keep_gradients(model)
     model.train(False)
-    probe(model, name, bidirectional=bidirectional)
+    # In float16, in which no model here computes, states may be too large.
+    with InFloat32() if model.dtype == torch.float16 else nullcontext():
+        probe(model, name, bidirectional=bidirectional)
     return model, tokenizer
 
 

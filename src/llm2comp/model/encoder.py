@@ -1,21 +1,27 @@
 """The encoder folder: a plain sentence-transformers model, and how stages make it.
 
 An encoder is a backbone, or the encoder of the stage before, with the adapter that a stage trained
-merged in float32. The folder consists of stock modules and loads without this package.
+merged in float32. The folder is written in the precision that the recipe names. It consists of
+stock modules and loads without this package.
 """
 
 import json
+import logging
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
+import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import BrokenModelError, UserError, one_line
@@ -24,8 +30,16 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
 from llm2comp.model.folder.card import model_card
+from llm2comp.model.folder.in_float32 import InFloat32
 from llm2comp.model.folder.layout import keep_layout, write_layout
-from llm2comp.model.folder.reference import SAME, TEXTS, Reference, embed_alone
+from llm2comp.model.folder.reference import (
+    SAME,
+    SAME_ELSEWHERE,
+    SAME_IN_HALF,
+    TEXTS,
+    Reference,
+    embed_alone,
+)
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.stock_module import has_own_code, module_around
 from llm2comp.model.loading.tokenizer import FILE as TOKENIZER
@@ -36,6 +50,8 @@ from llm2comp.model.prompt_format import DEFAULT_FORMAT, PromptFormat
 from llm2comp.utils.checksums import write_checksums
 from llm2comp.utils.files import atomic_folder
 from llm2comp.utils.finite import require_finite
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 """Subfolder of an encoder folder with the adapter of its last stage, in PEFT's format."""
@@ -103,12 +119,16 @@ def encoder_body(encoder: SentenceTransformer) -> PreTrainedModel:
     return cast(PreTrainedModel, encoder[0].model)
 
 
-def merge(encoder: SentenceTransformer, adapter: Path) -> None:
+def merge(encoder: SentenceTransformer, adapter: Path, dtype: torch.dtype = torch.float32) -> None:
     """Merge an adapter, LoRA factors and memory embeddings, into an encoder.
+
+    Each weight is merged in float32 and rounded once. Weights that were loaded are mapped from
+    their file. A merged weight has memory of its own, so that there is no second copy of them.
 
     Args:
         encoder: changed in place.
         adapter: folder in PEFT's format.
+        dtype: of the weights afterwards.
 
     Raises:
         UserError: if the adapter cannot be read, or its shape does not fit the encoder.
@@ -121,10 +141,38 @@ def merge(encoder: SentenceTransformer, adapter: Path) -> None:
         raise UserError(
             f"adapter {adapter} does not fit this encoder: {one_line(error)}"
         ) from error
-    encoder[0].model = adapted.merge_and_unload()
+    for layer in cast(nn.Module, adapted).modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight = cast(nn.Parameter, layer.get_base_layer().weight)
+            weight.data = weight.data.to(torch.float32, copy=dtype != torch.float32)
+            layer.merge()
+            weight.data = weight.data.to(dtype)
+    encoder[0].model = adapted.unload()
     encoder.requires_grad_(False)
+    convert(encoder, dtype)
     remedy = "take another adapter, or train it again with a lower learning rate"
     require_finite(encoder, f"the encoder with adapter {adapter} merged", remedy)
+
+
+def stored(dtype: torch.dtype) -> torch.dtype | Literal["auto"]:
+    """Return the precision in which to load weights that will be merged and written in another.
+
+    Weights that are loaded as their file has them take no memory until they are merged. float32 is
+    loaded as float32, because a model in half precision rounds constants when it is made.
+
+    Args:
+        dtype: of the weights that will be written.
+    """
+    return torch.float32 if dtype == torch.float32 else "auto"
+
+
+def convert(encoder: SentenceTransformer, dtype: torch.dtype) -> None:
+    """Round the weights of an encoder's transformer to a precision, in place, one by one.
+
+    Other modules, such as a dense layer, keep theirs. Buffers do too: they are not saved.
+    """
+    for parameter in encoder_body(encoder).parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def save(
@@ -141,8 +189,8 @@ def save(
     have the embedding that it has alone.
 
     Args:
-        encoder: to save. Its weights are given back before the folder is loaded, so that there are
-            never two copies in memory.
+        encoder: to save, in the precision of its weights. They are given back before the folder is
+            loaded, so that there are never two copies in memory.
         folder: to write; it appears only when it is complete and right.
         adapter: folder of the adapter that the last stage trained; None if it trained all weights.
         lineage: of the encoder.
@@ -154,7 +202,10 @@ def save(
     """
     remedy = f"{folder} is not written"
     require_finite(encoder, "the encoder", remedy)
-    expected = embed_alone(encoder)
+    half = encoder_body(encoder).dtype == torch.bfloat16
+    exactly = InFloat32 if half else nullcontext
+    with exactly():
+        expected = embed_alone(encoder)
     if not (expected.isfinite().all() and expected.any(1).all()):
         raise BrokenModelError(f"the embeddings of the encoder are zero or not finite; {remedy}")
     reference = Reference.of(expected)
@@ -171,19 +222,32 @@ def save(
                 f"({type(error).__name__}: {one_line(error)}); choose another backbone"
             ) from error
         last = lineage.stages[-1]
-        if lineage.method is not None:
-            attention = probe_encoder(encoder_body(stock), str(folder))
-            last = last.model_copy(update=asdict(attention))
-        else:
-            require_independent(stock, str(folder))
-        difference = reference.difference(stock)
-        if not difference <= SAME:
+        with exactly():
+            if lineage.method is not None:
+                attention = probe_encoder(encoder_body(stock), str(folder))
+                last = last.model_copy(update=asdict(attention))
+            else:
+                require_independent(stock, str(folder))
+            difference = reference.difference(stock)
+        if not difference <= (SAME_ELSEWHERE if half else SAME):
             raise UserError(
                 f"its embeddings differ from those in memory by a cosine distance of "
                 f"{difference:.1e}; {folder} is not written"
             )
+        rounding = reference.difference(stock) if half else 0.0
+        if not rounding <= SAME_IN_HALF:
+            logger.warning(
+                "%s: its embeddings in bfloat16, in which clients load it, differ from those in "
+                "float32 by a cosine distance of %.1e; load it in float32, or train with "
+                "save_dtype=float32",
+                folder,
+                rounding,
+            )
         stages = [*lineage.stages[:-1], last]
-        lineage = lineage.model_copy(update={"stages": stages, "reference": reference})
+        dtype = "bfloat16" if half else None
+        lineage = lineage.model_copy(
+            update={"stages": stages, "reference": reference, "dtype": dtype}
+        )
         lineage = lineage.without_paths()
         card = model_card(lineage, expected.shape[1], needed)
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -275,12 +339,15 @@ def copy_adapter(source: Path, target: Path, base: str) -> None:
     shutil.copyfile(source / SAFETENSORS_WEIGHTS_NAME, target / SAFETENSORS_WEIGHTS_NAME)
 
 
-def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
-    """Build an encoder in float32 from its backbone and the adapters of its stages.
+def build(
+    lineage: Lineage, adapters: list[Path], dtype: torch.dtype = torch.float32
+) -> SentenceTransformer:
+    """Build an encoder from its backbone and the adapters of its stages.
 
     Args:
         lineage: of an encoder of ours; names the backbone and the stages.
         adapters: folders of the first stages, in order.
+        dtype: of the weights.
 
     Raises:
         UserError: if the backbone cannot be loaded or an adapter does not fit.
@@ -290,6 +357,7 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
     backbone, memory, prompt_format = lineage.method
     model, tokenizer = load_backbone(
         backbone.name,
+        dtype=stored(dtype),
         bidirectional=not last.causal,
         trust_remote_code=backbone.trust_remote_code,
         revision=backbone.revision,
@@ -307,5 +375,5 @@ def build(lineage: Lineage, adapters: list[Path]) -> SentenceTransformer:
         prompt_format=prompt_format,
     )
     for adapter in adapters:
-        merge(encoder, adapter)
+        merge(encoder, adapter, dtype if adapter == adapters[-1] else torch.float32)
     return encoder

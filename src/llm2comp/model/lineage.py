@@ -1,11 +1,9 @@
 """The lineage of an encoder: `llm2comp.json` in its folder, which says how it was made."""
 
-import importlib.metadata
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,19 +11,18 @@ from llm2comp.errors import UserError
 from llm2comp.model.backbone import licence_of
 from llm2comp.model.folder.names import base_name, encoder_name
 from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
+from llm2comp.model.folder.versions import versions
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, in_words, own_prompts
 from llm2comp.recipe import DataSource, Recipe, StageBase
 from llm2comp.recipe_parts import Backbone, Memory
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_file
-from llm2comp.version import __version__
 
 LINEAGE = "llm2comp.json"
 FORMAT_VERSION = 2
 """llm2comp 0.1 wrote version 1, which has neither this number nor the prompt format."""
 _FORMATS_OF_VERSION_1 = {"mntp": "text", "embedding_prediction": "summarize"}
 """Prompt formats in version 1 by pretext objective; all other objectives used `memory`."""
-PACKAGES = ("torch", "transformers", "peft", "sentence-transformers", "tokenizers")
 
 _NUMBERS = re.compile(r"\[[-+.\de,\s]+\]")
 """A list of numbers in JSON."""
@@ -172,6 +169,7 @@ class Lineage(BaseModel):
         versions: of Python and of the packages that made the encoder.
         reference: embeddings that a client must compute too; None in folders of older versions.
         compiled: what a compiled encoder was compiled for; None for other encoders.
+        dtype: of the weights in the folder; None if it is float32.
         last_token: whether the folder has pooling of the last token in the place of `WordWeights`.
     """
 
@@ -191,6 +189,7 @@ class Lineage(BaseModel):
     versions: dict[str, str] = Field(default={})
     reference: Reference | None = None
     compiled: Compiled | None = None
+    dtype: Literal["bfloat16"] | None = None
     last_token: bool = False
 
     @model_validator(mode="before")
@@ -306,7 +305,7 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            optional = {"licence", "reference", "compiled", "bases", "last_token"}
+            optional = {"licence", "reference", "compiled", "bases", "dtype", "last_token"}
             unset = {name for name in optional if not getattr(self, name)}
             text = self.model_dump_json(indent=2, exclude=unset)
             one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)
@@ -389,12 +388,3 @@ class Lineage(BaseModel):
                     f"puts {stored!r} before it"
                 )
         return None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this package, of Python and of the packages that make an encoder."""
-    return {
-        "llm2comp": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }

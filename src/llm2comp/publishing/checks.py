@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
@@ -86,7 +87,12 @@ def _require_same_embeddings(name: str, folder: Path, lineage: Lineage) -> None:
         load(folder)
         return
     with one_line_errors(name):
-        model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trusted())
+        model = SentenceTransformer(
+            str(folder),
+            device="cpu",
+            trust_remote_code=trusted(),
+            model_kwargs={"dtype": torch.float32},
+        )
         reference = lineage.reference
         difference = 0.0 if reference is None else reference.difference(model)
         finite = bool(model.encode("a text", convert_to_tensor=True).isfinite().all())

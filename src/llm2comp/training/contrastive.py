@@ -58,7 +58,7 @@ from llm2comp.training.trainer import (
     training_arguments,
 )
 from llm2comp.utils.finite import require_finite
-from llm2comp.utils.hardware import compute_dtype, free_unused_memory
+from llm2comp.utils.hardware import compute_dtype, free_unused_memory, freed_memory_returned
 
 
 class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
@@ -121,7 +121,7 @@ def train_contrastive(
             )
             break
         free_unused_memory()
-    free_unused_memory()  # because the encoder is loaded next, in float32
+    free_unused_memory()  # because the encoder is loaded next
     source = context.source
     world.from_main(lambda: _write(context, source, adapted, prompts, step))
 
@@ -339,6 +339,7 @@ def _lineage_to_store(context: StageContext[Unsupervised | Supervised]) -> Linea
     return lineage.model_copy(update={"prompts": stored})
 
 
+@freed_memory_returned()
 def _write(
     context: StageContext[Unsupervised | Supervised],
     source: Path,
@@ -348,11 +349,12 @@ def _write(
 ) -> None:
     """Put what was trained into the source encoder, and write the next encoder folder."""
     stage, lineage = context.stage, _lineage_to_store(context)
+    dtype = compute_dtype(context.recipe.save_dtype)
     trained = SentenceTransformer(
         str(source),
         device="cpu",
         trust_remote_code=context.recipe.backbone.trust_remote_code,
-        model_kwargs={"dtype": torch.float32},
+        model_kwargs={"dtype": torch.float32 if adapted is None else encoder.stored(dtype)},
         config_kwargs=_attention(stage),
     )
     trained.prompts = {**trained.prompts, **lineage.prompts}
@@ -360,9 +362,10 @@ def _write(
         adapter = None
         if adapted is None:
             load_trained(trained, context.workdir)
+            encoder.convert(trained, dtype)
         else:
             adapter = context.workdir / encoder.ADAPTER
-            encoder.merge(trained, adapter)
+            encoder.merge(trained, adapter, dtype)
         causal = None
         if lineage.method is not None:
             config = encoder.encoder_body(trained).config

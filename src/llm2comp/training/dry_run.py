@@ -186,16 +186,18 @@ def _memory_embeddings(stage: StageBase, lineage: Lineage) -> int:
     return lineage.num_memory_tokens
 
 
-def disk_needed(numbers: int, trained: list[int], *, keeps_best: bool) -> int:
+def disk_needed(size: int, trained: list[int], *, keeps_best: bool) -> int:
     """Return the bytes that a run writes: its encoder folders, adapters and checkpoints.
 
+    The folder `model` has the weights of the last stage's folder, which are on the disk once.
+
     Args:
-        numbers: parameters of an encoder; an encoder folder holds them in float32.
+        size: bytes of the weights of an encoder folder.
         trained: parameters that each stage trains.
         keeps_best: whether the checkpoint of the best step is kept too.
     """
     checkpoints = (CHECKPOINTS + keeps_best) * CHECKPOINT_BYTES * max(trained)
-    return (len(trained) + 1) * 4 * numbers + checkpoints + 4 * sum(trained)
+    return len(trained) * size + checkpoints + 4 * sum(trained)
 
 
 def _require_space(context: StageContext[Stage], numbers: int, trained: list[int]) -> None:
@@ -211,15 +213,16 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
     """
     during = context.recipe.evaluation.during
     keeps_best = during is not None and during.keep_best
-    needed = disk_needed(numbers, trained, keeps_best=keeps_best)
+    size = numbers * compute_dtype(context.recipe.save_dtype).itemsize
+    needed = disk_needed(size, trained, keeps_best=keeps_best)
     written = sum(file.stat().st_size for file in context.workdir.rglob("*") if file.is_file())
     out = context.target.parent
     free = shutil.disk_usage(out).free
     if needed - written > free:
         raise UserError(
             f"{out} is on a disk with {free / 1e9:.1f} GB free, and the run needs "
-            f"{(needed - written) / 1e9:.1f} GB: {len(trained) + 1} encoder folders of "
-            f"{4 * numbers / 1e9:.1f} GB and checkpoints; free some space or give another --out"
+            f"{(needed - written) / 1e9:.1f} GB: {len(trained)} encoder folders of "
+            f"{size / 1e9:.1f} GB and checkpoints; free some space or give another --out"
         )
 
 
@@ -273,7 +276,7 @@ def _train_nothing_and_save(
     Raises:
         UserError: if it would not load again, or encode otherwise.
     """
-    stage, adapter = context.stage, None
+    stage, adapter, dtype = context.stage, None, compute_dtype(context.recipe.save_dtype)
     # Beside the run and not in /tmp, which may be in memory.
     with tempfile.TemporaryDirectory(prefix=f".{DRY_RUN}.", dir=context.target.parent) as scratch:
         record = StageRecord.of(stage, causal=causal, lora={})
@@ -285,7 +288,8 @@ def _train_nothing_and_save(
             adapted.save_pretrained(str(adapter), save_embedding_layers=False)
             record = StageRecord.of(stage, causal=causal, lora=adapted_layers(adapted).record)
             adapted.unload()
-            encoder.merge(model, adapter)
+            encoder.merge(model, adapter, dtype)
+        encoder.convert(model, dtype)
         try:
             folder = Path(scratch) / "encoder"
             encoder.save(model, folder, adapter, lineage.after(record), context.source)

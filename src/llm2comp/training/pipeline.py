@@ -45,7 +45,7 @@ from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import require_models, train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
 from llm2comp.utils.checksums import require_unchanged
-from llm2comp.utils.files import atomic_file, atomic_folder
+from llm2comp.utils.files import atomic_file, atomic_folder, link_weights
 
 logger = logging.getLogger("llm2comp")
 
@@ -235,15 +235,14 @@ def _require_whole(folder: Path) -> None:
 
 
 def _copy_last(recipe: Recipe, out: Path) -> Path:
-    """Copy the encoder of the last stage to `model`, and return that folder."""
+    """Make `model` from the encoder of the last stage, and return that folder."""
     model = out / MODEL
     if model.exists():
         _require_whole(model)
     else:
         with atomic_folder(model) as partial:
-            shutil.copytree(
-                out / STAGE_FOLDERS[recipe.stages[-1].stage], partial, dirs_exist_ok=True
-            )
+            last = out / STAGE_FOLDERS[recipe.stages[-1].stage]
+            shutil.copytree(last, partial, copy_function=link_weights, dirs_exist_ok=True)
     return model
 
 

@@ -44,7 +44,7 @@ from llm2comp.training.trainer import (
     run_training,
     training_arguments,
 )
-from llm2comp.utils.hardware import compute_dtype, free_unused_memory
+from llm2comp.utils.hardware import compute_dtype, free_unused_memory, freed_memory_returned
 
 
 class PretextModel(nn.Module):
@@ -113,7 +113,7 @@ def train_pretext(context: StageContext[Pretext]) -> None:
         UserError: if the objective, the data, the backbone or `start_from` cannot be used.
     """
     adapted, causal = _train(context)
-    free_unused_memory()  # because the backbone is loaded next, in float32
+    free_unused_memory()  # because the backbone is loaded next
     world.from_main(lambda: _write(context, adapted, causal=causal))
 
 
@@ -360,11 +360,13 @@ def _held_out_batches(
     ]
 
 
+@freed_memory_returned()
 def _write(context: StageContext[Pretext], adapted: Adapted, *, causal: bool) -> None:
-    """Merge the adapter into the backbone in float32, and write the encoder folder."""
+    """Merge the adapter into the backbone, and write the encoder folder."""
     adapter = context.workdir / encoder.ADAPTER
     record = StageRecord.of(context.stage, causal=causal, lora=adapted.record)
     prompt_format = objective_of(context.stage).prompt_format
     lineage = Lineage.start(context.recipe, prompt_format).after(record)
     with saving(context):
-        encoder.save(encoder.build(lineage, [adapter]), context.target, adapter, lineage)
+        built = encoder.build(lineage, [adapter], compute_dtype(context.recipe.save_dtype))
+        encoder.save(built, context.target, adapter, lineage)

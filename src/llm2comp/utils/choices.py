@@ -22,6 +22,8 @@ OnBadRow = Literal["fail", "skip"]
 Precision = Literal["auto", "bfloat16", "float32"]
 """`auto` is bfloat16 if the processor computes it natively, and float32 otherwise. When a model is
 loaded to encode, `auto` also requires that bfloat16 does not change the embeddings."""
+SavedPrecision = Literal["float32", "bfloat16"]
+"""Precision of the weights in an encoder folder."""
 Prompt = Literal["query", "document"]
 """Which prompt of the encoder is put before a text."""
 SearchBy = Literal["vector", "text", "hybrid"]

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -74,14 +74,32 @@ def removed_at_exit(remove: Callable[[], object]) -> Iterator[None]:
         remove()
 
 
+def link_weights(source: str, target: str) -> None:
+    """Copy a file as `shutil.copy2` does, but let the copy of a weights file be the file itself.
+
+    Weights are large, and nothing here changes a file of them. Small files, which people edit, are
+    copied, and so is everything where the file system has no hard links.
+
+    Args:
+        source: the file.
+        target: the file to make.
+    """
+    if Path(source).suffix == ".safetensors":
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
 def _follow_umask(folder: Path) -> None:
     """Give the files of a new folder the mode that the user asked for.
 
-    The library of safetensors makes files that nobody else can read.
+    The library of safetensors makes files that nobody else can read. A file that is in another
+    folder too has its mode already.
     """
     mode = folder.stat().st_mode & 0o666  # the folder was made with the umask
     for file in folder.rglob("*"):
-        if file.is_file():
+        if file.is_file() and file.stat().st_nlink == 1:
             file.chmod(mode)
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,13 @@ if TYPE_CHECKING:
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
-# The numbers that glibc's malloc.h gives to M_TRIM_THRESHOLD and M_MMAP_MAX.
+# The numbers that glibc's malloc.h gives to M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_MMAP_MAX.
 _TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
 _MMAP_MAX = -4
+
+_retains = False
+"""Whether `retain_freed_memory` was called."""
 
 
 def native_bfloat16() -> bool:
@@ -103,10 +109,32 @@ def retain_freed_memory() -> None:
     The process then keeps the most memory that it ever needed. Programs may choose that, but a
     library must not do it unasked. With another C library than glibc nothing happens.
     """
+    global _retains
     if _has_glibc():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
+        _retains = True
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Let glibc return large blocks to the system in a block, despite `retain_freed_memory`.
+
+    Where tensors of many sizes are made and freed, such as the weights of a model and what is
+    computed on the way to them, the blocks that are kept fit no later tensor, and the process would
+    take half as much again.
+    """
+    if not _retains:
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MMAP_THRESHOLD, 2**20)
+    mallopt(_MMAP_MAX, 2**16)
+    try:
+        yield
+    finally:
+        retain_freed_memory()
 
 
 def _has_glibc() -> bool:

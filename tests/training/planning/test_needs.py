@@ -1,12 +1,14 @@
 """What a plan says a step needs, against the step itself and against what is known of memory."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from base_encoders import fine_tuning, write_bert
+from base_encoders import fine_tuning
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import LlamaConfig
 
@@ -211,7 +213,32 @@ def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
         gpu_named("H300")
 
 
-def test_an_encoder_of_others_is_refused(sentences: list[str], pairs: Path, tmp_path: Path) -> None:
-    recipe = fine_tuning(write_bert(tmp_path / "bert", sentences), pairs)
-    with pytest.raises(UserError, match="is an encoder of others"):
-        plan_run(recipe)
+@pytest.mark.parametrize("trains_all", [False, True])
+def test_a_run_from_an_encoder_of_others_is_planned(
+    bert: Path, pairs: Path, tmp_path: Path, *, trains_all: bool
+) -> None:
+    recipe = fine_tuning(bert, pairs, *(["supervised.lora=null"] if trains_all else []))
+    planned = plan_run(recipe)
+    (stage,) = planned.stages
+    loaded = SentenceTransformer(str(bert), device="cpu")
+    assert planned.parameters == sum(p.numel() for p in loaded[0].parameters())
+    assert (stage.trained == planned.parameters) is trains_all
+    texts = [text for line in pairs.read_text().splitlines() for text in json.loads(line).values()]
+    longest = min(40, max(len(ids) for ids in loaded.tokenizer(texts)["input_ids"]))
+    most = 2 * recipe.stages[0].batch_size * longest  # the encoder reads 40 tokens of a text
+    assert 0.3 * most < stage.step.tokens <= most
+    assert plan_run(recipe, GPUS["L4"]).stages[0].step.flops == pytest.approx(
+        stage.step.flops, rel=0.2
+    )
+    model = pipeline.train(recipe, tmp_path / "run")
+    weights = (model / "model.safetensors").stat().st_size
+    assert weights <= planned.disk < weights + 60 * stage.trained
+
+
+def test_folders_in_bfloat16_take_half_the_disk(tiny_recipe: Path) -> None:
+    exact, rounded = (
+        plan_run(load_recipe(tiny_recipe, ["pretext.steps=0", f"save_dtype={dtype}"]), GPUS["L4"])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert exact.disk - rounded.disk == 3 * 2 * exact.parameters
+    assert exact.host > rounded.host

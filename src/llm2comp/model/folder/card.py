@@ -38,11 +38,11 @@ embeddings = model.encode(["The river rises in the mountains."])
 ```
 {matryoshka}
 This checks that a client computes the embeddings that were saved. Each number must be at least
-{cosine}:
+{cosine}{where}:
 
 ```python
 import json
-
+{exactly}
 reference = json.load(open("path/to/this/folder/llm2comp.json"))["reference"]
 print((model.encode(reference["texts"]) * reference["embeddings"]).sum(axis=1))
 ```
@@ -91,6 +91,12 @@ LAST_TOKEN = (
     "This is pooling of the last token, so vLLM, text-embeddings-inference and llama.cpp serve the "
     "folder."
 )
+ROUNDED = """ in float32; the weights are in {dtype}, and clients compute in it
+unless they are told otherwise"""
+IN_FLOAT32 = """
+model = SentenceTransformer("path/to/this/folder", model_kwargs={{"dtype": "float32"}}{options})
+"""
+"""For a folder in half precision."""
 FREEZING = """\
 Before you fine-tune the model with sentence-transformers, freeze its `WordWeights`. They would be
 trained, and loading reads them from the settings, without what they learnt:
@@ -143,6 +149,8 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
         pooling=LAST_TOKEN if lineage.last_token else SERVERS,
         freezing="" if lineage.last_token else FREEZING,
         cosine=1 - lineage.allowed_difference,
+        where=ROUNDED.format(dtype=lineage.dtype) if lineage.dtype else "",
+        exactly=IN_FLOAT32.format(options=trust) if lineage.dtype else "",
         count=len(lineage.stages),
         backbone=HUB_NAMES.get(lineage.backbone.name, lineage.backbone.name),
         bases="".join(

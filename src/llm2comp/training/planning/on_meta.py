@@ -41,12 +41,13 @@ def pretext_need(stage: Pretext, trained: Trained, rows: int, length: int, split
         length: tokens of a passage.
         split: tokens of a passage's text.
     """
-    assert trained.lineage.method is not None
-    _, memory, prompt_format = trained.lineage.method
-    embeddings = prompt_format.num_memory_embeddings(memory.tokens)
-    model = _model(trained, embeddings, head=True)
+    model = _model(trained, head=True)
     compressor = Compressor(
-        model, embeddings, stage.lora, bos_id=1, causal=stage.attention != "bidirectional"
+        model,
+        trained.memory_embeddings,
+        stage.lora,
+        bos_id=1,
+        causal=stage.attention != "bidirectional",
     )
     if stage.gradient_checkpointing:
         compressor.enable_gradient_checkpointing()
@@ -67,23 +68,20 @@ def contrastive_need(
         length: tokens of each, those around it included.
         backward: whether gradients are computed too.
     """
-    assert trained.lineage.method is not None
-    _, memory, prompt_format = trained.lineage.method
-    embeddings = prompt_format.num_memory_embeddings(memory.tokens)
-    body = _model(trained, embeddings, head=False)
+    body = _model(trained, head=False)
     body.requires_grad_(stage.lora is None)
     if stage.lora is not None:
-        add_adapter(body, stage.lora, embeddings)
+        add_adapter(body, stage.lora, trained.memory_embeddings)
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     body.train()
     return _count(trained, body, lambda: _read(body, rows, length).float().sum(), backward=backward)
 
 
-def _model(trained: Trained, embeddings: int, *, head: bool) -> PreTrainedModel:
+def _model(trained: Trained, *, head: bool) -> PreTrainedModel:
     """Return the whole model with memory embeddings."""
     config = type(trained.config).from_dict(trained.config.to_dict())
-    config.vocab_size += embeddings
+    config.vocab_size += trained.memory_embeddings
     model = random_model(
         config,
         head=head,

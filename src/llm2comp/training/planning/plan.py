@@ -12,7 +12,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.base import open_base, transformer_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
-from llm2comp.model.causal_lm.few_layers import layers_of_each_kind, random_model
+from llm2comp.model.causal_lm.few_layers import layers_of_each_kind
 from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading import four_bit
@@ -33,9 +33,9 @@ PROGRAM = 1.1e9
 HEAP = 1.5
 """On a processor, memory that a step takes for each byte of its tensors: batches of many shapes
 leave gaps. Measured: 1.4 after 4 steps, 1.8 after 20."""
-LOADING = 8
-"""Bytes of a number of the model on the host at once, while a backbone is read: as float32 in a
-file that is mapped, and as it is read."""
+MAPPED = 4
+"""Bytes of a number of the model in the file from which it is mapped: float32 at most. The number
+itself, as it is trained or written, is beside it."""
 CONTEXT = 1e9
 """Bytes of a GPU that CUDA and its libraries take. It is an assumption, not a measurement."""
 
@@ -97,14 +97,14 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
     """Measure a step of each stage with few layers, and return what the whole run will need.
 
     Args:
-        recipe: the run. It starts from a backbone or from an encoder of ours.
+        recipe: the run.
         gpu: where it will run; None is this machine.
 
     Raises:
         UserError: if the backbone, the base or the data cannot be had.
     """
     trained = _trained(recipe, gpu)
-    whole = _on_meta(trained)
+    whole = trained.on_meta()
     body = body_of(whole)
     numbers = {True: _count(whole), False: _count(body)}
     in_4bit = recipe.backbone.load_in_4bit
@@ -118,16 +118,17 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         _stage_plan(stage, trained, count, frozen[isinstance(stage, Pretext)], gpu, room)
         for stage, count in zip(recipe.stages, counts, strict=True)
     ]
-    during = recipe.evaluation.during
+    during, written = recipe.evaluation.during, compute_dtype(recipe.save_dtype)
     keeps_best = during is not None and during.keep_best
-    on_host: list[float] = [LOADING * numbers[True]]
+    number = max(written.itemsize, trained.dtype.itemsize)
+    on_host: list[float] = [(MAPPED + number) * numbers[True]]
     if gpu is None and not torch.cuda.is_available():
         on_host += [stage.memory for stage in stages]
     return Plan(
         stages,
         numbers[False],
         PROGRAM + max(on_host),
-        disk_needed(numbers[False], counts, keeps_best=keeps_best),
+        disk_needed(numbers[False] * written.itemsize, counts, keeps_best=keeps_best),
         gpu,
         room,
         in_4bit,
@@ -200,12 +201,6 @@ def stage_step(stage: Stage, trained: Trained, rows: DatasetDict) -> Step:
     return replace(step, peak=HEAP * step.peak) if trained.device.type == "cpu" else step
 
 
-def _on_meta(trained: Trained) -> PreTrainedModel:
-    """Return the language model without its weights."""
-    code = trained.recipe.backbone.trust_remote_code
-    return random_model(trained.config, head=True, device="meta", trust_remote_code=code)
-
-
 def _count(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -214,15 +209,10 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     """Return what a run trains, without reading its weights.
 
     Raises:
-        UserError: if it starts from an encoder of others, or from none.
+        UserError: if it starts from nothing, or the base or the backbone cannot be read.
     """
     if recipe.base is not None:
         base = open_base(recipe)
-        if base.lineage.method is None:
-            raise UserError(
-                f"base {recipe.base!r} is an encoder of others, and a plan needs a backbone or an "
-                "encoder of llm2comp; train it with few steps to see what it needs"
-            )
         folder, name, lineage = transformer_folder(base.folder), recipe.base, base.lineage
     else:
         backbone, (first, *_) = recipe.backbone, recipe.stages
@@ -238,19 +228,19 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     config = read_config(folder, name, trust_remote_code=trust)
     remove_dropout(config)
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust)
-    whole = random_model(config, head=True, device="meta", trust_remote_code=trust)
     precision = recipe.backbone.dtype
     if gpu is not None and precision == "auto":
         precision = "bfloat16"
-    return Trained(
+    trained = Trained(
         recipe,
         config,
         tokenizer,
         lineage,
-        layers_of_each_kind(config, whole),
+        config.num_hidden_layers,
         compute_dtype(precision),
         _device(gpu),
     )
+    return replace(trained, layers=layers_of_each_kind(config, trained.on_meta()))
 
 
 def _device(gpu: Gpu | None) -> torch.device:

@@ -105,15 +105,14 @@ def _encoder_step(
     Pooling and loss need next to nothing beside it.
     """
     body, _ = trained.of_layers(layers, head=False)
-    record_attention(body.config, causal=stage.attention != "bidirectional")
+    if trained.lineage.method is not None:
+        record_attention(body.config, causal=stage.attention != "bidirectional")
     dropout = stage.attention_dropout if isinstance(stage, Unsupervised) else 0.0
     for name, value in dropout_settings(body.config, dropout).items():
         setattr(body.config, name, value)
     body.requires_grad_(stage.lora is None)
     if stage.lora is not None:
-        assert trained.lineage.method is not None
-        _, memory, prompt_format = trained.lineage.method
-        add_adapter(body, stage.lora, prompt_format.num_memory_embeddings(memory.tokens))
+        add_adapter(body, stage.lora, trained.memory_embeddings)
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     body.train()
@@ -142,9 +141,9 @@ class _Source:
         self, stage: Contrastive, trained: Trained, part: Dataset, *, scored: bool
     ) -> None:
         self.rows = len(part)
-        self._batch = stage.batch_size
+        self._batch, longest = stage.batch_size, trained.longest_text(stage.max_length)
         self._columns = [
-            [_lengths(texts_of(value), trained, stage.max_length) for value in part[name]]
+            [_lengths(texts_of(value), trained, longest) for value in part[name]]
             for name in COLUMNS
             if name in part.column_names
         ]
@@ -177,7 +176,7 @@ def _lengths(texts: Sequence[str], trained: Trained, longest: int) -> list[int]:
     """Return the tokens of texts, with those around them."""
     if not texts:
         return []
-    ids = trained.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = trained.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [trained.specials + min(len(one), longest) for one in ids]
 
 

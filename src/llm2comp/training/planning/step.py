@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from llm2comp.model.attention import configure_attention
 from llm2comp.model.causal_lm.few_layers import random_model, with_layers
+from llm2comp.model.causal_lm.parts import positions_of
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens, extended_tokenizer
 from llm2comp.recipe import Recipe
@@ -36,8 +36,8 @@ class Trained:
 
     Attributes:
         recipe: the run.
-        config: of the language model, without dropout.
-        tokenizer: of the backbone, without memory tokens.
+        config: of the language model, or of an encoder of others, without dropout.
+        tokenizer: of it, without memory tokens.
         lineage: of the run before its first stage.
         layers: a number of first layers among which each kind of layer is.
         dtype: the precision of training.
@@ -54,23 +54,26 @@ class Trained:
 
     def of_layers(
         self, layers: int, *, head: bool
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """Return a model of few layers with memory tokens and random weights, and its tokenizer.
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return a model of few layers with random weights, and its tokenizer.
+
+        It has memory tokens, unless the run starts from an encoder of others.
 
         Args:
             layers: their number.
             head: whether it has a language-modelling head.
         """
-        assert self.lineage.method is not None
-        backbone, memory, prompt_format = self.lineage.method
         model = random_model(
             with_layers(self.config, layers),
             head=head,
             device=str(self.device),
             dtype=self.dtype,
-            trust_remote_code=backbone.trust_remote_code,
+            trust_remote_code=self.recipe.backbone.trust_remote_code,
         )
         configure_attention(model)
+        if self.lineage.method is None:
+            return model, self.tokenizer
+        backbone, memory, prompt_format = self.lineage.method
         tokenizer = add_memory_tokens(
             model, self.tokenizer, memory, self.recipe.seed, prompt_format, backbone.add_bos
         )
@@ -79,7 +82,8 @@ class Trained:
     @cached_property
     def specials(self) -> int:
         """The tokens around a text: BOS, prompts and memory tokens."""
-        assert self.lineage.method is not None
+        if self.lineage.method is None:
+            return int(self.tokenizer.num_special_tokens_to_add())
         backbone, memory, prompt_format = self.lineage.method
         rows = self.config.vocab_size
         tokenizer = extended_tokenizer(
@@ -87,12 +91,33 @@ class Trained:
         )
         return int(tokenizer.num_special_tokens_to_add())
 
-    def parameters(self, layers: int | None = None) -> int:
-        """Return the parameters of the language model, or of one of so few layers."""
-        config = self.config if layers is None else with_layers(self.config, layers)
-        code = self.recipe.backbone.trust_remote_code
-        model = random_model(config, head=True, device="meta", trust_remote_code=code)
-        return sum(parameter.numel() for parameter in model.parameters())
+    @property
+    def memory_embeddings(self) -> int:
+        """The number of memory embeddings that train."""
+        if self.lineage.method is None:
+            return 0
+        _, memory, prompt_format = self.lineage.method
+        return prompt_format.num_memory_embeddings(memory.tokens)
+
+    def longest_text(self, wanted: int) -> int:
+        """Return the most tokens of a text that are read where a stage wants so many."""
+        limits = [positions_of(self.config)]
+        if self.lineage.method is None:
+            limits.append(self.lineage.max_length)
+        return min([wanted, *(limit - self.specials for limit in limits if limit)])
+
+    def on_meta(self, layers: int | None = None) -> PreTrainedModel:
+        """Return the language model, or an encoder of others, without its weights.
+
+        Args:
+            layers: their number, if the model is to have few.
+        """
+        return random_model(
+            self.config if layers is None else with_layers(self.config, layers),
+            head=self.lineage.method is not None,
+            device="meta",
+            trust_remote_code=self.recipe.backbone.trust_remote_code,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +159,8 @@ def whole_need(
     """
     whole = trained.config.num_hidden_layers
     layers = sorted({trained.layers, min(whole, 3 * trained.layers)})
-    affordable = int(OPERATIONS / (6 * trained.parameters(layers[-1]) * row_tokens))
+    numbers = sum(p.numel() for p in trained.on_meta(layers[-1]).parameters())
+    affordable = int(OPERATIONS / (6 * numbers * row_tokens))
     most = max(2 if rows > 1 else 1, min(rows, affordable))
     counts = sorted({-(-most // 2), most})
 
