@@ -17,6 +17,7 @@ from llm2comp.api_index import index as index
 from llm2comp.api_index import open_index as open_index
 from llm2comp.api_mining import mine as mine
 from llm2comp.api_planning import plan as plan
+from llm2comp.api_publishing import export as export
 from llm2comp.api_publishing import push as push
 from llm2comp.errors import UserError
 
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from llm2comp.evaluation.store import Score
-    from llm2comp.inference.last_token import Difference
     from llm2comp.inference.search import Hit
     from llm2comp.inference.vector_format import VectorFormat
     from llm2comp.recipe import Recipe
     from llm2comp.training.study.results import Results
-    from llm2comp.utils.choices import EmbeddingPrecision, Export, Precision, Prompt, Suite
+    from llm2comp.utils.choices import EmbeddingPrecision, Precision, Prompt, Suite, VectorCount
 
     Model = str | Path | SentenceTransformer
     """An encoder folder, released name or hub id, or a loaded model."""
@@ -297,6 +297,7 @@ def evaluate(
     out: str | Path | None = None, again: bool = False,
     batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32", sizes: bool = False,
+    vectors: VectorCount = "one",
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -321,6 +322,8 @@ def evaluate(
         precision: as in `encode_file`. The queries of a search stay floats.
         sizes: score vectors of several numbers of dimensions in all precisions, each as a row of
             its own. The texts are encoded once.
+        vectors: `"k"` scores the k memory vectors of each text with MaxSim, on tasks of retrieval
+            and STS.
 
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
@@ -335,49 +338,11 @@ def evaluate(
     from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
 
-    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold)
+    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold, vectors)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
-    vectors = Vectors(dim, precision, sizes)
-    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
-
-
-def export(
-    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None
-) -> Difference:
-    """Write an encoder for another runtime or for servers, and return how much the export differs.
-
-    The export is compared with the encoder in PyTorch and float32, by its embeddings and, if it is
-    compiled, by its score on STSBenchmark. An export that differs too much is not written.
-
-    Args:
-        model: name or folder that `load` takes.
-        to: `"onnx"` or `"openvino"` to compile it; `"last-token"` for servers that pool by
-            themselves, such as vLLM. The encoder must then have one memory token and causal
-            attention.
-        out: encoder folder to write.
-        int8: store the weights in 8 bits; not for `"last-token"`.
-        dim: as in `encode`. The folder has a module more, which all clients read; not for
-            `"last-token"`.
-
-    Raises:
-        UserError: if the encoder cannot be loaded or has no such form, the backend is not
-            installed, `out` holds something else, or the export differs too much.
-
-    Examples:
-        >>> check = llm2comp.export("smollm2-135m-llm2comp", "onnx", "encoder-onnx")
-        >>> check.passed
-        True
-        >>> model = llm2comp.load("encoder-onnx")
-    """
-    from llm2comp.evaluation.checked_export import export as compile_encoder
-    from llm2comp.inference.last_token import export as pool_last_token
-
-    if to == "last-token":
-        if int8 or dim is not None:
-            raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
-        return pool_last_token(str(model), Path(out))
-    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
+    stored = Vectors(dim, precision, sizes)
+    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=stored)
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:

@@ -1,8 +1,56 @@
-"""The function of the Python API that publishes an encoder."""
+"""The functions of the Python API that write an encoder for others."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm2comp.errors import UserError
+
+if TYPE_CHECKING:
+    from llm2comp.inference.last_token import Difference
+    from llm2comp.utils.choices import Export
+
+
+def export(
+    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None
+) -> Difference:
+    """Write an encoder for another runtime or for servers, and return how much the export differs.
+
+    The export is compared with the encoder in PyTorch and float32, by its embeddings and, if it is
+    compiled, by its score on STSBenchmark. An export that differs too much is not written.
+
+    Args:
+        model: name or folder that `load` takes.
+        to: `"onnx"` or `"openvino"` to compile it; `"last-token"` for servers that pool by
+            themselves, such as vLLM (one memory token and causal attention); `"multi-vector"` for
+            late interaction (several memory tokens).
+        out: encoder folder to write.
+        int8: store the weights in 8 bits, of a compiled encoder.
+        dim: as in `encode`, of a compiled encoder. The folder has a module more, which all clients
+            read.
+
+    Raises:
+        UserError: if the encoder cannot be loaded or has no such form, the backend is not
+            installed, `out` holds something else, or the export differs too much.
+
+    Examples:
+        >>> check = llm2comp.export("smollm2-135m-llm2comp", "onnx", "encoder-onnx")
+        >>> check.passed
+        True
+        >>> model = llm2comp.load("encoder-onnx")
+    """
+    from llm2comp.evaluation.checked_export import export as compile_encoder
+    from llm2comp.inference.last_token import export as pool_last_token
+    from llm2comp.inference.multi_vector.export import export as write_multi_vector
+
+    if to in ("last-token", "multi-vector") and (int8 or dim is not None):
+        raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
+    if to == "last-token":
+        return pool_last_token(str(model), Path(out))
+    if to == "multi-vector":
+        return write_multi_vector(str(model), Path(out))
+    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 
 def push(

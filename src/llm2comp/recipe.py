@@ -28,7 +28,7 @@ from llm2comp.recipe_parts import (
     Split,
     WarmUp,
 )
-from llm2comp.utils.choices import Attention, OnBadRow
+from llm2comp.utils.choices import Attention, OnBadRow, VectorCount
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
@@ -200,6 +200,21 @@ class Supervised(Contrastive):
     guide: NotBlank | None = None
     """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
     the positive is no negative (GISTEmbed, arXiv 2402.16829)."""
+    vectors: VectorCount = "one"
+    """`one`: train the embedding of a text; `k`: add the loss of its k memory vectors, compared by
+    MaxSim (docs/guides/late-interaction.md)."""
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Supervised":
+        teachers = [source.teacher for source in self.data if source.teacher is not None]
+        for key, given in {
+            "matryoshka": self.matryoshka,
+            "guide": self.guide,
+            "teacher": teachers,
+        }.items():
+            if self.vectors == "k" and given:
+                raise ValueError(f"vectors: k cannot be trained with {key}; leave one of them out")
+        return self
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]

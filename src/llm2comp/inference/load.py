@@ -22,6 +22,7 @@ from llm2comp.model.attention import configure_attention
 from llm2comp.model.folder.reference import SAME_IN_HALF
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.modules import merge_memory
+from llm2comp.model.multi_vector.late_interaction import require_one_vector
 from llm2comp.utils.choices import Precision
 from llm2comp.utils.finite import require_finite
 from llm2comp.utils.linear import use_onednn
@@ -70,6 +71,7 @@ def load(
     if dtype not in get_args(Precision):
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(get_args(Precision))}")
     source = released.resolve_encoder(name)
+    require_one_vector(Path(source), name)
     has_lineage = (Path(source) / LINEAGE).is_file()
     lineage = Lineage.read(Path(source)) if has_lineage else None
     for needed in SETTINGS if has_lineage else ():
