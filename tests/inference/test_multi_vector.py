@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,17 @@ def test_the_command_replaces_an_export_and_nothing_else(encoder: Path, tmp_path
     assert [file.name for file in other.iterdir()] == ["notes.txt"]
     with pytest.raises(UserError, match="int8 and dim"):
         llm2comp.export(encoder, "multi-vector", out, dim=4)
+
+
+def test_a_copy_that_has_lost_its_lineage_is_exported_too(encoder: Path, tmp_path: Path) -> None:
+    """`save_pretrained` of sentence-transformers keeps no `llm2comp.json`."""
+    copy = tmp_path / "copy"
+    shutil.copytree(encoder, copy)
+    (copy / "llm2comp.json").unlink()
+    assert llm2comp.export(copy, "multi-vector", tmp_path / "out").passed
+    assert not (tmp_path / "out" / "llm2comp.json").exists()
+    with pytest.raises(UserError, match="no folder of this machine"):
+        llm2comp.export("nobody/nothing", "multi-vector", tmp_path / "out")
 
 
 def test_one_memory_token_or_none_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:

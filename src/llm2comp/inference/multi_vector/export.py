@@ -14,8 +14,8 @@ from llm2comp.inference.vector_format import Embeddings
 from llm2comp.model import released
 from llm2comp.model.encoder import copy_tokenizer
 from llm2comp.model.folder.layout import write_layout
+from llm2comp.model.folder.names import encoder_name
 from llm2comp.model.folder.reference import SAME, TEXTS
-from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.multi_vector.late_interaction import as_multi_vector, is_multi_vector
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.utils.checksums import write_checksums
@@ -43,7 +43,7 @@ print(model.similarity(queries, documents))
 ```
 
 The same forward pass gives the single vector of the encoder, as `sentence_embedding` of
-`model.encode(texts, output_value=None)`. All settings are in `llm2comp.json`.
+`model.encode(texts, output_value=None)`.
 """
 
 
@@ -64,11 +64,10 @@ def export(name: str, out: Path) -> Difference:
         UserError: if the encoder cannot be loaded or does not pool several memory tokens, `out`
             holds something else, or the vectors differ.
     """
-    source = released.local_encoder(name)
-    if source is None or not (source / LINEAGE).is_file():
-        raise UserError(f"{name} has no memory tokens, because llm2comp did not make it")
-    lineage = Lineage.read(source)
-    if lineage.compiled or lineage.last_token:
+    source, lineage = released.local_encoder(name), released.lineage_of(name)
+    if source is None:
+        raise UserError(f"{name} is no folder of this machine; download it first")
+    if lineage and (lineage.compiled or lineage.last_token):
         raise UserError(f"{name} is an export already; name the encoder that it was made from")
     if out.exists() and not is_multi_vector(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
@@ -94,9 +93,10 @@ def export(name: str, out: Path) -> Difference:
                 f"{out} is not written, because its vectors are not those of {name}: {check}"
             )
         needs = ", ".join(f"{package} {version}" for package, version in needed.items())
-        card = CARD.format(name=lineage.name, k=k, dimension=vectors.shape[1], needs=needs)
+        card = CARD.format(name=encoder_name(name), k=k, dimension=vectors.shape[1], needs=needs)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        lineage.write(partial)
+        if lineage:
+            lineage.write(partial)
         write_checksums(partial)
     return check
 
