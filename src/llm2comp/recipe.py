@@ -236,8 +236,19 @@ class Evaluation(Strict):
     """Use the quick sizes of the tasks."""
     baselines: list[NotBlank] = Field(default=[])
     """Training-free encoders of the backbone that are scored too."""
+    vectors: VectorCount = "one"
+    """`one`: score the embedding of a text; `k`: its k memory vectors with MaxSim, on tasks of
+    retrieval and STS. `during` always scores the embedding."""
     during: During | None = None
     """Score while a stage trains, to see whether it gets better."""
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Evaluation":
+        if self.vectors == "k" and self.baselines:
+            raise ValueError(
+                "vectors: k is for memory tokens, and baselines have none; leave it out"
+            )
+        return self
 
     @property
     def deciding(self) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def rehearse(context: StageContext[Stage]) -> None:
     backbone, lineage = context.recipe.backbone, _lineage(context)
     stages = context.recipe.stages
     remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
-    require_several_tokens(remaining, lineage.num_memory_tokens)
+    require_several_tokens(context.recipe, lineage.num_memory_tokens)
     if lineage.method is None:
         _rehearse_others(context, lineage, remaining)
         return

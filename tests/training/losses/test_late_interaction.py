@@ -178,13 +178,14 @@ def test_what_knows_one_vector_only_is_refused(options: dict[str, Any], key: str
         stage(**options)
 
 
+@pytest.mark.parametrize("key", ["supervised.vectors", "evaluation.vectors"])
 @pytest.mark.parametrize("change", ["memory.tokens=1", "pretext.objective=mntp"])
 def test_one_memory_token_is_refused_before_anything_is_trained(
-    tiny_recipe: Path, tmp_path: Path, change: str
+    tiny_recipe: Path, tmp_path: Path, change: str, key: str
 ) -> None:
     more = ["pretext.attention=bidirectional"] if "mntp" in change else []
-    settings = load_recipe(tiny_recipe, ["supervised.vectors=k", change, *more])
-    with pytest.raises(UserError, match="needs an encoder with several memory tokens"):
+    settings = load_recipe(tiny_recipe, [f"{key}=k", change, *more])
+    with pytest.raises(UserError, match=f"{key}: k needs an encoder with several memory tokens"):
         pipeline.train(settings, tmp_path / "run")
     assert not list((tmp_path / "run").glob("*/model.safetensors"))
 

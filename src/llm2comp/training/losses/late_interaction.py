@@ -1,12 +1,11 @@
 """Losses of the single vector of a text and of its k memory vectors, from one forward pass."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from llm2comp.errors import UserError
-from llm2comp.recipe import Stage, Supervised
+from llm2comp.recipe import Recipe, Supervised
 
 
 def beside(single: nn.Module, many: nn.Module, dimension: int) -> nn.Module:
@@ -45,18 +44,25 @@ def _columns(rows: Tensor | list[Tensor], part: slice) -> Tensor | list[Tensor]:
     return rows[:, part] if isinstance(rows, Tensor) else [batch[:, part] for batch in rows]
 
 
-def require_several_tokens(stages: Sequence[Stage], k: int) -> None:
-    """Check that stages that train k vectors have several, before anything is trained.
+def require_several_tokens(recipe: Recipe, k: int) -> None:
+    """Check that a recipe with k vectors has several, before anything is trained.
 
     Args:
-        stages: that are left to train.
+        recipe: the recipe.
         k: memory tokens of the encoder.
 
     Raises:
-        UserError: if a stage trains k vectors, and the encoder has one or none.
+        UserError: if it trains or scores k vectors, and the encoder has one or none.
     """
-    if k < 2 and any(isinstance(stage, Supervised) and stage.vectors == "k" for stage in stages):
-        raise UserError(
-            f"supervised.vectors: k needs an encoder with several memory tokens, and this one has "
-            f"{k}; leave it out, or train with memory.tokens above 1"
-        )
+    chosen = {
+        f"{stage.stage}.vectors": stage.vectors
+        for stage in recipe.stages
+        if isinstance(stage, Supervised)
+    }
+    chosen["evaluation.vectors"] = recipe.evaluation.vectors
+    for key, vectors in chosen.items():
+        if vectors == "k" and k < 2:
+            raise UserError(
+                f"{key}: k needs an encoder with several memory tokens, and this one has {k}; "
+                "leave it out, or train with memory.tokens above 1"
+            )
