@@ -50,10 +50,10 @@ def as_multi_vector(encoder: SentenceTransformer, name: str) -> MultiVectorEncod
 
 def is_multi_vector(folder: Path) -> bool:
     """Return whether sentence-transformers loads a folder as a `MultiVectorEncoder`."""
-    settings = folder / "config_sentence_transformers.json"
-    if not settings.is_file():
+    try:
+        content = json.loads((folder / "config_sentence_transformers.json").read_bytes())
+    except (OSError, ValueError):  # not there or damaged, which loading reports
         return False
-    content = json.loads(settings.read_bytes())
     return isinstance(content, dict) and content.get("model_type") == "MultiVectorEncoder"
 
 
