@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2comp.api_analysis import analyze as analyze
+from llm2comp.api_analysis import capacity as capacity
+from llm2comp.api_analysis import generate as generate
+from llm2comp.api_analysis import memory as memory
+from llm2comp.api_analysis import read as read
 from llm2comp.api_analysis import report as report
 from llm2comp.api_bulk import encode_files as encode_files
 from llm2comp.api_index import index as index

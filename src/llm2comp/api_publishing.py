@@ -1,4 +1,4 @@
-"""The functions of the Python API that write an encoder for others."""
+"""The part of the Python API that gives encoders away: `export` and `push`."""
 
 from __future__ import annotations
 

@@ -34,6 +34,8 @@ COMMANDS = [
     "results",
     "analyze",
     "report",
+    "read",
+    "capacity",
     "study",
     "export",
     "push",

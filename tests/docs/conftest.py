@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.data import catalog
 from llm2comp.model import encoder, released
 from llm2comp.model.backbone import load_backbone
+from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.recipe_parts import Memory
@@ -26,10 +27,13 @@ def stand_ins(
     cache = tmp_path_factory.mktemp("stand-ins") / "cache"
     shutil.copytree(tiny_backbone, cache / "models" / "smollm2-135m")
     tiny = _encoder(tiny_backbone)
+    lineage = Lineage.read(released.RELEASED / RELEASE)
     adapters = [released.RELEASED / RELEASE / folder for folder in STAGE_FOLDERS.values()]
     for count, stage in enumerate(STAGE_FOLDERS.values(), start=1):
         digest = released._digest(adapters[:count])
-        tiny.save_pretrained(str(cache / "models" / f"{RELEASE}-{digest}" / stage))
+        folder = cache / "models" / f"{RELEASE}-{digest}" / stage
+        tiny.save_pretrained(str(folder))
+        lineage.until(count).write(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM2COMP_CACHE", str(cache))
         _write_peer(tiny)

@@ -57,6 +57,18 @@ class Bar(NamedTuple):
     deviation: float
 
 
+def require_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        UserError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError("figures need matplotlib: pip install 'llm2comp[report]'") from error
+
+
 @contextmanager
 def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, list[Axes]]]":
     """Yield a figure and its panels, two per row. It needs no screen.
@@ -66,12 +78,11 @@ def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, 
         width: width of a panel in inches.
         height: height of a panel in inches.
     """
-    try:
-        import matplotlib as mpl
-        from cycler import cycler
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("figures need matplotlib: pip install 'llm2comp[report]'") from error
+    require_matplotlib()
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
     # Consecutive lines differ in colour and in dashes, so that both are visible where they overlap.
     # No pair of colour and dashes occurs twice.
     rounds = range(len(DASHES))

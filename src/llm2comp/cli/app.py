@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from llm2comp.cli import analyze, data, encode, evaluate, export, mine, serve, train
+from llm2comp.cli import analyze, data, encode, evaluate, export, memory, mine, serve, train
 from llm2comp.errors import UserError, one_line
 from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import retain_freed_memory
@@ -138,6 +138,8 @@ for _command in (
     evaluate.results,
     analyze.analyze,
     analyze.report,
+    memory.read,
+    memory.capacity,
     train.study,
     export.export,
     export.push,

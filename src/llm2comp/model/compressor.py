@@ -79,7 +79,7 @@ class Compressor(nn.Module):
         self.head = Head(model)
         self.vocabulary = token_table(model).num_embeddings - num_memory_embeddings
         self.token_norm = (
-            _mean_norm(token_table(model), self.vocabulary) if scale == "embeddings" else None
+            mean_norm(token_table(model), self.vocabulary) if scale == "embeddings" else None
         )
         for parameter in model.parameters():  # PEFT freezes the body only, not an untied head
             parameter.requires_grad_(False)
@@ -149,10 +149,7 @@ class Compressor(nn.Module):
         Returns:
             `(batch, k, hidden)`.
         """
-        if self.token_norm is None:
-            return memory
-        scaled: Tensor = normalize(memory.float(), dim=-1) * self.token_norm
-        return scaled
+        return memory if self.token_norm is None else scaled(memory, self.token_norm)
 
     def student_states(self, memory: Tensor, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Let the frozen model read `BOS memory tokens` and return its states (the student).
@@ -276,8 +273,13 @@ class Compressor(nn.Module):
         )
 
 
+def scaled(memory: Tensor, norm: float) -> Tensor:
+    """Return memory `(…, hidden)` with vectors of one norm, in float32."""
+    return normalize(memory.float(), dim=-1) * norm
+
+
 @torch.no_grad()
-def _mean_norm(table: nn.Embedding, count: int) -> float:
+def mean_norm(table: nn.Embedding, count: int) -> float:
     """Return the mean norm of the embeddings of the first `count` tokens.
 
     The layer itself computes them, because some architectures scale them (Gemma).

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from llm2comp import recipe
+from llm2comp.analysis.reading.texts import TextReading
 from llm2comp.analysis.report import gather, plots, write
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
@@ -53,6 +54,16 @@ def test_the_page_is_one_file_with_everything_in_it(page: Path, run: Path) -> No
     assert "Training stages" in own
     assert len(re.findall('class="plotly-graph-div"', own)) == 3 * 2 + 1 + 3 + 1
     assert "all 40 texts of texts" in own
+    # The first encoder is that of stage 1. Its memory is of three quarters of the text.
+    assert "after stage 1 compresses" in own
+    tokens = re.findall(r'<b style="background: rgba\((?:213, 94, 0|0, 114, 178), [^"]+', own)
+    said = re.search(r"Memory of (\d+) tokens predicts (\d+) tokens after them", own)
+    assert said is not None
+    assert len(tokens) == int(said[2]) == -(-(int(said[1]) + int(said[2])) // 4)
+    losses = re.findall(r'title="memory ([\d.]+), full text ([\d.]+), gap ([-+][\d.]+)"', own)
+    assert len(losses) == len(tokens)
+    for memory, full, gap in losses:
+        assert float(memory) - float(full) == pytest.approx(float(gap), abs=0.011)
     written = re.search(r"<pre>(.*?)</pre>", own, re.DOTALL)
     assert written is not None
     assert "stage: supervised" in written[1]
@@ -173,3 +184,23 @@ def test_the_page_names_the_rows_with_quick_scores() -> None:
     assert said(one=row(True), other=row(True)) == "Quick versions of the tasks."
     assert said(one=row(False), other=row(False)) == "Whole tasks."
     assert said(one=row(False), other=row(True)) == "Whole tasks, but quick versions for other."
+
+
+def test_a_report_says_why_a_memory_cannot_be_read(
+    run: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    """A folder alone does not say where its backbone is."""
+    sample = Sample("s", sentences, [], 8)
+    write.write(gather.gather([str(run / "1-pretext")], sample, ["whales"]), tmp_path / "r.html")
+    assert "backbone tiny-llama, which cannot be had" in (tmp_path / "r.html").read_text()
+
+
+def test_tokens_are_coloured_by_the_gap() -> None:
+    text = TextReading(
+        "a b c", 2, "a b", [" c", " d"], {"memory": [3.0, 1.0], "full": [1.0, 9.0]}, {}
+    )
+    reading = SimpleNamespace(texts=[text])
+    assert write._tokens(reading) == [  # type: ignore[arg-type]
+        (" c", "rgba(213, 94, 0, 0.30)", "memory 3.00, full text 1.00, gap +2.00"),
+        (" d", "rgba(0, 114, 178, 0.60)", "memory 1.00, full text 9.00, gap -8.00"),
+    ]

@@ -1,5 +1,6 @@
 """Collect the content of a report from a run folder or encoders, and from a sample of texts."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.analysis import measure
 from llm2comp.analysis.measure import Analysis
+from llm2comp.analysis.reading.texts import Reading, read
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
+from llm2comp.inference.reading.reader import READABLE, Reader
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.training import run_folder
@@ -24,6 +27,8 @@ from llm2comp.utils.choices import Precision
 
 NEAREST = 3
 """Number of texts that are shown per query and encoder."""
+READ_TOKENS = 128
+"""Tokens of the text whose memory is read."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Content:
         rows: scores by name of the encoder or baseline.
         run: the run; `None` if the report is about encoders.
         note: a remark about the scores.
+        reading: what was read of the memory of one text, with the first encoder that has memory
+            to read; `None` if there is none, or its language model cannot be had.
+        unread: why it cannot be had; empty if it can.
     """
 
     title: str
@@ -66,6 +74,8 @@ class Content:
     rows: Mapping[str, Sequence[Score]]
     run: Run | None = None
     note: str = ""
+    reading: Reading | None = None
+    unread: str = ""
 
 
 def gather(
@@ -100,7 +110,38 @@ def gather(
         encoders.append(_encoder(model, label, sample, queries, lineage, batch_size))
     rows = run.scores if run else _stored_scores(names)
     title = str(run.folder) if run else ", ".join(names)
-    return Content(title, sample, queries, encoders, rows, run)
+    reading, unread = None, ""
+    try:
+        reading = _reading(sources, encoders, sample, dtype, run)
+    except UserError as error:  # the rest of the report needs no language model
+        unread = str(error)
+    return Content(title, sample, queries, encoders, rows, run, reading=reading, unread=unread)
+
+
+def _reading(
+    sources: Mapping[str, str],
+    encoders: Sequence[Encoder],
+    sample: Sample,
+    dtype: Precision,
+    run: Run | None,
+) -> Reading | None:
+    """Read the memory of the first text that is long enough, with the first encoder that can.
+
+    Raises:
+        UserError: if its language model cannot be had.
+    """
+    for encoder in encoders:
+        lineage = encoder.lineage
+        if lineage is None or lineage.prompt_format != READABLE:
+            continue
+        # The lineage has only the last part of a local path, and the recipe has all of it.
+        local = run.recipe.backbone.name if run and run.recipe.base is None else None
+        reader = Reader.open(sources[encoder.name], dtype, local)
+        tokens = reader.tokens(sample.texts)
+        ids = next((ids for ids in tokens if len(ids) >= READ_TOKENS), max(tokens, key=len))
+        text = reader.decode(ids[:READ_TOKENS])
+        return dataclasses.replace(read(reader, [text]), model=encoder.name)
+    return None
 
 
 def _encoder(

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from llm2comp.analysis import summary
+from llm2comp.analysis.reading.texts import Reading
 from llm2comp.analysis.report import plots
 from llm2comp.analysis.report.gather import Content, gather
 from llm2comp.data.sample import draw
@@ -32,6 +33,10 @@ TITLE_END = " · llm2comp</title>"
 """What the page of every version of this package has."""
 TITLE_BYTES = 20_000
 """The title, which names all encoders, is within these bytes."""
+WORSE, BETTER = "213, 94, 0", "0, 114, 178"
+"""Colours of tokens that memory predicts worse and better than the full text, of `COLOURS`."""
+STRONGEST = 4.0
+"""A gap of this many nats has the strongest colour."""
 TITLES = {"pretext": "Stage 1", "unsupervised": "UCL", "supervised": "SCL"}
 
 
@@ -100,6 +105,8 @@ def write(content: Content, out: Path) -> None:
             if encoder.analysis.memory is not None
         ],
         map=Markup(plots.text_map(content.encoders, content.sample.texts)),
+        reading=content.reading,
+        tokens=_tokens(content.reading) if content.reading else [],
         recipe=run.reproduce if run else None,
         version=__version__,
         table=_table,
@@ -113,6 +120,20 @@ def _table(cells: Cells) -> Markup:
     rows = [Markup("").join(Markup("<th>{}</th>").format(title) for title in heading)]
     rows += [Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row) for row in body]
     return Markup("\n").join(Markup("<tr>{}</tr>").format(row) for row in rows)
+
+
+def _tokens(reading: Reading) -> list[tuple[str, str, str]]:
+    """Return each predicted token of the first text, its colour, and what its losses are."""
+    text = reading.texts[0]
+    shown = []
+    for token, memory, full in zip(
+        text.predicted, text.losses["memory"], text.losses["full"], strict=True
+    ):
+        gap = memory - full
+        strength = 0.6 * min(1.0, abs(gap) / STRONGEST)
+        colour = f"rgba({WORSE if gap > 0 else BETTER}, {strength:.2f})"
+        shown.append((token, colour, f"memory {memory:.2f}, full text {full:.2f}, gap {gap:+.2f}"))
+    return shown
 
 
 def _scores(content: Content) -> Markup:

@@ -1,0 +1,76 @@
+"""Held-out passages: those of a source that stage 1 was not trained on."""
+
+import sys
+from typing import Any
+
+from llm2comp.data.passages import draw_passages
+from llm2comp.data.sample import draw
+from llm2comp.errors import UserError
+from llm2comp.inference.reading.reader import Reader
+from llm2comp.model.folder.names import base_name
+from llm2comp.recipe_parts import Passages
+
+START = 16
+"""Two passages that begin with the same tokens, as many as this, count as the same."""
+
+
+def draw_held_out(
+    reader: Reader, data: str, tokens: int, count: int, seed: int
+) -> tuple[list[list[int]], list[str]]:
+    """Draw passages that stage 1 was not trained on.
+
+    Args:
+        reader: the encoder.
+        data: packaged source, local file or hub data set, with texts.
+        tokens: of a passage; shorter texts are left out.
+        count: how many to draw.
+        seed: the same seed gives the same passages.
+
+    Returns:
+        The first `tokens` token ids of each, and what to know of them.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    known, notes = _trained_starts(reader, data)
+    sample = draw(data, sys.maxsize, seed)
+    drawn: list[list[int]] = []
+    for text in sample.texts:
+        (ids,) = reader.tokens([text])
+        start = tuple(ids[:START])
+        if len(ids) >= tokens and start not in known:
+            known.add(start)
+            drawn.append(ids[:tokens])
+            if len(drawn) == count:
+                return drawn, notes
+    raise UserError(
+        f"{data}: {len(drawn)} texts that stage 1 was not trained on have {tokens} tokens or more, "
+        f"and {count} are asked for; give fewer passages, shorter lengths or other data"
+    )
+
+
+def _trained_starts(reader: Reader, data: str) -> tuple[set[tuple[int, ...]], list[str]]:
+    """Return the first tokens of each passage of stage 1, if it was trained on these data.
+
+    The passages are drawn again as the lineage says.
+
+    Returns:
+        The first tokens, and a note if the passages cannot be drawn again.
+    """
+    stage = reader.lineage.stages[0]
+    if base_name(data) not in [base_name(source.source) for source in stage.data]:
+        return set(), []
+    recorded: dict[str, Any] = stage.model_extra or {}
+    seed = next((base.seed for base in reader.lineage.bases), reader.lineage.seed)
+    try:
+        limits = Passages.model_validate(recorded["passages"])
+        count = stage.steps * stage.batch_size + recorded["eval_passages"]
+        passages = draw_passages(
+            stage.data, reader.encoder.tokenizer, limits, count, int(seed or 0), "skip"
+        )
+        return {tuple(ids[:START]) for ids in passages}, []
+    except (UserError, KeyError) as error:
+        return set(), [
+            f"{data} is what stage 1 was trained on, and its passages cannot be drawn again "
+            f"({error}); some of these may be among them"
+        ]
