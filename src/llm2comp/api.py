@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llm2comp.inference.vector_format import VectorFormat
     from llm2comp.recipe import Recipe
     from llm2comp.training.study.results import Results
-    from llm2comp.utils.choices import EmbeddingPrecision, Precision, Prompt, Suite
+    from llm2comp.utils.choices import EmbeddingPrecision, Precision, Prompt, Suite, VectorCount
 
     Model = str | Path | SentenceTransformer
     """An encoder folder, released name or hub id, or a loaded model."""
@@ -302,6 +302,7 @@ def evaluate(
     out: str | Path | None = None, again: bool = False,
     batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32", sizes: bool = False,
+    vectors: VectorCount = "one",
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -326,6 +327,8 @@ def evaluate(
         precision: as in `encode_file`. The queries of a search stay floats.
         sizes: score vectors of several numbers of dimensions in all precisions, each as a row of
             its own. The texts are encoded once.
+        vectors: `"k"` scores the k memory vectors of each text with MaxSim, on tasks of retrieval
+            and STS.
 
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
@@ -340,11 +343,11 @@ def evaluate(
     from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
 
-    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold)
+    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold, vectors)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
-    vectors = Vectors(dim, precision, sizes)
-    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=vectors)
+    stored = Vectors(dim, precision, sizes)
+    return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=stored)
 
 
 def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:

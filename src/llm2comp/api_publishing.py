@@ -23,12 +23,12 @@ def export(
     Args:
         model: name or folder that `load` takes.
         to: `"onnx"` or `"openvino"` to compile it; `"last-token"` for servers that pool by
-            themselves, such as vLLM. The encoder must then have one memory token and causal
-            attention.
+            themselves, such as vLLM (one memory token and causal attention); `"multi-vector"` for
+            late interaction (several memory tokens).
         out: encoder folder to write.
-        int8: store the weights in 8 bits; not for `"last-token"`.
-        dim: as in `encode`. The folder has a module more, which all clients read; not for
-            `"last-token"`.
+        int8: store the weights in 8 bits, of a compiled encoder.
+        dim: as in `encode`, of a compiled encoder. The folder has a module more, which all clients
+            read.
 
     Raises:
         UserError: if the encoder cannot be loaded or has no such form, the backend is not
@@ -42,11 +42,14 @@ def export(
     """
     from llm2comp.evaluation.checked_export import export as compile_encoder
     from llm2comp.inference.last_token import export as pool_last_token
+    from llm2comp.inference.multi_vector.export import export as write_multi_vector
 
+    if to in ("last-token", "multi-vector") and (int8 or dim is not None):
+        raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
     if to == "last-token":
-        if int8 or dim is not None:
-            raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
         return pool_last_token(str(model), Path(out))
+    if to == "multi-vector":
+        return write_multi_vector(str(model), Path(out))
     return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
 
 

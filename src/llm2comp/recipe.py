@@ -28,7 +28,7 @@ from llm2comp.recipe_parts import (
     Split,
     WarmUp,
 )
-from llm2comp.utils.choices import Attention, OnBadRow, SavedPrecision
+from llm2comp.utils.choices import Attention, OnBadRow, SavedPrecision, VectorCount
 from llm2comp.utils.files import find_shipped
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import (
@@ -200,6 +200,21 @@ class Supervised(Contrastive):
     guide: NotBlank | None = None
     """An encoder, named as for `llm2comp.load`, that tells false negatives: what it scores above
     the positive is no negative (GISTEmbed, arXiv 2402.16829)."""
+    vectors: VectorCount = "one"
+    """`one`: train the embedding of a text; `k`: add the loss of its k memory vectors, compared by
+    MaxSim (docs/guides/late-interaction.md)."""
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Supervised":
+        teachers = [source.teacher for source in self.data if source.teacher is not None]
+        for key, given in {
+            "matryoshka": self.matryoshka,
+            "guide": self.guide,
+            "teacher": teachers,
+        }.items():
+            if self.vectors == "k" and given:
+                raise ValueError(f"vectors: k cannot be trained with {key}; leave one of them out")
+        return self
 
 
 Stage = Annotated[Pretext | Unsupervised | Supervised, Field(discriminator="stage")]
@@ -221,8 +236,19 @@ class Evaluation(Strict):
     """Use the quick sizes of the tasks."""
     baselines: list[NotBlank] = Field(default=[])
     """Training-free encoders of the backbone that are scored too."""
+    vectors: VectorCount = "one"
+    """`one`: score the embedding of a text; `k`: its k memory vectors with MaxSim, on tasks of
+    retrieval and STS. `during` always scores the embedding."""
     during: During | None = None
     """Score while a stage trains, to see whether it gets better."""
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Evaluation":
+        if self.vectors == "k" and self.baselines:
+            raise ValueError(
+                "vectors: k is for memory tokens, and baselines have none; leave it out"
+            )
+        return self
 
     @property
     def deciding(self) -> dict[str, Any] | None:

@@ -136,11 +136,15 @@ def test_all_weights_cannot_train_in_4_bits(tiny_recipe: Path) -> None:
         load_recipe(tiny_recipe, [IN_4BIT, "unsupervised.lora=null"])
 
 
-def test_fsdp_and_4_bits_are_refused(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "is_fsdp", lambda: True)
+@pytest.mark.parametrize("by", ["FSDP", "DeepSpeed"])
+def test_divided_weights_in_4_bits_are_refused(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(launch, "is_divided", lambda: True)
+    monkeypatch.setattr(launch, "divider", lambda: by)
     monkeypatch.setattr(launch.world, "size", lambda: 2)
     recipe = load_recipe(tiny_recipe, [IN_4BIT, "supervised.mini_batch_size=8"])
-    with pytest.raises(UserError, match="FSDP cannot divide weights in 4 bits"):
+    with pytest.raises(UserError, match=f"{by} cannot divide weights in 4 bits"):
         launch.require_possible(recipe, planned=False)
 
 

@@ -16,7 +16,7 @@ from llm2comp.cli.shared import (
     preload,
 )
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import Suite, TableFormat
+from llm2comp.utils.choices import Suite, TableFormat, VectorCount
 
 
 def evaluate(
@@ -75,6 +75,10 @@ def evaluate(
             help="Score small vectors too: fewer dimensions in all precisions, one row for each.",
         ),
     ] = False,
+    vectors: Annotated[
+        VectorCount,
+        typer.Option(help="k scores the k memory vectors of each text with MaxSim."),
+    ] = "one",
 ) -> None:
     """Score models on mteb tasks.
 
@@ -90,6 +94,7 @@ def evaluate(
       llm2comp evaluate runs/first/model minilm --data my-dev.jsonl
       llm2comp evaluate runs/first/model --sizes --quick --tasks STSBenchmark,SQuADRetrieval
       llm2comp evaluate runs/first/model --dim 128 --precision binary --tasks SQuADRetrieval
+      llm2comp evaluate runs/first/model --vectors k --tasks SQuADRetrieval,STSBenchmark
     """
     if not models and not baseline:
         raise UserError("name a model, or a --baseline, to evaluate")
@@ -113,6 +118,7 @@ def evaluate(
         dim=dim,
         precision=precision,
         sizes=sizes,
+        vectors=vectors,
     )
     show(rows, size_columns(rows) if sizes else None)
 

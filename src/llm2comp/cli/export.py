@@ -15,18 +15,20 @@ def export(
     to: Annotated[
         Export,
         typer.Option(
-            help="Runtime to compile for, or last-token for servers that pool by themselves."
+            help="Runtime to compile for, last-token for servers that pool by themselves, or "
+            "multi-vector for late interaction."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
     dim: Dim = None,
 ) -> None:
-    """Compile an encoder for ONNX Runtime or OpenVINO, or write it for vLLM and other servers.
+    """Compile an encoder, or write it for servers or for late interaction.
 
     The command compares the embeddings of the export with those of the encoder, and its
     STSBenchmark score if it is compiled. It does not write an export that differs too much. An
-    encoder for servers must have one memory token (memory.tokens=1) and causal attention.
+    encoder for servers must have one memory token (memory.tokens=1) and causal attention, and one
+    for late interaction several.
 
     \b
     Examples:
@@ -34,6 +36,7 @@ def export(
       llm2comp export runs/first/model --to onnx --int8 --out runs/first/onnx-int8
       llm2comp export runs/first/model --to onnx --dim 128 --out runs/first/onnx-128
       llm2comp export runs/one/model --to last-token --out runs/one/served
+      llm2comp export runs/first/model --to multi-vector --out runs/first/multi-vector
     """
     preload("llm2comp.evaluation.checked_export")
     typer.echo(api.export(model, to, out, int8=int8, dim=dim))
@@ -41,6 +44,9 @@ def export(
         typer.echo(
             f"Serve {out} with vLLM, text-embeddings-inference or llama.cpp (guide Clients)."
         )
+        return
+    if to == "multi-vector":
+        typer.echo(f"Load it with MultiVectorEncoder({str(out)!r}) of sentence-transformers.")
         return
     typer.echo(
         f"Load it with llm2comp.load({str(out)!r}), or with SentenceTransformer({str(out)!r}, "

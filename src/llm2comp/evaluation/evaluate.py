@@ -1,17 +1,17 @@
 """Score encoders and training-free baselines on tasks: the work of `llm2comp evaluate`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines as training_free
-from llm2comp.evaluation import runner, sizes, suites
+from llm2comp.evaluation import late_interaction, runner, sizes, suites
 from llm2comp.evaluation.own_data.tasks import OwnData
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.calibration import vector_format
@@ -19,11 +19,14 @@ from llm2comp.inference.load import load, model_names, trusted
 from llm2comp.inference.vector_format import VectorFormat, require_precision
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
-from llm2comp.utils.choices import EmbeddingPrecision, Precision, Suite
+from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
+from llm2comp.utils.choices import EmbeddingPrecision, Precision, Suite, VectorCount
 from llm2comp.utils.files import require_folder
 
 MERGED = ", merged at "
 """What the name of a row has after that of the model if memory tokens are merged."""
+MANY_VECTORS = ", k vectors"
+"""What it has if its k memory vectors are scored."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Encoders:
         backbone: causal language model of the baselines, as a recipe names it.
         dtype: precision, as in `llm2comp.load`.
         merge_threshold: as in `llm2comp.load`; for the models only.
+        vectors: `k` scores the k memory vectors of a text, and not its embedding.
 
     Raises:
         UserError: if there is nothing to score, or nothing to merge.
@@ -94,15 +98,22 @@ class Encoders:
     backbone: str
     dtype: Precision
     merge_threshold: float | None
+    vectors: VectorCount = "one"
 
     def __post_init__(self) -> None:
         if not self.models and not self.baselines:
             raise UserError("name a model, or a baseline, to evaluate")
         if self.merge_threshold is not None and not self.models:
             raise UserError("only encoders with memory tokens can merge them; name such a model")
+        if self.vectors not in get_args(VectorCount):
+            raise UserError(f"vectors {self.vectors!r} is neither 'one' nor 'k'")
 
     def rows(self, *, instructed: bool) -> Iterator[Row]:
         """Yield the encoders in the order of the table: baselines first, then models."""
+        rows = self._rows(instructed=instructed)
+        yield from rows if self.vectors == "one" else map(_with_vectors, rows)
+
+    def _rows(self, *, instructed: bool) -> Iterator[Row]:
         for name in self.baselines:
             build = partial(
                 training_free.load_baseline,
@@ -179,7 +190,16 @@ def evaluate(
             results cannot be stored.
     """
     require_folder(results.folder)
-    tasks.make()  # a wrong name is reported before an encoder is loaded
+
+    def make() -> list[AbsTask]:
+        made = tasks.make()
+        return made if encoders.vectors == "one" else late_interaction.with_max_sim(made)
+
+    if encoders.vectors == "k":
+        if vectors is not None and vectors != Vectors():
+            raise UserError("dim, precision and sizes are for one vector per text; leave them out")
+        late_interaction.require_tasks(tasks.make(), named=tasks.names is not None)
+    make()  # a wrong name is reported before an encoder is loaded
     paper = {name: task.instruction for name, task in suites.paper_tasks().items()}
     instructions = paper if tasks.instructions else None
     scores: dict[str, list[Score]] = {}
@@ -193,13 +213,22 @@ def evaluate(
         }
         if formats:
             scores |= sizes.evaluate_sizes(
-                model, row.name, tasks.make, formats, results, batch_size, **options
+                model, row.name, make, formats, results, batch_size, **options
             )
         else:
             scores[row.name] = runner.evaluate(
-                model, row.name, tasks.make(), results, batch_size, **options
+                model, row.name, make(), results, batch_size, **options
             )
     return scores
+
+
+def _with_vectors(row: Row) -> Row:
+    """Return the same encoder with its k memory vectors in the place of its embedding."""
+    return replace(
+        row,
+        name=f"{row.name}{MANY_VECTORS}",
+        load=lambda: append_memory_vectors(row.load(), row.name),
+    )
 
 
 def row_name(model: str, merge_threshold: float | None = None, *, instructed: bool = False) -> str:

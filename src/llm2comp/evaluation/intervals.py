@@ -80,7 +80,9 @@ def items(task: AbsTask, folder: Path) -> dict[str, Any]:
     assert task.dataset is not None
     data: Any = task.dataset.get(subset, task.dataset)  # a single subset may have no name
     if isinstance(task, AbsTaskSTS):
-        return _items("spearman", predictions["cosine_scores"], data[split]["score"])
+        own = task.metadata.main_score == "spearman"  # the model's own similarity, not cosines
+        scores = predictions["similarity_scores" if own else "cosine_scores"]
+        return _items("spearman", scores, data[split]["score"])
     if isinstance(task, AbsTaskPairClassification):
         return _best_distance(predictions, data[split]["labels"])
     if isinstance(task, AbsTaskClassification):

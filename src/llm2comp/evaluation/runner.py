@@ -19,10 +19,13 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import BrokenModelError
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
+from llm2comp.evaluation.late_interaction import LateInteractionEncoder
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
 from llm2comp.evaluation.stored import StoredAs, StoredEncoder
 from llm2comp.inference.vector_format import VectorFormat, require_dim
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.multi_vector.max_sim import MaxSim
+from llm2comp.model.multi_vector.memory_vectors import MemoryVectors
 from llm2comp.utils.progress import text_progress, track_texts
 
 logger = logging.getLogger(__name__)
@@ -218,6 +221,8 @@ def _run(
     encoder = SentenceTransformerEncoderWrapper(model)
     if plan.instruction:
         encoder = InstructedEncoder(model, plan.instruction)
+    if isinstance(model[-1], MemoryVectors) and not model[-1].beside:
+        encoder = LateInteractionEncoder(encoder, MaxSim(len(model[-1].token_ids)))
     if plan.stored_as is not None:
         is_search = isinstance(plan.task, AbsTaskRetrieval)
         encoder = StoredEncoder(encoder, plan.stored_as, search=is_search)

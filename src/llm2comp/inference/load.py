@@ -22,6 +22,7 @@ from llm2comp.model.attention import configure_attention, require_attention
 from llm2comp.model.folder.reference import SAME_IN_HALF
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.modules import merge_memory
+from llm2comp.model.multi_vector.late_interaction import require_one_vector
 from llm2comp.utils.choices import AttnImplementation, Precision
 from llm2comp.utils.finite import require_finite
 from llm2comp.utils.hardware import compute_dtype
@@ -81,6 +82,7 @@ def load(
         dtype = "bfloat16"
     require_attention(attn_implementation, compute_dtype(dtype), training=False)
     source = released.resolve_encoder(name)
+    require_one_vector(Path(source), name)
     has_lineage = (Path(source) / LINEAGE).is_file()
     lineage = Lineage.read(Path(source)) if has_lineage else None
     for needed in SETTINGS if has_lineage else ():

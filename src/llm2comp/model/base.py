@@ -20,6 +20,7 @@ from llm2comp.model import released
 from llm2comp.model.backbone import is_commit, licence_in
 from llm2comp.model.lineage import LINEAGE, Base, Lineage
 from llm2comp.model.loading.checkpoint import silent
+from llm2comp.model.multi_vector.late_interaction import require_one_vector
 from llm2comp.recipe import Recipe
 from llm2comp.utils.checksums import fingerprint, require_unchanged
 
@@ -49,6 +50,7 @@ def open_base(recipe: Recipe) -> BaseEncoder:
     """
     name = str(recipe.base)
     folder = base_folder(recipe)
+    require_one_vector(folder, f"base {name!r}")
     require_unchanged(folder)
     base = Base(name=name, revision=recipe.backbone.revision, fingerprint=fingerprint(folder))
     if (folder / LINEAGE).is_file():

@@ -31,6 +31,7 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.loading import four_bit
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
+from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
 from llm2comp.training.distributed import world
@@ -184,6 +185,8 @@ def _train(
         dataloader_drop_last=world.size() > 1,
     )
     arguments.dataloader_drop_last = False
+    if isinstance(stage, Supervised) and stage.vectors == "k":
+        append_memory_vectors(model, str(source), beside=True)
     losses, gathered = losses_of(model, stage, data), Gathered()
     if world.size() > 1:
         gathered.attach_to(losses.values() if isinstance(losses, dict) else [losses])

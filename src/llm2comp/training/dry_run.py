@@ -27,6 +27,7 @@ from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
+from llm2comp.training.losses.late_interaction import require_several_tokens
 from llm2comp.training.losses.matryoshka import require_dims
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
@@ -49,12 +50,14 @@ def rehearse(context: StageContext[Stage]) -> None:
         context: the stage.
 
     Raises:
-        UserError: if the disk is too small, the LoRA of this or a later stage fits no layer, or
-            the encoder that is saved would not load again or would encode otherwise.
+        UserError: if there are too few memory tokens for `vectors: k`, the disk is too small, the
+            LoRA of this or a later stage fits no layer, or the encoder that is saved would not load
+            again or would encode otherwise.
     """
     backbone, lineage = context.recipe.backbone, _lineage(context)
     stages = context.recipe.stages
     remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
+    require_several_tokens(context.recipe, lineage.num_memory_tokens)
     if lineage.method is None:
         _rehearse_others(context, lineage, remaining)
         return

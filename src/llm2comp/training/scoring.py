@@ -4,11 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.evaluation import baselines, runner, suites
+from llm2comp.evaluation import baselines, late_interaction, runner, suites
+from llm2comp.evaluation.evaluate import MANY_VECTORS
 from llm2comp.inference.load import load
-from llm2comp.recipe import STAGE_FOLDERS, Recipe
+from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
+from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe
 from llm2comp.training.run_folder import (
     STAGE_LABELS,
     Scores,
@@ -26,11 +29,25 @@ def check_evaluation(recipe: Recipe) -> None:
     """Check the names of a recipe's tasks and baselines before anything is trained.
 
     Raises:
-        UserError: if one of them is unknown.
+        UserError: if one of them is unknown, or the recipe scores k vectors and a task has no such
+            score.
     """
-    suites.tasks(recipe.evaluation.tasks, quick=recipe.evaluation.quick)
+    tasks_of(recipe.evaluation)
     for name in recipe.evaluation.baselines:
         baselines.require_baseline(name)
+
+
+def tasks_of(evaluation: Evaluation) -> list[AbsTask]:
+    """Return new tasks of a recipe.
+
+    Raises:
+        UserError: as `check_evaluation`.
+    """
+    tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+    if evaluation.vectors == "one":
+        return tasks
+    late_interaction.require_tasks(tasks, named=True)
+    return late_interaction.with_max_sim(tasks)
 
 
 def score_run(recipe: Recipe, out: Path) -> Scores:
@@ -52,11 +69,13 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     rows: Scores = {}
     commit = {"revision": read_recipe(out).backbone.revision}  # that was trained on
     recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
-    for name, load_model in (baseline_models(recipe) | stage_models(recipe, out)).items():
+    models = stage_models(recipe, out)
+    if settings.vectors == "k":  # a row of its own, because scores of a row are not computed again
+        models = {f"{label}{MANY_VECTORS}": build for label, build in models.items()}
+    for name, load_model in (baseline_models(recipe) | models).items():
         rows[name] = known.get(name, [])
         if [(score.task, score.quick) for score in rows[name]] != wanted:
-            tasks = suites.tasks(settings.tasks, quick=settings.quick)
-            rows[name] = runner.evaluate(load_model(), name, tasks)
+            rows[name] = runner.evaluate(load_model(), name, tasks_of(settings))
             write_scores(out, rows)
     return rows
 
@@ -81,6 +100,8 @@ def baseline_models(recipe: Recipe) -> Models:
 def stage_models(recipe: Recipe, out: Path) -> Models:
     """Return loaders of the encoder after each stage, by the stage's label.
 
+    With `evaluation.vectors: k`, an encoder gives its k memory vectors.
+
     Args:
         recipe: the recipe that was run.
         out: the folder of the finished run.
@@ -89,7 +110,10 @@ def stage_models(recipe: Recipe, out: Path) -> Models:
         STAGE_LABELS[stage.stage]: str(out / STAGE_FOLDERS[stage.stage]) for stage in recipe.stages
     }
     backbone = recipe.backbone
-    return {
-        label: partial(load, folder, backbone.dtype, trust_remote_code=backbone.trust_remote_code)
-        for label, folder in folders.items()
-    }
+
+    def build(folder: str) -> SentenceTransformer:
+        model = load(folder, backbone.dtype, trust_remote_code=backbone.trust_remote_code)
+        many = recipe.evaluation.vectors == "k"
+        return append_memory_vectors(model, folder) if many else model
+
+    return {label: partial(build, folder) for label, folder in folders.items()}

@@ -8,9 +8,9 @@ AttnImplementation = Literal["eager", "flash_attention_2", "flex_attention", "sd
 """How attention is computed, by the name that transformers has for it."""
 Backend = Literal["onnx", "openvino"]
 """The runtime of a compiled encoder."""
-Export = Literal["onnx", "openvino", "last-token"]
-"""What an encoder is exported to: a runtime, or the form that servers with pooling of their own
-read."""
+Export = Literal["onnx", "openvino", "last-token", "multi-vector"]
+"""What an encoder is exported to: a runtime, the form that servers with pooling of their own read,
+or a `MultiVectorEncoder` of sentence-transformers."""
 EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
 """In what the numbers of an embedding are stored. `binary` is one bit for each number."""
 Engine = Literal["local", "ray"]
@@ -32,3 +32,5 @@ Suite = Literal["offline", "paper"]
 """A set of evaluation tasks. `offline` needs no hub; `paper` is the paper's 14 tasks."""
 TableFormat = Literal["terminal", "markdown", "csv", "latex"]
 """How a table is printed."""
+VectorCount = Literal["one", "k"]
+"""Vectors of a text: its embedding, or its k memory vectors, which MaxSim compares."""

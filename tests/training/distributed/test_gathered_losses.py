@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from llm2comp.model.multi_vector.memory_vectors import MemoryVectors
 from llm2comp.recipe import Supervised
 from llm2comp.training.distributed import world
 from llm2comp.training.distributed.shares import as_part_of_a_sum
@@ -83,6 +84,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[list[str]], Rows]]] = {
     "two rows in mini-batches": ({"mini_batch_size": 1}, fewer_than_processes),
     "scores": ({}, scored),
     "scores, matryoshka": ({"matryoshka": [16, 4]}, scored),
+    "k vectors": ({"vectors": "k"}, mined),
+    "k vectors in mini-batches": ({"vectors": "k", "mini_batch_size": 1}, mined),
+    "k vectors, two rows": ({"vectors": "k"}, fewer_than_processes),
+    "k vectors, scores": ({"vectors": "k"}, scored),
     "scores of a teacher": ({}, with_scores_of_a_teacher),
     "vectors of a teacher": ({}, with_vectors_of_a_teacher),
     "vectors of a teacher, matryoshka": ({"matryoshka": [16, 4]}, with_vectors_of_a_teacher),
@@ -97,6 +102,9 @@ def value_and_gradient(bert: Path, name: str, sentences: list[str]) -> Tensor:
         changes = {"guide": str(bert)}
     stage = Supervised.model_validate(settings | changes)
     model = SentenceTransformer(str(bert), device="cpu").train(False)
+    if stage.vectors == "k":  # a BERT has two tokens that are in each text once
+        ids = [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]
+        model.append(MemoryVectors(ids, beside=True).train())
     data = DatasetDict({"a": Dataset.from_list(rows(sentences))})
     losses, gathered = losses_of(model, stage, data), Gathered()
     assert isinstance(losses, dict)

@@ -45,6 +45,11 @@ POOLS_BY_ITSELF = (
     "alone gives other embeddings: use sentence-transformers, infinity or llm2comp serve."
 )
 """Stands in the place of a pooling mode, as a string where programs expect a table."""
+MANY_VECTORS = (
+    "This encoder has several vectors per text, which 1_MultiVectorMask chooses, and pooling alone "
+    "gives other embeddings: use MultiVectorEncoder of sentence-transformers."
+)
+"""Stands there in a folder of a `MultiVectorEncoder`."""
 
 Json = dict[str, Any]
 
@@ -54,14 +59,16 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
 
     Args:
         folder: with a transformer, `Pooling` and `Normalize`, and `WordWeights` unless it pools the
-            last token.
+            last token, or `MultiVectorMask`, which only new versions know.
         compiled: whether the body is a graph, which has the attention in it.
 
     Returns:
         The versions that a client needs, by package: a lower bound each.
     """
     config = _read(folder / "config.json")
-    if "WordWeights" in (folder / "modules.json").read_text(encoding="utf-8"):
+    modules = (folder / "modules.json").read_text(encoding="utf-8")
+    many_vectors = "MultiVectorMask" in modules
+    if many_vectors or "WordWeights" in modules:
         # A program that does not know `WordWeights` would pool over the text. vLLM and llama.cpp
         # choose their code by this name, and refuse one that they do not know; transformers goes by
         # `model_type`. txtai and text-embeddings-inference look for `1_Pooling`, wherever
@@ -69,13 +76,14 @@ def write_layout(folder: Path, *, compiled: bool = False) -> dict[str, str]:
         name = config["architectures"][0].removesuffix("Model")
         config["architectures"] = [f"{name}MemoryEncoder"]
         (folder / "1_Pooling").mkdir()
-        _write(folder / "1_Pooling" / "config.json", POOLS_BY_ITSELF)
+        why = MANY_VECTORS if many_vectors else POOLS_BY_ITSELF
+        _write(folder / "1_Pooling" / "config.json", why)
     tokenizer = _read(folder / "tokenizer_config.json")
     # Without this, transformers 4 gives GPT-2 and others an embedding of token types to add.
     tokenizer["model_input_names"] = ["input_ids", "attention_mask"]
     for key in ("is_local", "local_files_only"):  # about the machine that wrote it
         tokenizer.pop(key, None)
-    old = {} if compiled else _as_transformers_4(config)
+    old = {} if compiled else None if many_vectors else _as_transformers_4(config)
     if old is None:
         needed = NEW_CLIENTS | _softcapping(config)
         settings = folder / "config_sentence_transformers.json"

@@ -15,9 +15,13 @@ from sentence_transformers.sentence_transformer.losses import (
 from llm2comp.data.drawn.pair_file import negatives_of
 from llm2comp.data.sources import SCORE
 from llm2comp.inference.load import load_in
+from llm2comp.inference.vector_format import require_dim
+from llm2comp.model.multi_vector.max_sim import MaxSim
+from llm2comp.model.multi_vector.memory_vectors import MemoryVectors
 from llm2comp.recipe import Contrastive, Supervised
 from llm2comp.training.distributed import world
 from llm2comp.training.losses.distillation import LABEL, distillation
+from llm2comp.training.losses.late_interaction import beside
 from llm2comp.training.losses.token_limited import TokenLimitedGIST, TokenLimitedInfoNCE
 from llm2comp.utils.hardware import compute_dtype
 
@@ -28,7 +32,7 @@ def losses_of(
     """Return the loss or, with several datasets, the loss of each.
 
     Args:
-        model: the encoder.
+        model: the encoder. With `vectors: k`, it ends with `MemoryVectors`.
         stage: its settings.
         data: the rows to train on.
     """
@@ -36,7 +40,16 @@ def losses_of(
         return _info_nce(model, stage, 1)
     most = max(negatives_of(dataset)[1] for dataset in data.values())
     info_nce = _info_nce(model, stage, max(most, 1))
-    cosent = CoSENTLoss(model, scale=1.0 / stage.temperature)
+    scale = 1.0 / stage.temperature
+    cosent: torch.nn.Module = CoSENTLoss(model, scale=scale)
+    if isinstance(stage, Supervised) and stage.vectors == "k":
+        last, dimension = model[-1], require_dim(model, None)
+        assert isinstance(last, MemoryVectors)
+        max_sim = MaxSim(len(last.token_ids))
+        many = _info_nce(model, stage, max(most, 1), similarity_fct=max_sim)
+        info_nce = beside(info_nce, many, dimension)
+        symmetric = CoSENTLoss(model, scale=scale, similarity_fct=max_sim.symmetric)
+        cosent = beside(cosent, symmetric, dimension)
     losses: dict[str, torch.nn.Module] = {}
     for name, dataset in data.items():
         if LABEL in dataset.column_names:
@@ -46,7 +59,9 @@ def losses_of(
     return losses
 
 
-def _info_nce(model: SentenceTransformer, stage: Contrastive, most: int) -> torch.nn.Module:
+def _info_nce(
+    model: SentenceTransformer, stage: Contrastive, most: int, **similarity: Any
+) -> torch.nn.Module:
     """Return the loss of pairs and of pairs with negatives.
 
     The cached version (GradCache) is used only if a batch does not fit in one mini-batch, because
@@ -57,11 +72,12 @@ def _info_nce(model: SentenceTransformer, stage: Contrastive, most: int) -> torc
         model: the encoder.
         stage: its settings.
         most: the most texts of a row in a column.
+        similarity: another `similarity_fct` than the cosine; not with a guide.
     """
     rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
     if isinstance(stage, Supervised) and stage.guide is not None:
         return guided(model, stage, _guide(stage.guide, model))
-    options: dict[str, Any] = {"scale": 1.0 / stage.temperature}
+    options: dict[str, Any] = {"scale": 1.0 / stage.temperature} | similarity
     if tokens is not None:
         return TokenLimitedInfoNCE(model, tokens, mini_batch_size=rows, **options)
     if stage.batch_size // world.size() * most <= rows:

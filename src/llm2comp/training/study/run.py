@@ -13,7 +13,7 @@ from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError, one_line
-from llm2comp.evaluation import runner, store, suites
+from llm2comp.evaluation import runner, store
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
 from llm2comp.training import pipeline, run_folder, scoring
@@ -148,7 +148,8 @@ class StudyRun:
         assert self.study.tuning is not None
         self._train(candidate, result)
         *_, last = scoring.stage_models(candidate.recipe, self._folder(candidate)).items()
-        tasks = Evaluation(tasks=self.study.tuning.tasks, quick=True)
+        vectors = candidate.recipe.evaluation.vectors
+        tasks = Evaluation(tasks=self.study.tuning.tasks, quick=True, vectors=vectors)
         result.development = self._score_stage(candidate, *last, tasks)
 
     def _score(self, planned: Trial, result: TrialResult) -> None:
@@ -169,7 +170,7 @@ class StudyRun:
     ) -> list[Score]:
         """Score a stage's encoder, once if several trials share it."""
         model, name = load(), stored_name(planned.name, label)
-        tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+        tasks = scoring.tasks_of(evaluation)
         mark = store.fingerprint(model)
         keys = {store.key(mark, task, "", quick=evaluation.quick) for task in tasks}
         for result in self.store.all():
@@ -238,7 +239,7 @@ class StudyRun:
             if name in self.results.baselines:
                 continue
             try:
-                tasks = suites.tasks(evaluation.tasks, quick=evaluation.quick)
+                tasks = scoring.tasks_of(evaluation)
                 self.results.baselines[name] = runner.evaluate(load(), name, tasks, self.store)
             except Exception as error:  # any error, because the other baselines must continue
                 self.results.errors[name] = describe(error)

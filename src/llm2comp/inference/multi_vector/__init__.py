@@ -1,0 +1,1 @@
+"""Folders that sentence-transformers loads as a `MultiVectorEncoder`."""
