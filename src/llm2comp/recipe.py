@@ -19,7 +19,7 @@ from llm2comp.errors import UserError
 from llm2comp.recipe_parts import (
     Backbone,
     Dimensions,
-    During,
+    Evaluation,
     Lora,
     Memory,
     Mining,
@@ -225,37 +225,6 @@ STAGE_FOLDERS = {
     "supervised": "3-supervised",
 }
 """The folder of each stage within a run, in the order of the stages."""
-
-
-class Evaluation(Strict):
-    """What `llm2comp train` scores, after each stage and while stages 2 and 3 train."""
-
-    tasks: list[NotBlank] = Field(default=["STSBenchmark", "STS17", "SQuADRetrieval"])
-    """Names of tasks; an empty list scores nothing."""
-    quick: bool = True
-    """Use the quick sizes of the tasks."""
-    baselines: list[NotBlank] = Field(default=[])
-    """Training-free encoders of the backbone that are scored too."""
-    vectors: VectorCount = "one"
-    """`one`: score the embedding of a text; `k`: its k memory vectors with MaxSim, on tasks of
-    retrieval and STS. `during` always scores the embedding."""
-    during: During | None = None
-    """Score while a stage trains, to see whether it gets better."""
-
-    @model_validator(mode="after")
-    def _check_vectors(self) -> "Evaluation":
-        if self.vectors == "k" and self.baselines:
-            raise ValueError(
-                "vectors: k is for memory tokens, and baselines have none; leave it out"
-            )
-        return self
-
-    @property
-    def deciding(self) -> dict[str, Any] | None:
-        """What chooses the step that a stage ends with; None if scores only inform."""
-        if self.during is None or not (self.during.keep_best or self.during.patience):
-            return None
-        return self.during.model_dump() | {"quick": self.quick}
 
 
 class Recipe(Strict):

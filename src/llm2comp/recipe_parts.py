@@ -1,10 +1,10 @@
-"""Parts of a recipe: backbone, memory tokens, LoRA, passages, hard negatives, running scores."""
+"""Parts of a recipe: backbone, memory tokens, LoRA, passages, hard negatives, scores."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llm2comp.utils.choices import AttnImplementation, Precision
+from llm2comp.utils.choices import AttnImplementation, Precision, VectorCount
 from llm2comp.utils.texts import NotBlank
 from llm2comp.utils.yaml_files import Strict
 
@@ -196,3 +196,34 @@ class During(Strict):
         if not (self.tasks or self.data):
             raise ValueError("name tasks or data to score on")
         return self
+
+
+class Evaluation(Strict):
+    """What `llm2comp train` scores, after each stage and while stages 2 and 3 train."""
+
+    tasks: list[NotBlank] = Field(default=["STSBenchmark", "STS17", "SQuADRetrieval"])
+    """Names of tasks; an empty list scores nothing."""
+    quick: bool = True
+    """Use the quick sizes of the tasks."""
+    baselines: list[NotBlank] = Field(default=[])
+    """Training-free encoders of the backbone that are scored too."""
+    vectors: VectorCount = "one"
+    """`one`: score the embedding of a text; `k`: its k memory vectors with MaxSim, on tasks of
+    retrieval and STS. `during` always scores the embedding."""
+    during: During | None = None
+    """Score while a stage trains, to see whether it gets better."""
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Evaluation":
+        if self.vectors == "k" and self.baselines:
+            raise ValueError(
+                "vectors: k is for memory tokens, and baselines have none; leave it out"
+            )
+        return self
+
+    @property
+    def deciding(self) -> dict[str, Any] | None:
+        """What chooses the step that a stage ends with; None if scores only inform."""
+        if self.during is None or not (self.during.keep_best or self.during.patience):
+            return None
+        return self.during.model_dump() | {"quick": self.quick}

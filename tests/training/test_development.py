@@ -18,8 +18,8 @@ from transformers.integrations import integration_utils
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import OwnData
-from llm2comp.recipe import Evaluation, Recipe, load_recipe
-from llm2comp.recipe_parts import During
+from llm2comp.recipe import Recipe, load_recipe
+from llm2comp.recipe_parts import During, Evaluation
 from llm2comp.training import contrastive, pipeline
 from llm2comp.training.checkpoints import start_log
 from llm2comp.training.monitoring import trackers

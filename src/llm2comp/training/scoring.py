@@ -11,7 +11,8 @@ from llm2comp.evaluation import baselines, late_interaction, runner, suites
 from llm2comp.evaluation.evaluate import MANY_VECTORS
 from llm2comp.inference.load import load
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
-from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe
+from llm2comp.recipe import STAGE_FOLDERS, Recipe
+from llm2comp.recipe_parts import Evaluation
 from llm2comp.training.run_folder import (
     STAGE_LABELS,
     Scores,

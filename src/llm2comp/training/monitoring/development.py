@@ -20,8 +20,8 @@ from llm2comp.evaluation import runner, suites
 from llm2comp.evaluation.own_data.tasks import read_all
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
 from llm2comp.inference.precision import computing_in
-from llm2comp.recipe import Evaluation, Pretext, Recipe, Stage, StageBase
-from llm2comp.recipe_parts import During
+from llm2comp.recipe import Pretext, Recipe, Stage, StageBase
+from llm2comp.recipe_parts import During, Evaluation
 from llm2comp.training.checkpoints import checkpoint_after
 from llm2comp.training.distributed import world
 from llm2comp.training.monitoring.divergence import DivergenceError

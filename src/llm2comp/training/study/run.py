@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError, one_line
 from llm2comp.evaluation import runner, store
 from llm2comp.evaluation.store import ResultStore, Score
-from llm2comp.recipe import STAGE_FOLDERS, Evaluation, Recipe, parse_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
+from llm2comp.recipe_parts import Evaluation
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import comparison, provenance, results
