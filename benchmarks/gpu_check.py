@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,14 +89,15 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    with tempfile.TemporaryDirectory(prefix="llm2comp-gpu-check-") as folder:
+    # Rows are drawn by the names of their files, and a relative name is the same in each call.
+    with tempfile.TemporaryDirectory(prefix="llm2comp-gpu-check-") as folder, chdir(folder):
         start = time.monotonic()
-        workshop = Workshop(Path(folder), sizes)
+        workshop = Workshop(Path(), sizes)
         environment = one_gpu(os.environ, stand_in=options.stand_in)
         os.environ.update(environment)
         backbone = workshop.prepare()
         rows = run_all(workshop, start + options.limit, stand_in=options.stand_in)
-        about = table.about(Path(folder), backbone, time.monotonic() - start)
+        about = table.about(workshop.folder, backbone, time.monotonic() - start)
     name = "gpu_check_stand_in" if options.stand_in else "gpu_check"
     table.report(rows, about, RESULTS / name)
     return int(any(row.result == FAIL for row in rows))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,11 +36,12 @@ def check() -> Iterator[Check]:
 
 
 @pytest.fixture(scope="module")
-def workshop(check: Check, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A folder with texts and a tiny random backbone."""
-    made = check.workshop.Workshop(tmp_path_factory.mktemp("workshop"), check.workshop.TINY)
-    assert made.prepare() == "random weights (a stand-in)"
-    return made
+def workshop(check: Check, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A folder with texts and a tiny random backbone, by the name that it has in each run."""
+    with chdir(tmp_path_factory.mktemp("workshop")):
+        made = check.workshop.Workshop(Path(), check.workshop.TINY)
+        assert made.prepare() == "random weights (a stand-in)"
+        yield made
 
 
 def run(check: Check, workshop: Any, name: str) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def test_another_mask_in_bfloat16_is_found(
 
 def test_all_stages_train_and_agree(trained: dict[str, Any]) -> None:
     for rows in trained.values():
-        assert {row.result for row in rows.values()} == {"pass"}, rows
+        assert [row for row in rows.values() if row.result != "pass"] == []
     agree = [row for name, row in trained["bfloat16"].items() if name.startswith("losses are")]
     assert len(agree) == 4
     assert all(0 < row.numbers["mean"] < 0.1 for row in agree)
