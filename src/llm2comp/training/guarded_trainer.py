@@ -121,7 +121,7 @@ class GuardedTrainer(Trainer, ABC):
         """Return the loss of the last batch with the weights after its update."""
         with torch.no_grad(), torch.random.fork_rng(), self.compute_loss_context_manager():
             inputs = self._prepare_inputs(dict(self.batch))
-            loss: Any = self.compute_loss(cast(nn.Module, self.model), inputs)
+            loss: Any = self.compute_loss(self.model_wrapped, inputs)
             divide_again(cast(nn.Module, self.model))
             return float(world.total(loss) / world.size())
 

@@ -30,6 +30,7 @@ from llm2comp.training.distributed.sharded import (
     divide_by_blocks,
     is_divided,
     is_fsdp,
+    keep_precision,
     make_trained_whole,
     require_same_division,
     whole,
@@ -231,6 +232,7 @@ def run_training(
     require_equal_parts(cast(nn.Module, trainer.model))
     checkpoint = world.from_main(lambda: _checkpoint_to_continue(context.workdir))
     if is_fsdp():
+        keep_precision(trainer.accelerator, cast(nn.Module, trainer.model))
         divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))
     if world.size() > 1:
         set_seed(context.recipe.seed, device_specific=True)  # each process has other dropout

@@ -85,9 +85,12 @@ def use_fsdp() -> None:
 
     def initialise(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
-        if options.get("fsdp_plugin") is not None:
+        plugin = options.get("fsdp_plugin")
+        if plugin is not None:
             self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = options["fsdp_plugin"]
+            if self.mixed_precision != "no":
+                plugin.set_mixed_precision(self.mixed_precision)
+            self.fsdp_plugin = plugin
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = initialise

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
@@ -69,6 +70,19 @@ def divide_by_blocks(accelerator: Accelerator, model: nn.Module) -> None:
     if isinstance(model, SentenceTransformer):
         # accelerate looks for the last norm here. It would take `Normalize`, which has no weights.
         vars(model)["base_model_prefix"] = "0"
+
+
+def keep_precision(accelerator: Accelerator, model: nn.Module) -> None:
+    """Let FSDP train as the recipe says: in the precision of each weight, under autocast.
+
+    With `bf16` accelerate would let FSDP cast what trains to bfloat16 in each pass, and also its
+    gradient, which is added up over the processes, and the loss of stage 1.
+    """
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    # With a cache a process would keep its copies in bfloat16 until the end of the pass.
+    accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+    # accelerate uses autocast with all but FSDP. This does nothing else to the model.
+    accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
 
 
 def divide_again(model: nn.Module) -> None:
