@@ -23,8 +23,8 @@ from llm2comp.data.drawn.batches import write_batches
 from llm2comp.data.drawn.rows import RowFiles, Rows, Summary, drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.data.passages import draw_passages
-from llm2comp.recipe import DataSource, Pretext, Stage, Supervised
-from llm2comp.recipe_parts import Passages
+from llm2comp.recipe import Pretext, Stage, Supervised
+from llm2comp.recipe_parts import DataSource, Passages
 
 PASSAGES, TRIPLES = 128_000, 1_000_000
 WORDS = 300

@@ -22,7 +22,7 @@ from harness import in_processes, peak_gb, report, seconds
 from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 TEXTS, CHARACTERS = 20_000, 1_000
 REPETITIONS = 100

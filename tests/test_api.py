@@ -42,6 +42,7 @@ NOT_IN_API = {
     ("train", "on_bad_row"),
     ("encode", "engine"),
     ("encode", "keep"),
+    ("encode", "on_bad_row"),
     ("search", "names"),
     ("search", "where"),
     ("search", "by"),

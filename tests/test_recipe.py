@@ -243,6 +243,29 @@ def test_every_key_is_explained(model: type[Strict]) -> None:
     assert [key for key, field in model.model_fields.items() if not field.description] == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["unsupervised.attention_dropout=0", "unsupervised.lora.dropout=0"],
+            "stages.1.unsupervised: without dropout both views are the same; set attention_dropout "
+            "or lora.dropout above 0, or views: crop",
+        ),
+        (
+            ["memory.tokens=1", "evaluation.vectors=k"],
+            "evaluation.vectors: k needs several memory tokens, and memory.tokens is 1",
+        ),
+    ],
+    ids=["views", "vectors"],
+)
+def test_settings_that_do_not_go_together_are_refused_and_not_repeated(
+    minimal: Path, overrides: list[str], said: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(minimal, overrides)
+    assert str(error.value) == f"recipe {minimal}: {said}"
+
+
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         load_recipe(tmp_path / "absent.yaml")

@@ -18,6 +18,7 @@ from pydantic import (
 from llm2comp.errors import UserError
 from llm2comp.recipe_parts import (
     Backbone,
+    DataSource,
     Dimensions,
     Evaluation,
     Lora,
@@ -39,28 +40,6 @@ from llm2comp.utils.yaml_files import (
 )
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class DataSource(Strict):
-    """One source of rows and its share of the mixture."""
-
-    source: NotBlank
-    """A name that `llm2comp data list` shows; a local file, folder of files or pattern
-    (`data/*.jsonl.gz`); or a hub id (`owner/name` or `owner/name:configuration`)."""
-    split: NotBlank = "train"
-    """The split of a dataset of the hub, or of a folder whose files are named after splits."""
-    revision: NotBlank | None = None
-    """The branch, tag or commit of a dataset of the hub; by default its main branch."""
-    columns: dict[NotBlank, NotBlank] = Field(default={})
-    """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
-    negatives: PositiveInt = 1
-    """Pairs only: the most hard negatives of a row. A row with more becomes several rows."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """The share of the mixture, relative to the weights of the other sources."""
-    query_instruction: Prefix = ""
-    """Pairs only: put before each query, as `instruction:query` and a line break."""
-    teacher: NotBlank | None = None
-    """Stage 3 only: learn the vectors of this encoder, or the scores of this cross-encoder."""
 
 
 class StageBase(Strict):
@@ -185,6 +164,16 @@ class Unsupervised(Contrastive):
     """`dropout`: both are the whole text (SimCSE); `crop`: each is a random span of 10 to 50 % of
     its words, 8 or more (Contriever). Texts of fewer than 16 words are then left out."""
 
+    @model_validator(mode="after")
+    def _check_views(self) -> "Unsupervised":
+        dropouts = (self.attention_dropout, 0 if self.lora is None else self.lora.dropout)
+        if self.views == "dropout" and not any(dropouts):
+            raise ValueError(
+                "without dropout both views are the same; set attention_dropout or lora.dropout "
+                "above 0, or views: crop"
+            )
+        return self
+
 
 class Supervised(Contrastive):
     """Stage 3 (SCL): pairs of query and positive, with hard negatives or scores if there are any.
@@ -300,6 +289,21 @@ class Recipe(Strict):
             )
         if self.evaluation.baselines:
             raise ValueError("evaluation.baselines are made of a backbone; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "Recipe":
+        asked = {
+            "evaluation.vectors": self.evaluation.vectors,
+            **{
+                f"{one.stage}.vectors": one.vectors
+                for one in self.stages
+                if one.stage == "supervised"
+            },
+        }
+        for key, vectors in asked.items():
+            if vectors == "k" and self.base is None and self.memory.tokens == 1:
+                raise ValueError(f"{key}: k needs several memory tokens, and memory.tokens is 1")
         return self
 
     @model_validator(mode="after")

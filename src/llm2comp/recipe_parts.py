@@ -1,11 +1,11 @@
-"""Parts of a recipe: backbone, memory tokens, LoRA, passages, hard negatives, scores."""
+"""Parts of a recipe: backbone, memory tokens, LoRA, sources, hard negatives, scores."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from llm2comp.utils.choices import AttnImplementation, Precision, VectorCount
-from llm2comp.utils.texts import NotBlank
+from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import Strict
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -93,6 +93,28 @@ class Lora(Strict):
     target_modules: Annotated[list[NotBlank], Field(min_length=1)] | None = None
     """Names of the linear layers that get a LoRA. `null`: those of attention and MLP, except for a
     layer that computes keys alone (docs/guides/own-backbone.md)."""
+
+
+class DataSource(Strict):
+    """One source of rows and its share of the mixture."""
+
+    source: NotBlank
+    """A name that `llm2comp data list` shows; a local file, folder of files or pattern
+    (`data/*.jsonl.gz`); or a hub id (`owner/name` or `owner/name:configuration`)."""
+    split: NotBlank = "train"
+    """The split of a dataset of the hub, or of a folder whose files are named after splits."""
+    revision: NotBlank | None = None
+    """The branch, tag or commit of a dataset of the hub; by default its main branch."""
+    columns: dict[NotBlank, NotBlank] = Field(default={})
+    """Maps our column (text, anchor, positive, negative, score) to the column of the source."""
+    negatives: PositiveInt = 1
+    """Pairs only: the most hard negatives of a row. A row with more becomes several rows."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """The share of the mixture, relative to the weights of the other sources."""
+    query_instruction: Prefix = ""
+    """Pairs only: put before each query, as `instruction:query` and a line break."""
+    teacher: NotBlank | None = None
+    """Stage 3 only: learn the vectors of this encoder, or the scores of this cross-encoder."""
 
 
 class Passages(Strict):

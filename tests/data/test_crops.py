@@ -14,7 +14,8 @@ from llm2comp.data.crops import SPAN_WORDS, TEXT_WORDS, Crops
 from llm2comp.data.drawn.rows import SETTINGS, Rows, drawn_once
 from llm2comp.data.sentences import write_sentences
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Unsupervised
+from llm2comp.recipe import Unsupervised
+from llm2comp.recipe_parts import DataSource
 
 TEXTS = [" ".join(f"w{text}-{word}" for word in range(16 + 20 * text)) for text in range(12)]
 

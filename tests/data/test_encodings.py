@@ -11,7 +11,7 @@ import pytest
 from llm2comp.data import sources
 from llm2comp.data.text_files import read_texts
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 CONTENT = {
     ".txt": "one line\nanother line\n",

@@ -13,8 +13,8 @@ from llm2comp.data.pairs import write_pairs
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import draw_sentences
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Supervised
-from llm2comp.recipe_parts import Passages
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource, Passages
 
 
 @pytest.fixture(scope="module")

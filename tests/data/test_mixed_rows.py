@@ -14,7 +14,8 @@ from llm2comp.data.drawn.rows import Rows, drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.data.sentences import draw_sentences, write_sentences
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Supervised, Unsupervised
+from llm2comp.recipe import Supervised, Unsupervised
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.supervised import DistinctTexts
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café crème") for form in ("NFC", "NFD"))

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from llm2comp.data import mixture
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 
 @pytest.mark.parametrize("window", [1, 7, 100, 1000])

@@ -14,7 +14,8 @@ from llm2comp.data.drawn.pair_file import negatives_of
 from llm2comp.data.drawn.rows import Rows, drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Supervised
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.supervised import DistinctTexts
 
 

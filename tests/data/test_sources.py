@@ -13,7 +13,7 @@ import pytest
 from llm2comp.data import hub, sources
 from llm2comp.data.drawn import origins
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 
 def read(path: Path | str, on_bad_row: str = "fail", **fields: object) -> list[dict[str, str]]:

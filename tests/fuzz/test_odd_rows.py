@@ -20,8 +20,8 @@ from llm2comp.data.drawn.rows import drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import write_sentences
-from llm2comp.recipe import DataSource, Supervised, Unsupervised
-from llm2comp.recipe_parts import Passages
+from llm2comp.recipe import Supervised, Unsupervised
+from llm2comp.recipe_parts import DataSource, Passages
 
 WORDS = "the river rises in the mountains and reaches the sea".split()  # noqa: SIM905
 GOOD_TEXTS = st.lists(st.sampled_from(WORDS), min_size=4, max_size=12).map(" ".join)

@@ -164,6 +164,11 @@ def test_a_copy_that_has_lost_its_lineage_is_exported_too(encoder: Path, tmp_pat
         llm2comp.export("nobody/nothing", "multi-vector", tmp_path / "out")
 
 
+def test_a_folder_in_bfloat16_is_exported_too(tiny_recipe: Path, tmp_path: Path) -> None:
+    rounded = make(tiny_recipe, tmp_path / "run", "save_dtype=bfloat16")
+    assert llm2comp.export(rounded, "multi-vector", tmp_path / "out").difference < 1e-6
+
+
 def test_one_memory_token_or_none_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
     one = make(tiny_recipe, tmp_path / "one", "memory.tokens=1")
     text = ["pretext.objective=mntp", "pretext.attention=bidirectional"]

@@ -4,7 +4,8 @@ import pytest
 
 from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.prompt_format import in_words, trained_prompts
-from llm2comp.recipe import DataSource, Supervised
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource
 
 EMPTY = {"query": "", "document": ""}
 

@@ -31,7 +31,8 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.loading.tokenizer import load_tokenizer
 from llm2comp.model.memory_tokens import extended_tokenizer
-from llm2comp.recipe import DataSource, Pretext, Recipe, Stage, Supervised, Unsupervised
+from llm2comp.recipe import Pretext, Recipe, Stage, Supervised, Unsupervised
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.contrastive import (
     as_modules,
     prompts_by_column,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from llm2comp.data import sources
 from llm2comp.data.drawn.left_out import LeftOut
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 from llm2comp.utils.progress import text_progress
 
 logger = logging.getLogger("llm2comp")

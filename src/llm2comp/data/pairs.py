@@ -14,7 +14,8 @@ from llm2comp.data.drawn.pair_file import PairFile
 from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Supervised
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
 

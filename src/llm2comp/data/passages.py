@@ -11,8 +11,7 @@ from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
-from llm2comp.recipe_parts import Passages
+from llm2comp.recipe_parts import DataSource, Passages
 
 logger = logging.getLogger("llm2comp")
 

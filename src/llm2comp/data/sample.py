@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm2comp.data import mixture, sources
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 COLUMNS = ("text", "anchor", "positive", "score")
 

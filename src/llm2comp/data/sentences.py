@@ -11,7 +11,8 @@ from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Unsupervised
+from llm2comp.recipe import Unsupervised
+from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
 

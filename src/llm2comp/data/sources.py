@@ -18,7 +18,7 @@ from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.expand import expanded
 from llm2comp.data.formats.layouts import LISTS, PROMPT, Layout, recognise
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
 

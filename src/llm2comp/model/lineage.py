@@ -13,8 +13,8 @@ from llm2comp.model.folder.names import base_name, encoder_name
 from llm2comp.model.folder.reference import SAME_ELSEWHERE, Reference
 from llm2comp.model.folder.versions import versions
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat, in_words, own_prompts
-from llm2comp.recipe import DataSource, Recipe, StageBase
-from llm2comp.recipe_parts import Backbone, Memory
+from llm2comp.recipe import Recipe, StageBase
+from llm2comp.recipe_parts import Backbone, DataSource, Memory
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_file
 

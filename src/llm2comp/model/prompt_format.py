@@ -10,7 +10,7 @@ from itertools import chain, repeat
 from pathlib import PurePath
 from typing import Literal
 
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,6 @@ def explain_validation_error(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == UNKNOWN_KEY:
         location.append(first["ctx"]["key"])
-    else:
+    elif not isinstance(first["input"], dict):  # settings that do not go together are not repeated
         message += f" (got {one_line(repr(first['input']), limit=60)})"
     return f"{'.'.join(location)}: {message}" if location else message

@@ -18,6 +18,15 @@ from llm2comp.recipe import Pretext, Recipe, load_recipe
 from llm2comp.training import pipeline, pretext
 from llm2comp.training.monitoring import held_out
 
+TEXTS = [
+    "Vitamin D is a group of fat-soluble compounds responsible for increasing the intestinal "
+    "absorption of calcium, magnesium and phosphate. In humans, the most important compounds are "
+    "vitamin D3 and vitamin D2.",
+    "The museum keeps a hoard of Roman coins that a farmer found in a field near the harbour. Most "
+    "of the coins are of silver, and the oldest of them show the head of the emperor Augustus.",
+    "Whales are mammals that live in the sea. They come to the surface to breathe air through the "
+    "blowhole on the top of the head, and whales feed their young with milk.",
+]
 TRAINED = {
     "continuation": ["pretext.objective=continuation"],
     "distillation": ["pretext.objective=distillation", "memory.scale=embeddings"],
@@ -131,16 +140,24 @@ def test_the_numbers_of_the_released_stage_1_equal_the_watch(
     require_equal(measured, watched(recipe, Path(name), ids), divergences=True)
 
 
-def test_the_memory_of_the_text_itself_is_best(
+def test_memory_is_read_where_stage_1_was_short(
     runs: dict[str, tuple[Recipe, Path]], passages: list[str], tiny_backbone: Path
 ) -> None:
-    """A memory of zeros, of another text or in another order says less of a trained encoder's."""
+    """Twenty steps of a tiny model teach it what texts have in common, and not one from another."""
     reader = Reader.open(str(runs["reconstruction"][1]), "float32", tiny_backbone)
     read = reading.read(reader, passages[:16])
-    for control in ("other", "zeroed"):
-        assert read.loss("memory") < read.loss(control)
+    assert read.loss("memory") < read.loss("zeroed")
     losses = [text.losses for text in read.texts]
     assert any(own["memory"] != own["shuffled"] for own in losses)
+
+
+def test_the_memory_of_the_text_itself_is_best() -> None:
+    """A memory of zeros, of another text or in another order says less."""
+    reader = Reader.open("smollm2-135m-llm2comp/1-pretext")
+    read = reading.read(reader, TEXTS)
+    controls = [read.loss(control) for control in ("other", "shuffled", "zeroed")]
+    assert read.loss("full") < read.loss("memory") < min(controls) - 0.1
+    assert min(controls) < read.loss("nothing") + 0.5
 
 
 def test_bits_and_the_gap_are_those_of_their_formulas(

@@ -20,7 +20,8 @@ from llm2comp.data.drawn.rows import ROWS, RowFiles, Rows, Summary, drawn_once
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import draw_sentences
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Pretext, Stage, Supervised, Unsupervised
+from llm2comp.recipe import Pretext, Stage, Supervised, Unsupervised
+from llm2comp.recipe_parts import DataSource
 
 SEED = 0
 DIGESTS = {

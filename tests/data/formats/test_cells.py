@@ -13,7 +13,7 @@ from llm2comp.data import sources
 from llm2comp.errors import UserError
 from llm2comp.evaluation.own_data.pairs import read_pairs
 from llm2comp.evaluation.own_data.rows import Retrieval
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 TEXTS = ["Owls, alone.", 'a "quoted" [text]', "it's\n[two] lines\\d", "日本語 🦉 \u2028"]
 

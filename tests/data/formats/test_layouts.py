@@ -14,7 +14,8 @@ import pytest
 from llm2comp.data.drawn.rows import Rows, drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource, Supervised
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource
 
 FLAG_EMBEDDING = [
     {

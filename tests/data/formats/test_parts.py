@@ -17,7 +17,7 @@ from llm2comp.data import mixture, sources
 from llm2comp.data.drawn import origins
 from llm2comp.data.text_files import read_texts
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 TEXTS = ["one", "two \u2028 still two", "日本語 🦉", "x" * 200_000]
 

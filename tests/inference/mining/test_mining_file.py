@@ -13,7 +13,7 @@ import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.data import sources
 from llm2comp.evaluation import baselines
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 RUNNER = CliRunner()
 

@@ -218,6 +218,14 @@ def test_what_cannot_be_read_is_refused(
     assert "\n" not in str(raised.value)
 
 
+def test_a_folder_in_bfloat16_is_read_in_both_precisions(
+    tiny_recipe: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    rounded = str(stage_1(tiny_recipe, tmp_path / "run", "save_dtype=bfloat16"))
+    assert Reader.open(rounded, "float32", tiny_backbone).model.dtype == torch.float32
+    assert Reader.open(rounded, "bfloat16", tiny_backbone).model.dtype == torch.bfloat16
+
+
 def test_a_folder_of_others_is_refused(tiny_backbone: Path) -> None:
     with pytest.raises(UserError, match=r"has no llm2comp\.json"):
         Reader.open(str(tiny_backbone))

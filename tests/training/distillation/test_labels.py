@@ -19,7 +19,8 @@ from base_encoders import fine_tuning, write_bert, write_reranker
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
-from llm2comp.recipe import DataSource, Recipe
+from llm2comp.recipe import Recipe
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training import pipeline
 from llm2comp.training.distillation.labels import rotation, with_labels
 from llm2comp.training.losses.distillation import distillation

@@ -20,7 +20,8 @@ from llm2comp.data import sources
 from llm2comp.data.pairs import dataset_name, module_name
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.miner import mine
-from llm2comp.recipe import DataSource, Recipe
+from llm2comp.recipe import Recipe
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training import pipeline
 from llm2comp.training.mining import rounds
 from llm2comp.training.trainer import WEIGHTS, AdapterCheckpoints

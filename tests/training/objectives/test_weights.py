@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, TrainingArguments
 
 from llm2comp.data.length_batching import group_by_length
 from llm2comp.model.lora import trainable_parameters
-from llm2comp.recipe import DataSource, Pretext
+from llm2comp.recipe import Pretext
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
 from llm2comp.training.objectives.registry import OBJECTIVES
 from llm2comp.training.pretext import Collator, PretextModel, PretextTrainer

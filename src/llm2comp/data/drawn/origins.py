@@ -10,7 +10,7 @@ from typing import Any
 from llm2comp.data import catalog, hub
 from llm2comp.data.formats import parts
 from llm2comp.errors import UserError, one_line
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 Origins = dict[str, dict[str, Any]]
 """By the name of a source what is known of it: `bytes`, `modified` (nanoseconds), `sha256` and the

@@ -27,7 +27,7 @@ from llm2comp.data.drawn.rows import RowFiles
 from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
 

@@ -6,7 +6,7 @@ from typing import Any
 from llm2comp.data.drawn.distinct import digest
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.formats.layouts import LISTS, PROMPT
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 
 
 def expanded(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,12 +68,15 @@ class VectorFolder:
         except Timeout as error:
             raise UserError(f"{self.name}: another process writes to it; wait for it") from error
 
-    def require_outside(self, shards: Sequence[Shard]) -> None:
-        """Check that no file of texts is in the folder.
+    def require_outside(self, shards: Sequence[Shard], model: str) -> None:
+        """Check that no file of texts is in the folder, and that it is not in that of the model.
 
         Raises:
-            UserError: if one is.
+            UserError: if one is, or it is. The vectors would be files of the model, and the same
+                call would find another model.
         """
+        if self.local is not None and self.local.resolve().is_relative_to(Path(model).resolve()):
+            raise UserError(f"--out {self.name}: is in the folder of the model; name another")
         for shard in shards:
             if shard.url.startswith(f"{self.url}/"):
                 raise UserError(f"--out {self.name}: the input {shard.name} is in it; name another")

@@ -15,8 +15,7 @@ from llm2comp.inference.load import load
 from llm2comp.inference.mining.miner import Mined, mine, remedies
 from llm2comp.inference.mining.reranker import load_reranker
 from llm2comp.inference.mining.summary import Summary
-from llm2comp.recipe import DataSource
-from llm2comp.recipe_parts import HardNegatives
+from llm2comp.recipe_parts import DataSource, HardNegatives
 from llm2comp.utils.choices import Precision
 from llm2comp.utils.files import atomic_file, require_file
 

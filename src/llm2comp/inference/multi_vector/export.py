@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from llm2comp.errors import UserError
@@ -79,7 +80,12 @@ def export(name: str, out: Path) -> Difference:
     del encoder
     with atomic_folder(out) as partial:
         needed = _write_model(source, partial, name)
-        stock = MultiVectorEncoder(str(partial), device="cpu", trust_remote_code=trusted())
+        stock = MultiVectorEncoder(
+            str(partial),
+            device="cpu",
+            trust_remote_code=trusted(),
+            model_kwargs={"dtype": torch.float32},  # whatever the folder is written in
+        )
         k = len(stock.encode(texts[0]))
         vectors = expected.reshape(len(texts) * k, -1)
         cosines = [

@@ -340,7 +340,9 @@ def _require_same_model(name: str, lineage: Lineage, own: Tensor, merged: Tensor
     shape = (len(merged) - lineage.num_memory_tokens, merged.shape[1])
     same = tuple(own.shape) == shape
     if same and all(stage.lora is not None for stage in lineage.stages):
-        same = torch.equal(own.cpu(), merged[: len(own)].cpu())
+        saved = getattr(torch, lineage.dtype or "float32")  # the folder may have rounded them
+        first, second = (table.cpu().to(saved) for table in (own, merged[: len(own)]))
+        same = torch.equal(first, second)
     if not same:
         raise UserError(
             f"{name} was not made of this backbone: the token embeddings differ; name the folder "

@@ -19,7 +19,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load_in
 from llm2comp.inference.mining.reranker import is_reranker, load_reranker
-from llm2comp.recipe import DataSource
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.losses.distillation import LABEL
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
