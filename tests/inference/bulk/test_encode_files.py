@@ -388,10 +388,8 @@ def test_mistakes_are_one_line(encoder: Path, texts: Path, tmp_path: Path) -> No
         encode(encoder, texts / "*.txt", tmp_path / "out")
     with pytest.raises(UserError, match="nowhere://x/.*Protocol not known"):
         encode(encoder, "nowhere://x/*.txt", tmp_path / "out")
-    for inside in (encoder, encoder / "vectors"):  # vectors would be files of the model
-        with pytest.raises(UserError, match="is in the folder of the model; name another"):
-            encode(encoder, texts / "*.jsonl", inside)
-    assert not (encoder / "vectors").exists()
+    with pytest.raises(UserError, match="is in the folder of the model; name another"):
+        encode(encoder, texts / "*.jsonl", encoder / "vectors")
     with pytest.raises(UserError, match="is in it; name another"):
         encode(encoder, texts / "*.jsonl", texts)
     ended = CliRunner().invoke(

@@ -184,9 +184,8 @@ def test_one_memory_token_is_refused_before_anything_is_trained(
     tiny_recipe: Path, tmp_path: Path, change: str, key: str
 ) -> None:
     more = ["pretext.attention=bidirectional"] if "mntp" in change else []
-    settings = load_recipe(tiny_recipe, [f"{key}=k", change, *more])
-    with pytest.raises(UserError, match=f"{key}: k needs an encoder with several memory tokens"):
-        pipeline.train(settings, tmp_path / "run")
+    with pytest.raises(UserError, match=f"{key}: k needs .*several memory tokens"):
+        pipeline.train(load_recipe(tiny_recipe, [f"{key}=k", change, *more]), tmp_path / "run")
     assert not list((tmp_path / "run").glob("*/model.safetensors"))
 
 
