@@ -36,13 +36,13 @@ def test_every_answer_is_as_documented(server: Running, mode: schemathesis.Gener
             continue  # there is nothing that could be wrong
 
         @given(operation.as_strategy(generation_mode=mode))
-        # The same cases each time: schemathesis now and then takes a null that is allowed for a mistake.
-    @settings(
-        max_examples=20,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+        # The same cases each time: schemathesis sometimes takes an allowed null for a mistake.
+        @settings(
+            max_examples=20,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
         def check(case: schemathesis.Case) -> None:
             body = case.body
             if case.path.startswith("/v1/vector_stores"):
