@@ -54,6 +54,12 @@ class Difference:
         return self.difference <= self.allowed
 
 
+def texts_to_compare(encoder: SentenceTransformer) -> list[str]:
+    """Return the texts with which an export is compared: some, each prompt before each of them."""
+    prompts = dict.fromkeys(("", *filter(None, encoder.prompts.values())))
+    return [prompt + text for prompt in prompts for text in (*TEXTS, "")]
+
+
 def export(name: str, out: Path) -> Difference:
     """Write an encoder folder with pooling of the last token, without `WordWeights`.
 
@@ -76,8 +82,7 @@ def export(name: str, out: Path) -> Difference:
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
     encoder = load(name, "float32").to("cpu")
-    prompts = dict.fromkeys(("", *filter(None, encoder.prompts.values())))
-    texts = [prompt + text for prompt in prompts for text in (*TEXTS, "")]
+    texts = texts_to_compare(encoder)
     expected = embed(encoder, texts, len(texts))
     reference = lineage.reference or Reference.of(embed_alone(encoder))
     del encoder

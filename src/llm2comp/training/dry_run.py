@@ -135,12 +135,13 @@ def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
 def _say_4bit(context: StageContext[Stage], body: PreTrainedModel) -> None:
     """Say what weights in 4 bits save, if the stage trains on such."""
     backbone = context.recipe.backbone
+    if not backbone.load_in_4bit:
+        return
     dtype = compute_dtype(backbone.dtype)
     whole, small = (four_bit.bytes_of(body, dtype, load_in_4bit=each) for each in (False, True))
-    if backbone.load_in_4bit:
-        context.log.console.print(
-            f"frozen weights in 4 bits: {small / 1e9:.2f} GB in place of {whole / 1e9:.2f} GB"
-        )
+    context.log.console.print(
+        f"frozen weights in 4 bits: {small / 1e9:.2f} GB in place of {whole / 1e9:.2f} GB"
+    )
 
 
 def count_trained(body: PreTrainedModel, stages: list[Stage], lineage: Lineage) -> list[int]:

@@ -90,7 +90,7 @@ class AdapterCheckpoints(GuardedTrainer):
         if world.size() > 1:
             read_whole_batches(self.accelerator)
         if zero.is_zero():
-            zero.check_before_update(self.accelerator, self.args, self.check_gradient)
+            zero.check_before_update(self.accelerator, self.check_gradient)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None

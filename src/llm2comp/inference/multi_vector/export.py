@@ -8,7 +8,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
-from llm2comp.inference.last_token import Difference
+from llm2comp.inference.last_token import Difference, texts_to_compare
 from llm2comp.inference.load import load, trusted
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import Embeddings
@@ -16,7 +16,7 @@ from llm2comp.model import released
 from llm2comp.model.encoder import copy_tokenizer
 from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.folder.names import encoder_name
-from llm2comp.model.folder.reference import SAME, TEXTS
+from llm2comp.model.folder.reference import SAME
 from llm2comp.model.multi_vector.late_interaction import as_multi_vector, is_multi_vector
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.utils.checksums import write_checksums
@@ -74,8 +74,7 @@ def export(name: str, out: Path) -> Difference:
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
     encoder = append_memory_vectors(load(name, "float32").to("cpu"), name)
-    prompts = dict.fromkeys(("", *filter(None, encoder.prompts.values())))
-    texts = [prompt + text for prompt in prompts for text in (*TEXTS, "")]
+    texts = texts_to_compare(encoder)
     expected = embed(encoder, texts, len(texts))
     del encoder
     with atomic_folder(out) as partial:

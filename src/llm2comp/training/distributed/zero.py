@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainingArguments
@@ -77,16 +76,13 @@ def configure(args: TrainingArguments) -> None:
         }
 
 
-def check_before_update(
-    accelerator: Accelerator, args: TrainingArguments, check: Callable[[Tensor], None]
-) -> None:
+def check_before_update(accelerator: Accelerator, check: Callable[[Tensor], None]) -> None:
     """Let DeepSpeed wait with its update until the gradient has been checked.
 
     accelerate would update the weights within the backward pass.
 
     Args:
         accelerator: of a Trainer.
-        args: of the Trainer.
         check: called with the loss, after the backward pass. It may raise.
     """
 
@@ -97,11 +93,7 @@ def check_before_update(
         check(loss.detach())
         engine.step()
 
-    def autocast(*_: Any, **__: Any) -> torch.autocast:
-        return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=args.bf16)
-
     accelerator.backward = backward
-    accelerator.autocast = autocast
     # Otherwise transformers would divide the weights of all models that are loaded later.
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
