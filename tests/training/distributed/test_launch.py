@@ -77,12 +77,26 @@ def test_what_a_divided_model_cannot_do_is_refused(
 ) -> None:
     monkeypatch.setattr(world, "size", lambda: 2)
     monkeypatch.setenv(f"ACCELERATE_USE_{divider.upper()}", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     assert sharded.is_divided()
     assert sharded.divider() == divider
     launch.require_possible(loaded(tiny_recipe), planned=False)
     with pytest.raises(UserError, match=line):
         launch.require_possible(loaded(tiny_recipe, *overrides), planned=False)
+
+
+@pytest.mark.parametrize("version", ["", "1"], ids=["default", "1"])
+def test_the_first_version_of_fsdp_is_refused(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    if version:
+        monkeypatch.setenv("FSDP_VERSION", version)
+    with pytest.raises(UserError, match="set fsdp_version: 2"):
+        launch.require_possible(loaded(tiny_recipe), planned=False)
 
 
 def test_a_study_is_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Held-out passages: those of a source that stage 1 was not trained on."""
 
-import sys
 from typing import Any
 
 from llm2comp.data.passages import draw_passages
@@ -10,6 +9,8 @@ from llm2comp.inference.reading.reader import Reader
 from llm2comp.model.folder.names import base_name
 from llm2comp.recipe_parts import Passages
 
+CANDIDATES = 100_000
+"""Texts among which passages are looked for; they are in memory at once."""
 START = 16
 """Two passages that begin with the same tokens, as many as this, count as the same."""
 
@@ -33,7 +34,7 @@ def draw_held_out(
         UserError: if there are too few.
     """
     known, notes = _trained_starts(reader, data)
-    sample = draw(data, sys.maxsize, seed)
+    sample = draw(data, CANDIDATES, seed)
     drawn: list[list[int]] = []
     for text in sample.texts:
         (ids,) = reader.tokens([text])

@@ -1,5 +1,6 @@
 """What a recipe and the processes that a launcher has started must have in common."""
 
+import os
 import re
 
 from torch import nn
@@ -8,7 +9,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.recipe import Contrastive, Recipe, Stage, Supervised
 from llm2comp.training.distributed import world, zero
-from llm2comp.training.distributed.sharded import divider, is_divided
+from llm2comp.training.distributed.sharded import divider, is_divided, is_fsdp
 
 EXPERT = re.compile(r"\bexperts\.\d+\.")
 """Part of the name of a parameter of an expert that is a module of its own."""
@@ -32,6 +33,10 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
         raise UserError(
             "the size of each stage depends on the time that is left here, and the processes do "
             "not agree about it; train a recipe with its own sizes, or use one process"
+        )
+    if is_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":  # accelerate's default is 1
+        raise UserError(
+            "FSDP is supported in its version 2; set fsdp_version: 2 in accelerate's configuration"
         )
     for stage in recipe.stages:
         _require_divisible(stage)
