@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,24 @@ def test_a_file_is_encoded_as_by_one_process(
 def test_a_worker_that_ends_is_one_clear_line(model: SentenceTransformer) -> None:
     with pytest.raises(UserError, match="try fewer workers"), start(model, 1) as pool:
         list(pool.map(_broken, range(4)))
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, BrokenProcessPool])
+def test_a_start_that_fails_is_one_clear_line(
+    model: SentenceTransformer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: type[Exception],
+) -> None:
+    # What `submit` raises if the workers before are killed while it starts one.
+    def submit(*_: object) -> None:
+        raise kind("bad value(s) in fds_to_keep")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(UserError, match="try fewer workers") as raised, start(model, 2):
+        pass
+    assert isinstance(raised.value.__cause__, kind)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_that_cannot_be_shared_is_one_clear_line(

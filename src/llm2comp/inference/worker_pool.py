@@ -98,8 +98,9 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
     try:
         starter.join()
         wait(ready)
-        if len(ready) < count or any(future.exception() for future in ready):
-            raise _worker_ended()
+        for future in ready:
+            if error := future.exception():
+                raise _worker_ended() from error
         yield Workers(processes)
     except BaseException:
         _kill_children(others)  # also the one that is being started, which the starter waits for
@@ -115,11 +116,18 @@ def _submit_all(processes: ProcessPoolExecutor, ready: list[Future[None]], count
 
     Only the process that starts the workers handles signals, and it ends them. A worker would show
     a traceback. The thread that handles signals does not wait for the starts, which take seconds.
+
+    A start that fails puts its error into `ready`. If the other workers are killed meanwhile, it
+    may be any error: their files are closed, and a new pipe may get the number of a closed one.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    with suppress(OSError):  # the worker that was being started has ended
+    try:
         for _ in range(count):
             ready.append(processes.submit(_do_nothing))
+    except Exception as error:
+        failed: Future[None] = Future()
+        failed.set_exception(error)
+        ready.append(failed)
 
 
 def _kill_children(others: set[psutil.Process]) -> None:
