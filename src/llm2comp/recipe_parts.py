@@ -198,6 +198,20 @@ class Mining(HardNegatives):
     """Mine again after so many steps, with the encoder so far; `null`: only before the first."""
 
 
+class Reading(Strict):
+    """How stage 3 keeps memory readable: the objective of stage 1 goes on beside its own loss.
+
+    The frozen backbone reads the memory of some positives of each batch, as xRAG (arXiv 2405.13792)
+    hands a passage to a language model. It is loaded beside the encoder.
+    """
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """What the loss of the objective is multiplied by before it is added."""
+    passages: PositiveInt = 8
+    """Positives of a batch that are read, those of 24 tokens or more. A part of at least a half
+    becomes memory, and what follows is predicted."""
+
+
 class During(Strict):
     """How an encoder is scored while stages 2 and 3 train."""
 

@@ -41,6 +41,7 @@ class StageRecord(BaseModel):
         batch_size: texts or pairs per step.
         kept_step: the step whose weights the encoder has; None if it is the last one.
         matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
+        reading: how memory was kept readable; None if it was not.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal; None if the encoder began as one of
             others, whose attention is left as it is.
@@ -63,6 +64,7 @@ class StageRecord(BaseModel):
     kept_step: int | None = None
     batch_size: int
     matryoshka: list[int] | None = None
+    reading: dict[str, Any] | None = None
     learning_rate: float
     causal: bool | None
     layers: int | None = None
