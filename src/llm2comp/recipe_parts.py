@@ -199,17 +199,18 @@ class Mining(HardNegatives):
 
 
 class Reading(Strict):
-    """How stage 3 keeps memory readable: the objective of stage 1 goes on beside its own loss.
+    """How stage 3 keeps memory readable: the objective of stage 1 goes on beside the other loss.
 
-    The frozen backbone reads the memory of some positives of each batch, as xRAG (arXiv 2405.13792)
-    hands a passage to a language model. It is loaded beside the encoder.
+    The frozen backbone, which is loaded beside the encoder, reads the memory of some positives,
+    their queries as questions, and the answers that it gives itself after the positives' text. With
+    `distillation`, it learns to say the same of both (self-distillation, as in xRAG, arXiv
+    2405.13792).
     """
 
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """What the loss of the objective is multiplied by before it is added."""
     passages: PositiveInt = 8
-    """Positives of a batch that are read, those of 24 tokens or more. A part of at least a half
-    becomes memory, and what follows is predicted."""
+    """The most positives of a batch that are read, of those with 24 tokens or more."""
 
 
 class During(Strict):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -288,7 +289,9 @@ def _nearest(reader: Reader, questions: Sequence[Question], vectors: Tensor) -> 
 
 def _with(answered: Answered, rows: Sequence[int], others: Answered) -> Answered:
     """Return answers of which some rows are others."""
-    lists = {name: list(values) for name, values in vars(answered).items() if name != "seconds"}
+    lists: dict[str, Any] = {
+        name: list(values) for name, values in vars(answered).items() if name != "seconds"
+    }
     for name, values in lists.items():
         for row, value in zip(rows, getattr(others, name), strict=True):
             values[row] = value
