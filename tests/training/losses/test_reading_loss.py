@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.answering import PROMPT, TOKENS
 from llm2comp.inference.reading.reader import Reader
+from llm2comp.model.lineage import Lineage
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Recipe, Supervised, load_recipe
 from llm2comp.recipe_parts import Lora
@@ -237,6 +238,12 @@ def test_several_processes_are_refused(
     monkeypatch.setattr(launch.world, "size", lambda: 2)
     with pytest.raises(UserError, match=r"supervised\.reading is trained in one process only"):
         launch.require_possible(load_recipe(tiny_recipe, [*READING]), planned=False)
+
+
+def test_weights_in_4_bits_are_refused(tiny_recipe: Path, folder: Path) -> None:
+    recipe = load_recipe(tiny_recipe, [*READING, "backbone.load_in_4bit=true"])
+    with pytest.raises(UserError, match=r"supervised\.reading is not trained on weights in 4 bits"):
+        reading.require_memory(recipe, Lineage.read(folder))
 
 
 def test_without_the_key_the_losses_are_the_same_objects(tiny_recipe: Path) -> None:

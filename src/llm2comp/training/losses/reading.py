@@ -208,8 +208,14 @@ def require_memory(recipe: Recipe, lineage: Lineage) -> None:
         UserError: if it cannot.
     """
     stages = [stage for stage in recipe.stages if isinstance(stage, Supervised)]
-    if any(stage.reading is not None for stage in stages):
-        try:
-            require_readable(str(recipe.base or recipe.name), lineage)
-        except UserError as error:
-            raise UserError(f"supervised.reading: {error}") from error
+    if all(stage.reading is None for stage in stages):
+        return
+    if recipe.backbone.load_in_4bit:
+        raise UserError(
+            "supervised.reading is not trained on weights in 4 bits; leave it out, or "
+            "backbone.load_in_4bit"
+        )
+    try:
+        require_readable(str(recipe.base or recipe.name), lineage)
+    except UserError as error:
+        raise UserError(f"supervised.reading: {error}") from error
