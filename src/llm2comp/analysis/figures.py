@@ -37,8 +37,11 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm2comp",  # the same figure gives the same file
 }
 
-Points = Sequence[tuple[float, float, float]]
-"""Points of a line: x, y and the standard deviation of y, which is NaN if there is none."""
+Points = Sequence[tuple[float, float, float | tuple[float, float]]]
+"""Points of a line: x, y and the standard deviation of y, which is NaN if there is none.
+
+In place of a deviation there may be how far an interval reaches below y and above it.
+"""
 
 
 class Bar(NamedTuple):
@@ -223,7 +226,13 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
         return _save(figure, stem)
 
 
-def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str) -> list[Path]:
+def lines(
+    panels: Mapping[str, Mapping[str, Points]],
+    stem: Path,
+    x: str,
+    y: str,
+    level: float | None = None,
+) -> list[Path]:
     """Draw lines with error bars over a logarithmic x axis (paper, figures 3, 5 and 7).
 
     Args:
@@ -231,6 +240,7 @@ def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str
         stem: path of the figure without `.png` and `.svg`.
         x: label of the x axis.
         y: label of the y axis.
+        level: a y that gets a line across each panel.
 
     Returns:
         The two files.
@@ -243,7 +253,11 @@ def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str
         for axes, (title, points) in zip(axes_of, panels.items(), strict=True):
             for name, line in points.items():
                 xs, ys, deviations = zip(*line, strict=True)
-                axes.errorbar(xs, ys, yerr=deviations, marker="o", ms=4, capsize=3, label=name)
+                axes.errorbar(
+                    xs, ys, yerr=np.transpose(deviations), marker="o", ms=4, capsize=3, label=name
+                )
+            if level is not None:
+                axes.axhline(level, color="grey", linestyle=":", linewidth=1)
             numbers = sorted({number for line in points.values() for number, *_ in line})
             axes.set_xscale("log", base=2)
             axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
