@@ -52,7 +52,7 @@ def shell(command: str, encoding: str = "utf-8", **environment: str) -> tuple[in
     code = PRINT.replace("CODES", str([ord(character) for character in "".join(TEXTS)]))
     variables = os.environ | {"PRINT": code, "PYTHON": sys.executable} | environment
     variables.pop("PYTHONUNBUFFERED", None)  # buffered output is the harder case
-    done = subprocess.run(["bash", "-c", command], capture_output=True, env=variables, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, env=variables, timeout=300)
     return done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding)
 
 

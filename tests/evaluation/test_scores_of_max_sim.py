@@ -127,6 +127,19 @@ def test_tasks_without_pairs_of_texts_are_refused_or_left_out(
     assert "left out" in caplog.text
 
 
+@pytest.mark.usefixtures("by_name")
+def test_names_are_checked_with_one_set_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks are made once to check them, and once for each encoder."""
+    made: list[Any] = []
+    choose = suites.choose
+    monkeypatch.setattr(suites, "choose", lambda *a, **o: made.append(a) or choose(*a, **o))
+    monkeypatch.setattr(runner, "evaluate", lambda *_, **__: [])
+    llm2comp.evaluate(["tiny"], tasks=["STS17"], vectors="k", out=tmp_path)
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("option", [{"dim": 8}, {"precision": "int8"}, {"sizes": True}], ids=str)
 def test_sizes_of_one_vector_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are for one vector per text"):

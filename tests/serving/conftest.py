@@ -95,16 +95,16 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
             computed.extend(texts)
             if texts == ["held"]:
                 inside.set()
-                assert leave.wait(30)
+                assert leave.wait(120)
             return embed(model, texts, *options)
 
         monkeypatch.setattr(batching, "embed", slow)
         held = running.service.models["tiny"].batcher.submit(["held"], None)
-        assert inside.wait(10)
+        assert inside.wait(60)
         try:
             yield computed
         finally:
             leave.set()
-            held.result(10)
+            held.result(60)
 
     return hold_model

@@ -76,7 +76,7 @@ def assert_problem(response: requests.Response, status: int, says: str) -> None:
     assert says in error["message"]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Return when a condition holds."""
     end = time.monotonic() + seconds
     while not condition():

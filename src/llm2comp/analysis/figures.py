@@ -24,6 +24,8 @@ MOST_NUMBERED = 10
 """Maximum number of memory tokens for which a heat map has room for numbers."""
 MIDDLE = 0.47
 """Position in the colour map cividis from which on black text is easier to read than white."""
+LABELS_PER_INCH = 2.2
+"""Labels of numbers for which an axis has room."""
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -260,10 +262,27 @@ def lines(
                 axes.axhline(level, color="grey", linestyle=":", linewidth=1)
             numbers = sorted({number for line in points.values() for number, *_ in line})
             axes.set_xscale("log", base=2)
-            axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
+            axes.set_xticks(numbers, _labels(numbers, width))
             axes.set(title=title, xlabel=x, ylabel=y)
         _legend(figure, axes_of[0])
         return _save(figure, stem)
+
+
+def _labels(numbers: Sequence[float], width: float) -> list[str]:
+    """Return labels of a logarithmic axis, without those that would touch the one before.
+
+    Args:
+        numbers: in their order.
+        width: of the panel in inches.
+    """
+    places = np.log2(numbers)
+    least = (places[-1] - places[0]) / (LABELS_PER_INCH * width)
+    labels, last = [], -np.inf
+    for number, place in zip(numbers, places, strict=True):
+        fits = place - last >= least
+        labels.append(f"{number:,.0f}" if fits else "")
+        last = place if fits else last
+    return labels
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:

@@ -192,14 +192,14 @@ def evaluate(
     require_folder(results.folder)
 
     def make() -> list[AbsTask]:
-        made = tasks.make()
-        return made if encoders.vectors == "one" else late_interaction.with_max_sim(made)
+        new = tasks.make()
+        return new if encoders.vectors == "one" else late_interaction.with_max_sim(new)
 
+    made = tasks.make()  # a wrong name is reported before an encoder is loaded
     if encoders.vectors == "k":
         if vectors is not None and vectors != Vectors():
             raise UserError("dim, precision and sizes are for one vector per text; leave them out")
-        late_interaction.require_tasks(tasks.make(), named=tasks.names is not None)
-    make()  # a wrong name is reported before an encoder is loaded
+        late_interaction.require_tasks(made, named=tasks.names is not None)
     paper = {name: task.instruction for name, task in suites.paper_tasks().items()}
     instructions = paper if tasks.instructions else None
     scores: dict[str, list[Score]] = {}

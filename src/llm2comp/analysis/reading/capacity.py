@@ -130,8 +130,8 @@ class Capacity:
         if end is None:
             return f"{name}: the gap from nothing to the full text is {gap.TOO_SMALL}"
         first, longest = lengths[0], lengths[-1]
-        low, high = (_in_tokens(tokens, longest) for tokens in (end.low, end.high))
-        sure = f"95% interval: {low} to {high}"
+        ends = [_in_tokens(tokens, first, longest) for tokens in (end.low, end.high)]
+        sure = f"95% interval: {' to '.join(dict.fromkeys(ends))}"
         if end.value == 0:
             return f"{name}: closes less than half of the gap at {first} tokens already ({sure})"
         if math.isinf(end.value):
@@ -173,8 +173,11 @@ def _end(lengths: Sequence[int], shares: Floats) -> float:
     return float(2 ** np.interp(-HOLDS, -shares[around], np.log2(lengths[around])))
 
 
-def _in_tokens(tokens: float, longest: int) -> str:
-    return f"more than {longest}" if math.isinf(tokens) else f"{tokens:.0f}"
+def _in_tokens(tokens: float, first: int, longest: int) -> str:
+    """Return an end of an interval as text, given the lengths that were measured."""
+    if math.isinf(tokens):
+        return f"more than {longest}"
+    return f"{tokens:.0f}" if tokens else f"less than {first}"
 
 
 def measure(

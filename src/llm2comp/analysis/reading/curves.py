@@ -46,7 +46,7 @@ def all_of(measured: Sequence[Capacity]) -> dict[str, Curves]:
 def losses(measured: Sequence[Capacity]) -> Panels:
     """Return the losses over the length with standard errors, one panel per encoder and k."""
     return {
-        f"{each.model}, k = {k}": {
+        f"{each.model}\nk = {k}": {
             label: [(p.length, p.loss(given), p.error(given)) for p in each.of(k)]
             for given, label in CURVES.items()
         }
