@@ -126,7 +126,7 @@ class Capacity:
     def verdict(self, k: int) -> str:
         """Say in one line where the memory stops holding."""
         end, lengths = self.holds(k), [point.length for point, _ in self._told(k)]
-        name = f"{self.model}, {k} memory tokens"
+        name = f"{self.model}, {k} memory token{'s' * (k > 1)}"
         if end is None:
             return f"{name}: the gap from nothing to the full text is {gap.TOO_SMALL}"
         first, longest = lengths[0], lengths[-1]
