@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from llm2comp.cli.app import app
-from llm2comp.evaluation import baselines
 from llm2comp.utils import tables
 
 RUNNER = CliRunner()
@@ -38,13 +37,6 @@ catalog.entry = lambda name: ENTRY
 sys.argv = ["llm2comp", "data", "list"]
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "mean"
-    baselines.build("mean", tiny_backbone).save_pretrained(str(folder))
-    return folder
 
 
 def shell(command: str, encoding: str = "utf-8", **environment: str) -> tuple[int, str, str]:

@@ -20,8 +20,6 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from llm2comp.evaluation import baselines
-
 Result = TypeVar("Result")
 SHARED = Path("/dev/shm")
 SECONDS = 60.0
@@ -147,13 +145,6 @@ def fault(number: int, status: int, errors: str, left: list[str]) -> str:
     ):
         return errors
     return ""
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "mean"
-    baselines.build("mean", tiny_backbone).save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture
