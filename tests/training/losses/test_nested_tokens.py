@@ -1,11 +1,13 @@
 """Matryoshka over memory tokens: the loss is the sum over encoders that append fewer tokens."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -19,6 +21,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Supervised, load_recipe
 from llm2comp.recipe_parts import Memory
 from llm2comp.training import pipeline
+from llm2comp.training.contrastive import ContrastiveTrainer
 from llm2comp.training.losses.choose import losses_of
 
 K, COUNTS, TEMPERATURE = 4, [1, 4, 2], 0.1
@@ -240,3 +243,29 @@ def test_an_encoder_without_several_tokens_is_refused(
 def test_what_nests_otherwise_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stage(**options)
+
+
+def test_a_run_that_goes_on_equals_one_that_was_not_stopped(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In stage 2, whose dropout must be that of each step."""
+    keys = ["memory.tokens=2", "unsupervised.matryoshka_tokens=[2, 1]"]
+    steps = ["pretext.steps=1", "unsupervised.steps=4", "unsupervised.save_steps=2"]
+    settings = load_recipe(tiny_recipe, [*keys, *steps])
+    settings = settings.model_copy(update={"stages": settings.stages[:2]})
+    whole = pipeline.train(settings, tmp_path / "whole")
+    compute, calls = ContrastiveTrainer.compute_loss, itertools.count(1)
+
+    def stop_at_the_fourth(*args: Any, **options: Any) -> Any:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return compute(*args, **options)
+
+    monkeypatch.setattr(ContrastiveTrainer, "compute_loss", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(settings, tmp_path / "stopped")
+    monkeypatch.undo()
+    resumed = pipeline.train(settings, tmp_path / "stopped")
+    weights = [load_file(one / "model.safetensors") for one in (whole, resumed)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0)

@@ -89,11 +89,16 @@ def append_nested_tokens(model: SentenceTransformer, name: str, counts: Sequence
     causal = bool(encoder.encoder_body(model).config.is_causal)
     ids, descending = memory_token_ids(model, name), sorted(counts, reverse=True)
     nested = NestedTokens(ids, descending, 1 if causal else len(descending))
+    nest(model, nested.train(model.training))
+
+
+def nest(model: SentenceTransformer, nested: NestedTokens) -> None:
+    """Append the module to an encoder, and let it repeat the rows of a batch."""
     transformer: nn.Module = model[0]
-    if causal:
+    if nested.passes == 1:
         transformer.register_forward_hook(lambda _module, _inputs, output: nested.repeat(output))
     else:
         transformer.register_forward_pre_hook(
             lambda _module, inputs: (nested.repeat(inputs[0]), *inputs[1:])
         )
-    model.append(nested.train(model.training))
+    model.append(nested)

@@ -40,10 +40,11 @@ def losses_of(
     """
     losses, last = _losses_of_one_row(model, stage, data), model[-1]
     if isinstance(last, NestedTokens):
-        sizes = [require_dim(model, None)] * len(last.counts)
+        size = require_dim(model, None)
+        parts = [slice(place * size, (place + 1) * size) for place in range(len(last.counts))]
         every = losses.values() if isinstance(losses, dict) else [losses]
         for loss in {id(loss): loss for loss in every}.values():
-            sum_of_parts([loss] * len(sizes), sizes)
+            sum_of_parts([loss] * len(parts), parts)
     return losses
 
 
@@ -68,10 +69,10 @@ def _losses_of_one_row(
         assert isinstance(last, MemoryVectors)
         max_sim = MaxSim(len(last.token_ids))
         many = _info_nce(model, stage, max(most, 1), similarity_fct=max_sim)
-        sizes = [dimension, dimension * len(last.token_ids)]
-        info_nce = sum_of_parts([info_nce, many], sizes)
+        parts = [slice(dimension), slice(dimension, None)]
+        info_nce = sum_of_parts([info_nce, many], parts)
         symmetric = CoSENTLoss(model, scale=scale, similarity_fct=max_sim.symmetric)
-        cosent = sum_of_parts([cosent, symmetric], sizes)
+        cosent = sum_of_parts([cosent, symmetric], parts)
     losses: dict[str, torch.nn.Module] = {}
     for name, dataset in data.items():
         if LABEL in dataset.column_names:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def sum_of_parts(losses: Sequence[nn.Module], sizes: Sequence[int]) -> nn.Module:
+def sum_of_parts(losses: Sequence[nn.Module], parts: Sequence[slice]) -> nn.Module:
     """Return the sum of losses, each of another part of the rows, with the weight 1.
 
     Cached losses (GradCache) keep the gradient of one tensor per text, so all embeddings of a text
@@ -14,7 +14,7 @@ def sum_of_parts(losses: Sequence[nn.Module], sizes: Sequence[int]) -> nn.Module
 
     Args:
         losses: of one class; the first is changed in place. One may be there several times.
-        sizes: numbers in a row that each loss reads; the part of the next loss follows.
+        parts: the numbers of a row that each loss reads.
 
     Returns:
         The first loss.
@@ -25,10 +25,9 @@ def sum_of_parts(losses: Sequence[nn.Module], sizes: Sequence[int]) -> nn.Module
     computing = [getattr(loss, name) for loss in losses]
 
     def total(rows: list[Tensor | list[Tensor]], *arguments: Any, **options: Any) -> Tensor:
-        columns = [_split(column, sizes) for column in rows]
-        parts = zip(computing, zip(*columns, strict=True), strict=True)
         values: list[Tensor] = [
-            compute(list(part), *arguments, **options) for compute, part in parts
+            compute([_columns(one, part) for one in rows], *arguments, **options)
+            for compute, part in zip(computing, parts, strict=True)
         ]
         return sum(values[1:], start=values[0])
 
@@ -36,11 +35,6 @@ def sum_of_parts(losses: Sequence[nn.Module], sizes: Sequence[int]) -> nn.Module
     return first
 
 
-def _split(
-    rows: Tensor | list[Tensor], sizes: Sequence[int]
-) -> Sequence[Tensor] | list[list[Tensor]]:
-    """Return the parts of a column; cached losses have a list of mini-batches."""
-    if isinstance(rows, Tensor):
-        return rows.split(list(sizes), dim=1)
-    batches = [batch.split(list(sizes), dim=1) for batch in rows]
-    return [list(part) for part in zip(*batches, strict=True)]
+def _columns(rows: Tensor | list[Tensor], part: slice) -> Tensor | list[Tensor]:
+    """Return some numbers of each row; cached losses have a list of mini-batches."""
+    return rows[:, part] if isinstance(rows, Tensor) else [batch[:, part] for batch in rows]
