@@ -141,7 +141,7 @@ class Contrastive(StageBase):
     whole embedding's included: `[576, 256, 128, 64]` (docs/guides/small-vectors.md)."""
     matryoshka_tokens: Dimensions | None = None
     """If given, the losses of embeddings of so many first memory tokens are added, the whole
-    number included: `[8, 4, 2, 1]` (docs/guides/small-vectors.md)."""
+    number included: `[8, 4, 2, 1]` (docs/guides/fewer-memory-tokens.md)."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20
