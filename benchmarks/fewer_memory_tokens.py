@@ -19,7 +19,20 @@ COUNTS = (8, 4, 2, 1)
 WORDS = (6, 24, 96)
 TEXTS = 64
 ROUNDS = 3
-VOCABULARY = "river mountain coin museum whale water bread yeast market price stone winter".split()
+VOCABULARY = [
+    "river",
+    "mountain",
+    "coin",
+    "museum",
+    "whale",
+    "water",
+    "bread",
+    "yeast",
+    "market",
+    "price",
+    "stone",
+    "winter",
+]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import llm2comp
 from llm2comp import recipe
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
+from llm2comp.evaluation import checked_export
 from llm2comp.evaluation import evaluate as evaluation
 from llm2comp.model.lineage import Lineage
 from llm2comp.training import pipeline
@@ -239,3 +240,18 @@ def test_commands_take_the_number(encoder: Path, file: Path, tmp_path: Path) -> 
     assert CliRunner().invoke(app, command).exit_code == 0
     expected = llm2comp.encode(encoder, file.read_text().splitlines(), memory_tokens=2)
     np.testing.assert_array_equal(np.load(out), expected)
+
+
+@pytest.mark.exhaustive
+def test_a_compiled_encoder_keeps_the_number(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO may compute in bfloat16."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(checked_export, "_score", lambda *_: 50.0)
+    out = tmp_path / "compiled"
+    assert llm2comp.export(encoder, "openvino", out, memory_tokens=2).passed
+    for count, model in ((2, llm2comp.load(out)), (1, llm2comp.load(out, memory_tokens=1))):
+        expected = np.stack([embedding(encoder, text, count) for text in TEXTS])
+        assert ((model.encode(TEXTS) * expected).sum(1) > 0.999).all()

@@ -1,6 +1,7 @@
 """Matryoshka over memory tokens: the loss is the sum over encoders that append fewer tokens."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm2comp.recipe import Supervised, load_recipe
 from llm2comp.recipe_parts import Memory
 from llm2comp.training import pipeline
 from llm2comp.training.contrastive import ContrastiveTrainer
+from llm2comp.training.losses import choose
 from llm2comp.training.losses.choose import losses_of
 
 K, COUNTS, TEMPERATURE = 4, [1, 4, 2], 0.1
@@ -269,3 +271,35 @@ def test_a_run_that_goes_on_equals_one_that_was_not_stopped(
     weights = [load_file(one / "model.safetensors") for one in (whole, resumed)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0)
+
+
+def test_a_guide_sees_whole_texts(
+    model: SentenceTransformer,
+    tiny_backbone: Path,
+    sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of equal texts it scores nothing above the positive, so the loss is that without a guide."""
+    body, tokenizer = load_backbone(str(tiny_backbone))
+    extended = add_memory_tokens(body, tokenizer, Memory(tokens=K), seed=1)
+    guide = encoder.assemble(body, extended, K, causal=True).requires_grad_(False).train(False)
+    monkeypatch.setattr(choose, "_guide", lambda *_: guide)
+    equal = [sentences[:4], sentences[:4]]
+    loss = loss_of(model, {}, guide="a guide", mini_batch_size=3)
+    value = loss(features(model, equal), torch.zeros(4))
+    require_same(model, value, slow_info_nce(model, equal))
+
+
+def test_held_out_rows_are_measured_with_all_tokens(tiny_recipe: Path, tmp_path: Path) -> None:
+    """With dropout too, which stage 2 needs for its two views."""
+    measured = []
+    for name, keys in (("plain", []), ("nested", ["unsupervised.matryoshka_tokens=[2, 1]"])):
+        steps = ["pretext.steps=1", "unsupervised.steps=1", "memory.tokens=2"]
+        settings = load_recipe(tiny_recipe, [*steps, *keys])
+        settings = settings.model_copy(update={"stages": settings.stages[:2]})
+        pipeline.train(settings, tmp_path / name)
+        lines = (tmp_path / name / "run.jsonl").read_text().splitlines()
+        written = [one for one in map(json.loads, lines) if one.get("stage") == "unsupervised"]
+        measured += [one["held_out"] for one in written if "held_out" in one and one["step"] == 0]
+    assert len(measured) == 2
+    assert measured[0] == measured[1]
