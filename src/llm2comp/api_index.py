@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def index(
     model: str | Path | SentenceTransformer, corpus: str | Path, out: str | Path, *,
     batch_size: int = 32, dtype: Precision = "auto", dim: int | None = None,
-    precision: IndexPrecision | None = None,
+    precision: IndexPrecision | None = None, memory_tokens: int | None = None,
 ) -> Index:  # fmt: skip
     """Make an index of a corpus, or bring one that is there up to date; it needs LanceDB.
 
@@ -34,6 +34,8 @@ def index(
         dim: as in `encode`; an index that is there keeps its own.
         precision: in which vectors are compared with a query first: `"int8"` (the default),
             `"binary"` or `"float32"`. The best are then ranked by their floats.
+        memory_tokens: as in `load`; only if the model is given by name. An index that is there
+            keeps its own number, and a search uses it.
 
     Raises:
         UserError: if the corpus has a bad row, or `out` holds something else, or an index of
@@ -50,8 +52,8 @@ def index(
 
     if isinstance(model, Path):
         model = str(model)
-    if not isinstance(model, str) and dtype != "auto":
-        raise UserError("dtype is for a model given by name; use load()")
+    if not isinstance(model, str) and (dtype, memory_tokens) != ("auto", None):
+        raise UserError("dtype and memory_tokens are for a model given by name; use load()")
     made, _ = build(
         model,
         str(corpus),
@@ -60,6 +62,7 @@ def index(
         dtype=dtype,
         dim=dim,
         precision=precision,
+        memory_tokens=memory_tokens,
     )
     return made
 

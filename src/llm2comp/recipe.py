@@ -139,6 +139,9 @@ class Contrastive(StageBase):
     matryoshka: Dimensions | None = None
     """If given, the losses of embeddings that are truncated to so many dimensions are added, the
     whole embedding's included: `[576, 256, 128, 64]` (docs/guides/small-vectors.md)."""
+    matryoshka_tokens: Dimensions | None = None
+    """If given, the losses of embeddings of so many first memory tokens are added, the whole
+    number included: `[8, 4, 2, 1]` (docs/guides/fewer-memory-tokens.md)."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20
@@ -150,6 +153,14 @@ class Contrastive(StageBase):
     def _check_rates(self) -> "Contrastive":
         if self.lora is None and self.memory_learning_rate is not None:
             raise ValueError("memory_learning_rate needs a lora; without it all weights have one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_nested(self) -> "Contrastive":
+        if self.matryoshka and self.matryoshka_tokens:
+            raise ValueError(
+                "matryoshka_tokens cannot be trained with matryoshka; leave one of them out"
+            )
         return self
 
 
@@ -198,6 +209,7 @@ class Supervised(Contrastive):
         teachers = [source.teacher for source in self.data if source.teacher is not None]
         for key, given in {
             "matryoshka": self.matryoshka,
+            "matryoshka_tokens": self.matryoshka_tokens,
             "guide": self.guide,
             "teacher": teachers,
         }.items():

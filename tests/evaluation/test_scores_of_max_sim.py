@@ -37,7 +37,7 @@ def make(backbone: Path, k: int = 3) -> SentenceTransformer:
 @pytest.fixture
 def by_name(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `evaluate` load an encoder that has no folder."""
-    monkeypatch.setattr(evaluation, "load", lambda *_: make(tiny_backbone))
+    monkeypatch.setattr(evaluation, "load", lambda *_, **__: make(tiny_backbone))
     monkeypatch.setattr(evaluation.released, "lineage_of", lambda _: None)
 
 

@@ -11,6 +11,7 @@ from llm2comp.cli.shared import (
     BatchSize,
     Dim,
     Dtype,
+    MemoryTokens,
     Merge,
     ModelName,
     SearchPrecision,
@@ -60,6 +61,7 @@ def encode(
         ),
     ] = None,
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: StoredPrecision = "float32",
     engine: Annotated[
@@ -94,6 +96,7 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy
       llm2comp encode runs/demo/model texts.jsonl --out embeddings.parquet --prompt document
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
+      llm2comp encode runs/nested/model texts.txt --out shorter.npy --memory-tokens 2
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy --workers 4
       llm2comp encode runs/demo/model texts.txt --prompt document --precision int8 --out s.parquet
       cut -f 2 table.tsv | llm2comp encode smollm2-135m-llm2comp - --out embeddings.npy
@@ -118,6 +121,7 @@ def encode(
             workers=workers,
             dtype=dtype,
             merge_threshold=merge,
+            memory_tokens=memory_tokens,
             dim=dim,
             precision=precision,
             on_bad_row=on_bad_row or "fail",
@@ -145,6 +149,7 @@ def encode(
         workers=workers,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
     )
@@ -183,6 +188,7 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="Number of texts to show.")] = 5,
     dtype: Dtype = "auto",
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: SearchPrecision = None,
     where: Annotated[
@@ -216,8 +222,10 @@ def search(
         raise typer.BadParameter("give DIR QUERY for an index, or MODEL FILE QUERY")
     *given, texts, query = names
     if len(given) == 0 or Path(texts).is_dir():
-        if (merge, dim, precision) != (None, None, None):
-            raise UserError(f"{texts}: --merge, --dim and --precision are for files of texts")
+        if (merge, memory_tokens, dim, precision) != (None, None, None, None):
+            raise UserError(
+                f"{texts}: --merge, --memory-tokens, --dim and --precision are for files of texts"
+            )
         _search_index(Path(texts), given, query, top_k, dtype, where, by or "vector")
         return
     if (where, by) != (None, None):
@@ -233,6 +241,7 @@ def search(
         top_k=top_k,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
     )
@@ -274,6 +283,7 @@ def index(
     out: Annotated[Path, typer.Option(help="Folder of the index.")],
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: Annotated[
         IndexPrecision | None,
@@ -301,7 +311,14 @@ def index(
     from llm2comp.retrieval.index import build
 
     made, done = build(
-        model, corpus, out, batch_size=batch_size, dtype=dtype, dim=dim, precision=precision
+        model,
+        corpus,
+        out,
+        batch_size=batch_size,
+        dtype=dtype,
+        dim=dim,
+        precision=precision,
+        memory_tokens=memory_tokens,
     )
     typer.echo(
         f"{out}: {len(made):,} texts ({done.added:,} added, {done.updated:,} updated, "

@@ -16,6 +16,7 @@ from llm2comp.inference.embedding_files import Content, content_of, read_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import Stored, VectorFormat, require_dim, truncate
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHECKED = 8
@@ -154,7 +155,13 @@ def _require_same(model: SentenceTransformer, file: Path, content: Content) -> N
     Raises:
         UserError: if they are those of another model, or of another prompt.
     """
-    vectors = content.vectors
+    vectors, tokens = content.vectors, content.memory_tokens
+    own = memory_tokens_of(model)
+    if None not in (tokens, own) and tokens != own:
+        raise UserError(
+            f"{file} holds vectors of {tokens} memory tokens, and this encoder appends "
+            f"{own}; load it with memory_tokens={tokens}"
+        )
     known, stored = sample_vectors(file, content, CHECKED)
     rows = [row for row, text in enumerate(known) if text.strip()]
     if not rows:

@@ -25,6 +25,8 @@ class About(BaseModel):
         precision: in which vectors are compared with a query first.
         document: embeddings of `TEXTS` with the prompt for documents, `(texts, dimension)`.
         query: the same with the prompt for queries.
+        memory_tokens: that the encoder appended and pooled; None if it pools otherwise, or an
+            older version made the index.
     """
 
     format: Literal[1] = 1
@@ -33,18 +35,31 @@ class About(BaseModel):
     precision: IndexPrecision
     document: list[list[float]]
     query: list[list[float]]
+    memory_tokens: int | None = None
 
-    def require_same(self, document: Embeddings, query: Embeddings, folder: object) -> None:
+    def require_same(
+        self, document: Embeddings, query: Embeddings, folder: object, memory_tokens: int | None
+    ) -> None:
         """Check that an encoder is the one whose vectors an index has.
+
+        The first memory tokens alone may have nearly the same embeddings, so their number counts.
 
         Args:
             document: its embeddings of the fixed texts, as of those of the index.
             query: the same.
             folder: of the index, for the message.
+            memory_tokens: that the encoder appends and pools; None if it pools otherwise.
 
         Raises:
-            UserError: if it is another one, or puts other prompts before texts.
+            UserError: if it is another one, appends another number of memory tokens, or puts other
+                prompts before texts.
         """
+        if None not in (self.memory_tokens, memory_tokens) and self.memory_tokens != memory_tokens:
+            raise UserError(
+                f"{folder} holds vectors of {self.memory_tokens} memory tokens, and this encoder "
+                f"appends {memory_tokens}; load it with "
+                f"memory_tokens={self.memory_tokens}, or make another index"
+            )
         for kind, own, other in (
             ("documents", self.document, document),
             ("queries", self.query, query),

@@ -19,7 +19,9 @@ from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
 from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_length, truncate
+from llm2comp.model import released
 from llm2comp.model.folder.reference import TEXTS
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.retrieval.about import About
 from llm2comp.retrieval.corpus import Corpus, given_rows
 from llm2comp.retrieval.filters import require_filter
@@ -116,8 +118,9 @@ class Index:
         model = self._model
         if model is None:
             raise UserError(f"{self.folder} was made with a loaded model; give that model")
-        encoder = load(model, self._dtype) if isinstance(model, str) else model
-        self._store.about.require_same(*_reference(encoder), self.folder)
+        about = self._store.about
+        encoder = load_for(about, model, self._dtype) if isinstance(model, str) else model
+        about.require_same(*_reference(encoder), self.folder, memory_tokens_of(encoder))
         return encoder
 
     def search(
@@ -285,6 +288,7 @@ def build(
     dtype: Precision = "auto",
     dim: int | None = None,
     precision: IndexPrecision | None = None,
+    memory_tokens: int | None = None,
 ) -> tuple[Index, Changes]:
     """Make an index of a corpus, or bring one that is there up to date.
 
@@ -298,6 +302,7 @@ def build(
         dtype: of the encoder, as `llm2comp.load` takes it.
         dim: leading dimensions to keep; None is all, or as in the index that is there.
         precision: in which vectors are compared first; None is int8, or as in the index.
+        memory_tokens: of the encoder, as `llm2comp.load` takes it; None is all, or as in the index.
 
     Raises:
         UserError: if the corpus has a bad row, or `out` holds something else, an index of another
@@ -307,17 +312,23 @@ def build(
         known = ", ".join(get_args(IndexPrecision))
         raise UserError(f"precision {precision!r} of an index is not one of {known}")
     require_index_folder(out)
-    exists = has_index(out)
-    if exists:
-        about = Store(out).about
-        if (dim or about.dim, precision or about.precision) != (about.dim, about.precision):
-            raise UserError(
-                f"{out} holds vectors of {about.dim} dimensions in {about.precision}; leave out "
-                "dim and precision, or name another folder"
-            )
+    about = Store(out).about if has_index(out) else None
+    if about is not None and (dim or about.dim, precision or about.precision) != (
+        about.dim,
+        about.precision,
+    ):
+        raise UserError(
+            f"{out} holds vectors of {about.dim} dimensions in {about.precision}; leave out "
+            "dim and precision, or name another folder"
+        )
     checked = Corpus.survey(corpus, out.resolve().parent)
-    encoder = load(model, dtype) if isinstance(model, str) else model
-    if not exists:
+    if not isinstance(model, str):
+        encoder = model
+    elif about is None or memory_tokens is not None:
+        encoder = load(model, dtype, memory_tokens=memory_tokens)
+    else:
+        encoder = load_for(about, model, dtype)
+    if about is None:
         document, query = _reference(encoder)
         about = About(
             model=stored_name(model),
@@ -325,11 +336,28 @@ def build(
             precision=precision or "int8",
             document=document.round(5).tolist(),
             query=query.round(5).tolist(),
+            memory_tokens=memory_tokens_of(encoder),
         )
         with writing(out):
             Store.create(out, about)
     index = Index(out, encoder)
     return index, index.add_corpus(checked, batch_size)
+
+
+def load_for(about: About, model: str, dtype: Precision) -> SentenceTransformer:
+    """Load an encoder for an index, with as many memory tokens as when the index was made.
+
+    Args:
+        about: what the index says of itself.
+        model: name or folder of the encoder.
+        dtype: as `llm2comp.load` takes it.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    lineage, tokens = released.lineage_of(model), about.memory_tokens
+    fewer = lineage is not None and tokens is not None and tokens < lineage.num_memory_tokens
+    return load(model, dtype, memory_tokens=tokens if fewer else None)
 
 
 def stored_name(model: str | SentenceTransformer) -> str | None:
