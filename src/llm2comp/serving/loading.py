@@ -49,7 +49,8 @@ def load_all(
         merge_threshold: as in `llm2comp.load`; for the models that are named.
 
     Returns:
-        The encoders by name, and the indexes.
+        The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
+        after the embedding.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
@@ -63,7 +64,7 @@ def load_all(
     opened = {name: Index(Path(folder)) for name, folder in indexes.items()}  # before what is slow
     named = dict(models)
     encoders = {name: load(model, dtype, merge_threshold) for name, model in named.items()}
-    served = []
+    served: list[ServedIndex] = []
     for name, index in opened.items():
         encoder = _served(index, named) or _fitting(index, encoders)
         if encoder is None:
@@ -72,7 +73,9 @@ def load_all(
         checked = Index(index.folder, encoders[encoder])
         checked.encoder  # noqa: B018  # it is compared with that of the index
         served.append(ServedIndex(name, checked, encoder))
-    return encoders, served
+    # One of k vectors gives them beside the embedding, and others need the embedding alone.
+    several = {one.model: one.index.encoder for one in served if one.index.about.vectors > 1}
+    return encoders | several, served
 
 
 def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> dict[str, str]:

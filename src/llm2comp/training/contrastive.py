@@ -186,7 +186,7 @@ def _train(
     )
     arguments.dataloader_drop_last = False
     if isinstance(stage, Supervised) and stage.vectors == "k":
-        append_memory_vectors(model, str(source), beside=True)
+        append_memory_vectors(model, str(source), beside="training")
     losses, gathered = losses_of(model, stage, data), Gathered()
     if world.size() > 1:
         gathered.attach_to(losses.values() if isinstance(losses, dict) else [losses])

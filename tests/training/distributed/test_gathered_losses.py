@@ -104,7 +104,7 @@ def value_and_gradient(bert: Path, name: str, sentences: list[str]) -> Tensor:
     model = SentenceTransformer(str(bert), device="cpu").train(False)
     if stage.vectors == "k":  # a BERT has two tokens that are in each text once
         ids = [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]
-        model.append(MemoryVectors(ids, beside=True).train())
+        model.append(MemoryVectors(ids, beside="training").train())
     data = DatasetDict({"a": Dataset.from_list(rows(sentences))})
     losses, gathered = losses_of(model, stage, data), Gathered()
     assert isinstance(losses, dict)
