@@ -188,6 +188,7 @@ def search(
     model: Model, file: str | Path, query: str, *, top_k: int = 5, batch_size: int = 32,
     dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
     precision: EmbeddingPrecision | None = None, memory_tokens: int | None = None,
+    vectors: VectorCount = "one",
 ) -> list[Hit]:  # fmt: skip
     """Return the texts of a file that are nearest to a query, best first.
 
@@ -205,13 +206,15 @@ def search(
         precision: store the texts as `encode_file` does, and compare them with the floats of the
             query; `None` is as in a file of embeddings, or else float32.
         memory_tokens: as in `encode`.
+        vectors: `"k"` compares the k memory vectors of each text with those of the query, by
+            MaxSim. `dim` and `precision` are for one vector.
 
     Returns:
-        Hits with `row` (from 0), `score` (cosine) and `text`.
+        Hits with `row` (from 0), `score` (cosine, or MaxSim) and `text`.
 
     Raises:
-        UserError: if the file or the model cannot be read, `top_k` is below 1, or a file of
-            embeddings is of another model or has another `dim` or `precision`.
+        UserError: if the file or the model cannot be read, `top_k` is below 1, a file of embeddings
+            is of another model or has another `dim` or `precision`, or the model has no k vectors.
 
     Examples:
         >>> hits = llm2comp.search("smollm2-135m-llm2comp", "texts.txt", "animals of the sea")
@@ -221,15 +224,20 @@ def search(
     from llm2comp.data import text_files
     from llm2comp.inference import embedding_files
     from llm2comp.inference import search as searching
+    from llm2comp.inference.vector_format import require_vectors
 
     searching.require_query(query)
     text_files.require_texts(Path(file))  # before a model is loaded
+    require_vectors(vectors, dim=dim, precision=precision)
     known = embedding_files.has_vectors(Path(file), dim, precision)
-    encoder, vectors = _loaded(model, dtype, merge_threshold, memory_tokens), None
+    encoder, stored_as = _loaded(model, dtype, merge_threshold, memory_tokens), None
+    if vectors == "k":
+        name = str(model) if isinstance(model, str | Path) else "the encoder"
+        return searching.search_k_vectors(encoder, name, Path(file), query, top_k, batch_size)
     if not known:
         whole = merge_threshold is None and memory_tokens is None
-        vectors = _vector_format(model, encoder, whole, dim, precision or "float32")
-    return searching.search(encoder, Path(file), query, top_k, batch_size, vectors)
+        stored_as = _vector_format(model, encoder, whole, dim, precision or "float32")
+    return searching.search(encoder, Path(file), query, top_k, batch_size, stored_as)
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:

@@ -19,7 +19,15 @@ from llm2comp.cli.shared import (
     preload,
 )
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import Engine, IndexPrecision, OnBadRow, Precision, Prompt, SearchBy
+from llm2comp.utils.choices import (
+    Engine,
+    IndexPrecision,
+    OnBadRow,
+    Precision,
+    Prompt,
+    SearchBy,
+    VectorCount,
+)
 
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
@@ -202,6 +210,13 @@ def search(
         SearchBy | None,
         typer.Option(help="Rank an index by vectors (the default), words (BM25), or both."),
     ] = None,
+    vectors: Annotated[
+        VectorCount | None,
+        typer.Option(
+            help="Compare texts of a file by one vector (the default), or by the k memory vectors "
+            "with MaxSim. An index has its own."
+        ),
+    ] = None,
 ) -> None:
     """Show the texts of an index or of a file that are nearest to a query.
 
@@ -215,6 +230,7 @@ def search(
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe" --precision binary
+      llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe" --vectors k
       llm2comp search runs/demo/model s.parquet "how do whales breathe"
       git log --format=%s | llm2comp search smollm2-135m-llm2comp - "fix a memory leak"
     """
@@ -222,9 +238,10 @@ def search(
         raise typer.BadParameter("give DIR QUERY for an index, or MODEL FILE QUERY")
     *given, texts, query = names
     if len(given) == 0 or Path(texts).is_dir():
-        if (merge, memory_tokens, dim, precision) != (None, None, None, None):
+        if (merge, memory_tokens, dim, precision, vectors) != (None,) * 5:
             raise UserError(
-                f"{texts}: --merge, --memory-tokens, --dim and --precision are for files of texts"
+                f"{texts}: --merge, --memory-tokens, --dim, --precision and --vectors are for "
+                "files of texts"
             )
         _search_index(Path(texts), given, query, top_k, dtype, where, by or "vector")
         return
@@ -244,6 +261,7 @@ def search(
         memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
+        vectors=vectors or "one",
     )
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
@@ -288,8 +306,16 @@ def index(
     precision: Annotated[
         IndexPrecision | None,
         typer.Option(
-            help="Compare vectors in this first, and rank the best by their floats; default: "
-            "int8, or as in the index."
+            help="Compare vectors in this first, and rank the best by their floats (float32, int8, "
+            "binary); or store the k vectors in this (float16, int8, binary). Default: int8, or as "
+            "in the index."
+        ),
+    ] = None,
+    vectors: Annotated[
+        VectorCount | None,
+        typer.Option(
+            help="Store one vector per text, or also the k memory vectors, by whose MaxSim the "
+            "nearest texts are ranked; default: one, or as in the index."
         ),
     ] = None,
 ) -> None:
@@ -302,6 +328,7 @@ def index(
     Examples:
       llm2comp index smollm2-135m-llm2comp texts.jsonl --out my-index
       llm2comp index smollm2-135m-llm2comp notes/ --out my-index
+      llm2comp index smollm2-135m-llm2comp texts.jsonl --out my-index --vectors k
       llm2comp search my-index "how do whales breathe"
     """
     from llm2comp.retrieval.store import require_lancedb
@@ -319,6 +346,7 @@ def index(
         dim=dim,
         precision=precision,
         memory_tokens=memory_tokens,
+        vectors=vectors,
     )
     typer.echo(
         f"{out}: {len(made):,} texts ({done.added:,} added, {done.updated:,} updated, "

@@ -51,7 +51,8 @@ def load_all(
         memory_tokens: as in `llm2comp.load`; for the models that are named.
 
     Returns:
-        The encoders by name, and the indexes.
+        The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
+        after the embedding.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
@@ -69,7 +70,7 @@ def load_all(
         name: load(model, dtype, merge_threshold, memory_tokens=memory_tokens)
         for name, model in named.items()
     }
-    served = []
+    served: list[ServedIndex] = []
     for name, index in opened.items():
         encoder = _served(index, named) or _fitting(index, encoders)
         if encoder is None:
@@ -78,7 +79,9 @@ def load_all(
         checked = Index(index.folder, encoders[encoder])
         checked.encoder  # noqa: B018  # it is compared with that of the index
         served.append(ServedIndex(name, checked, encoder))
-    return encoders, served
+    # One of k vectors gives them beside the embedding, and others need the embedding alone.
+    several = {one.model: one.index.encoder for one in served if one.index.about.vectors > 1}
+    return encoders | several, served
 
 
 def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> dict[str, str]:

@@ -187,7 +187,7 @@ def _train(
     )
     arguments.dataloader_drop_last = False
     if isinstance(stage, Supervised) and stage.vectors == "k":
-        append_memory_vectors(model, str(source), beside=True)
+        append_memory_vectors(model, str(source), beside="training")
     if stage.matryoshka_tokens is not None:
         append_nested_tokens(model, str(source), stage.matryoshka_tokens)
     losses, gathered = losses_of(model, stage, data), Gathered()

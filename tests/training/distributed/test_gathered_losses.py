@@ -114,7 +114,7 @@ def value_and_gradient(bert: Path, name: str, sentences: list[str]) -> Tensor:
     # A BERT has two tokens that are in each text once.
     ids = [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]
     if stage.vectors == "k":
-        model.append(MemoryVectors(ids, beside=True).train())
+        model.append(MemoryVectors(ids, beside="training").train())
     if stage.matryoshka_tokens is not None:
         nest(model, NestedTokens(ids, stage.matryoshka_tokens, passes=2).train())
     data = DatasetDict({"a": Dataset.from_list(rows(sentences))})

@@ -18,7 +18,7 @@ from llm2comp.model.modules import MergeMemory, memory_weights
 def memory_tokens_of(encoder: SentenceTransformer) -> int | None:
     """Return how many memory tokens an encoder pools; None if it pools otherwise."""
     weights = memory_weights(encoder)
-    return None if weights is None else len(_ids(weights))
+    return None if weights is None else len(pooled_ids(weights))
 
 
 def keep_memory_tokens(encoder: SentenceTransformer, count: int, name: str) -> None:
@@ -40,7 +40,7 @@ def keep_memory_tokens(encoder: SentenceTransformer, count: int, name: str) -> N
     if weights is None:
         raise UserError(f"{name} does not pool over memory tokens, so there are none to choose")
     assert not any(isinstance(module, MergeMemory) for module in encoder)
-    ids = _ids(weights)
+    ids = pooled_ids(weights)
     if not 1 <= count <= len(ids):
         raise UserError(f"memory_tokens is {count}; {name} has 1 to {len(ids)}")
     dropped = ids[count:]
@@ -89,7 +89,7 @@ def lineage_with(lineage: Lineage, encoder: SentenceTransformer, count: int | No
     return lineage.model_copy(update={"kept_tokens": count, "reference": embeddings})
 
 
-def _ids(weights: WordWeights) -> list[int]:
+def pooled_ids(weights: WordWeights) -> list[int]:
     """Return the ids of the memory tokens that are pooled, in the order of their places."""
     ids: list[int] = weights.emb_layer.weight.flatten().nonzero().flatten().tolist()
     return ids
