@@ -218,6 +218,7 @@ def sets(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> dict[str, Row
             "id": f"{index}-{number}",
             "question": f"{' '.join(context.split()[5 * number : 5 * number + 5])}?",
             "context": context,
+            "answers": f"{context.split()[0]}\n{' '.join(context.split()[:2])}",
         }
         for index, context in enumerate(contexts)
         for number in range(2)

@@ -48,6 +48,7 @@ NOT_IN_API = {
     ("search", "by"),
     ("read", "as_json"),
     ("capacity", "as_json"),
+    ("answer", "as_json"),
 }
 """Short for a change to the recipe, what `encode_files` and `Index.search` take, or how a command
 prints."""

@@ -8,6 +8,7 @@ from llm2comp.version import __version__
 if TYPE_CHECKING:
     from llm2comp.api import (
         analyze,
+        answer,
         capacity,
         encode,
         encode_file,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "analyze",
+    "answer",
     "capacity",
     "encode",
     "encode_file",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2comp.api_analysis import analyze as analyze
+from llm2comp.api_analysis import answer as answer
 from llm2comp.api_analysis import capacity as capacity
 from llm2comp.api_analysis import generate as generate
 from llm2comp.api_analysis import memory as memory

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2comp.analysis.measure import Analysis
+    from llm2comp.analysis.reading.answers import Answers
     from llm2comp.analysis.reading.capacity import Capacity
     from llm2comp.analysis.reading.texts import Reading
     from llm2comp.inference.reading.going_on import Memory
@@ -229,3 +230,42 @@ def capacity(
     return measure_all(
         model_names(models), folder, data, lengths, k, passages, seed, dtype, backbone
     )
+
+
+def answer(
+    models: str | Path | Sequence[str | Path], out: str | Path | None = None, *,
+    questions: int = 300, seed: int = 0, backbone: str | Path | None = None,
+    dtype: Precision = "auto",
+) -> list[Answers]:  # fmt: skip
+    """Answer questions of SQuAD v1.1 dev from the memory of a passage, and from its text.
+
+    The frozen language model reads memory, or the full text, its last k tokens or nothing, and
+    then the question. Beside these are controls: memory of another passage, in another order, and
+    zeroed; and the passage that a search among all drawn passages finds.
+
+    Args:
+        models: as `model` in `memory`, one or several. What does not depend on the encoder is
+            asked once for all that have one backbone.
+        out: folder for everything as JSON; `None` writes nothing.
+        questions: number of questions, each on another passage.
+        seed: seed of the random draw.
+        backbone: as in `memory`.
+        dtype: as in `memory`.
+
+    Returns:
+        For each encoder and each case the answers, exact match, F1 (Rajpurkar et al., 2016) and the
+        loss of the correct answer, which also tells encoders apart whose answers are mostly wrong.
+
+    Raises:
+        UserError: if there are fewer passages than questions, or for the reasons of `memory`.
+
+    Examples:
+        >>> (answers,) = llm2comp.answer("smollm2-135m-llm2comp/1-pretext", questions=2)
+        >>> answers.mean("full", "f1") <= 1
+        True
+    """
+    from llm2comp.analysis.reading.write import answer as answer_all
+    from llm2comp.inference.load import model_names
+
+    folder = None if out is None else Path(out)
+    return answer_all(model_names(models), folder, questions, seed, dtype, backbone)

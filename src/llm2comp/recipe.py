@@ -26,6 +26,7 @@ from llm2comp.recipe_parts import (
     Mining,
     Passages,
     PositiveInt,
+    Reading,
     Split,
     WarmUp,
 )
@@ -203,6 +204,9 @@ class Supervised(Contrastive):
     vectors: VectorCount = "one"
     """`one`: train the embedding of a text; `k`: add the loss of its k memory vectors, compared by
     MaxSim (docs/guides/late-interaction.md)."""
+    reading: Reading | None = None
+    """If given, memory stays readable for the language model (docs/guides/answer-from-memory.md).
+    """
 
     @model_validator(mode="after")
     def _check_vectors(self) -> "Supervised":

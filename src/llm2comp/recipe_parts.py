@@ -198,6 +198,21 @@ class Mining(HardNegatives):
     """Mine again after so many steps, with the encoder so far; `null`: only before the first."""
 
 
+class Reading(Strict):
+    """How stage 3 keeps memory readable: the objective of stage 1 goes on beside the other loss.
+
+    The frozen backbone, which is loaded beside the encoder, reads the memory of some positives,
+    their queries as questions, and the answers that it gives itself after the positives' text. With
+    `distillation`, it learns to say the same of both (self-distillation, as in xRAG, arXiv
+    2405.13792).
+    """
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """What the loss of the objective is multiplied by before it is added."""
+    passages: PositiveInt = 8
+    """The most positives of a batch that are read, of those with 24 tokens or more."""
+
+
 class During(Strict):
     """How an encoder is scored while stages 2 and 3 train."""
 

@@ -204,9 +204,13 @@ def test_labelled_sets(tmp_path: Path) -> None:
     )
     assert list(labelled.trec(tmp_path)) == [{"text": "Who is Zo\u00eb ?", "label": "HUM"}]
 
-    squad = {"paragraphs": [{"context": "c", "qas": [{"id": "1", "question": "q"}]}]}
+    said = [{"text": text, "answer_start": 0} for text in ("two\nwords", "one", "one")]
+    asked = {"id": "1", "question": "q", "answers": said}
+    squad = {"paragraphs": [{"context": "c", "qas": [asked]}]}
     (tmp_path / "squaddev_v1.1.json").write_text(json.dumps({"data": [squad]}))
-    assert list(labelled.squad_dev(tmp_path)) == [{"id": "1", "question": "q", "context": "c"}]
+    assert list(labelled.squad_dev(tmp_path)) == [
+        {"id": "1", "question": "q", "context": "c", "answers": "two words\none"}
+    ]
 
     policy = {"context": "We share.", "question": "Shared?", "answer": "True"}
     (tmp_path / "test.jsonl").write_text(json.dumps(policy))

@@ -75,6 +75,12 @@ def _write_data(sentences: list[str]) -> None:
     (boolq,) = _files("boolq-passages")
     rows = [{"question": text(8), "passage": f"Title -- {text(90)}"} for _ in range(400)]
     boolq.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (squad,) = _files("squad-dev")
+    asked = [
+        [{"id": str(row), "question": text(6), "answers": [{"text": text(2)}]}] for row in range(30)
+    ]
+    paragraphs = [{"context": text(40), "qas": one} for one in asked]
+    squad.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     for file in _files("stsb"):
         columns = ["genre", "track5.en-en", "2017", "1"]
         lines = [

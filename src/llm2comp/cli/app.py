@@ -142,6 +142,7 @@ for _command in (
     analyze.report,
     memory.read,
     memory.capacity,
+    memory.answer,
     train.study,
     export.export,
     export.push,

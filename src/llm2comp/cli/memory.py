@@ -140,3 +140,44 @@ def capacity(
             typer.echo(line)
     if out is not None:
         typer.echo(f"The numbers and the curves are in {out}")
+
+
+def answer(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Encoder folders, released names, or hub ids."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything as JSON.")] = None,
+    questions: Annotated[int, typer.Option(min=2, help="Number of questions to draw.")] = 300,
+    seed: Seed = 0,
+    backbone: BackboneFolder = None,
+    dtype: Dtype = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Answer questions of SQuAD from the memory of a passage, and from its text.
+
+    The frozen language model reads memory, the full text, its last k tokens or nothing, and then
+    the question. The table has exact match, F1 and the loss of the correct answer, with 95 %
+    intervals, and the tokens and seconds of a question.
+
+    \b
+    Examples:
+      llm2comp answer smollm2-135m-llm2comp/1-pretext --out runs/answers
+      llm2comp answer runs/first/model smollm2-135m-llm2comp --questions 100 --seed 1
+    """
+    preload("llm2comp.analysis.reading.write")
+    from llm2comp.analysis.reading.answers import cells
+    from llm2comp.utils import tables
+
+    measured = api.answer(
+        models, out, questions=questions, seed=seed, backbone=backbone, dtype=dtype
+    )
+    if as_json:
+        typer.echo(json.dumps([each.as_dict() for each in measured], indent=1, ensure_ascii=False))
+        return
+    tables.show_cells(cells(measured))
+    for each in measured:
+        for line in each.lines():
+            typer.echo(line)
+    if out is not None:
+        typer.echo(f"The answers are in {out / 'answers.json'}")

@@ -47,93 +47,36 @@ def map_length_buckets(lengths: Tensor, run: Callable[[Tensor], Iterable[Tensor]
     return [results[row] for row in range(len(lengths))]
 
 
-class Compressor(nn.Module):
-    """Compress texts into memory, and continue texts from memory, with one set of weights.
+class Decoder(nn.Module):
+    """A causal language model that reads memory in the place of a text. It is frozen.
 
     Args:
-        model: causal language model whose token table ends with the memory embeddings, which
-            `llm2comp.model.memory_tokens.add_memory_tokens` appends. Its body gets the adapter.
-        num_memory_embeddings: rows at the end of the table that train; 0 for an objective that
-            pools over the text's own tokens.
-        lora: the adapter to train.
+        model: the language model.
+        vocabulary: tokens of a text; the rows after them in the token table are memory tokens.
         bos_id: token in front of every text, or None if the model has none.
-        causal: whether the encoder's attention is causal; the decoder's always is.
         scale: `embeddings` or `none`, see `as_input`.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        num_memory_embeddings: int,
-        lora: Lora,
+        vocabulary: int,
         *,
         bos_id: int | None,
-        causal: bool,
         scale: Literal["none", "embeddings"] = "none",
     ) -> None:
         super().__init__()
-        self.num_memory_embeddings = num_memory_embeddings
         self.bos_id = bos_id
-        self.causal = causal
         self.body = body_of(model)
         self.head = Head(model)
-        self.vocabulary = token_table(model).num_embeddings - num_memory_embeddings
-        self.token_norm = (
-            mean_norm(token_table(model), self.vocabulary) if scale == "embeddings" else None
-        )
-        for parameter in model.parameters():  # PEFT freezes the body only, not an untied head
+        self.vocabulary = vocabulary
+        self.token_norm = mean_norm(token_table(model), vocabulary) if scale != "none" else None
+        for parameter in model.parameters():  # an untied head too
             parameter.requires_grad_(False)
-        self.adapted = add_adapter(self.body, lora, num_memory_embeddings)
-        self._adapter_layers = adapter_layers(self.adapted)
-        self._frozen = False
 
-    @property
-    def memory_ids(self) -> list[int]:
-        """Ids of the memory tokens, at the end of the vocabulary."""
-        return list(range(self.vocabulary, self.vocabulary + self.num_memory_embeddings))
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds the weights."""
-        return token_table(self.body).weight.device
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the encoder's last hidden states, after the final norm.
-
-        Args:
-            input_ids: `(batch, length)`, padded on either side.
-            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
-
-        Returns:
-            `(batch, length, hidden)`.
-        """
-        mode = {} if self.causal else {"is_causal": False}
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        states: Tensor = self.body(
-            input_ids, attention_mask=attention_mask, position_ids=positions, **mode
-        ).last_hidden_state
-        return states
-
-    def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the memory outputs of a batch of texts.
-
-        Args:
-            input_ids: `(batch, length)`, each row `BOS text memory`, padded on either side. All
-                rows have the same number of memory tokens.
-            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
-
-        Returns:
-            `(batch, k, hidden)`, the last hidden states of the memory tokens, after the final norm.
-        """
-
-        def memory_of(rows: Tensor) -> Iterable[Tensor]:
-            mask = attention_mask[rows]
-            columns = mask.any(0)  # without those that hold only padding in this bucket
-            ids = input_ids[rows][:, columns]
-            states = self.encode(ids, mask[:, columns])
-            return states[ids >= self.vocabulary].view(len(rows), -1, states.shape[-1])
-
-        return torch.stack(map_length_buckets(attention_mask.sum(1), memory_of))
+    def frozen(self) -> AbstractContextManager[None]:
+        """Return a block in which the body is the original, causal language model."""
+        return nullcontext()
 
     def as_input(self, memory: Tensor) -> Tensor:
         """Return the memory outputs in the scale in which the decoder reads them.
@@ -212,6 +155,87 @@ class Compressor(nn.Module):
         """
         logits: Tensor = self.head(states)
         return logits[:, : self.vocabulary].float()
+
+
+class Compressor(Decoder):
+    """Compress texts into memory, and continue texts from memory, with one set of weights.
+
+    Args:
+        model: causal language model whose token table ends with the memory embeddings, which
+            `llm2comp.model.memory_tokens.add_memory_tokens` appends. Its body gets the adapter.
+        num_memory_embeddings: rows at the end of the table that train; 0 for an objective that
+            pools over the text's own tokens.
+        lora: the adapter to train.
+        bos_id: token in front of every text, or None if the model has none.
+        causal: whether the encoder's attention is causal; the decoder's always is.
+        scale: `embeddings` or `none`, see `as_input`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        num_memory_embeddings: int,
+        lora: Lora,
+        *,
+        bos_id: int | None,
+        causal: bool,
+        scale: Literal["none", "embeddings"] = "none",
+    ) -> None:
+        vocabulary = token_table(model).num_embeddings - num_memory_embeddings
+        super().__init__(model, vocabulary, bos_id=bos_id, scale=scale)
+        self.num_memory_embeddings = num_memory_embeddings
+        self.causal = causal
+        self.adapted = add_adapter(self.body, lora, num_memory_embeddings)
+        self._adapter_layers = adapter_layers(self.adapted)
+        self._frozen = False
+
+    @property
+    def memory_ids(self) -> list[int]:
+        """Ids of the memory tokens, at the end of the vocabulary."""
+        return list(range(self.vocabulary, self.vocabulary + self.num_memory_embeddings))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights."""
+        return token_table(self.body).weight.device
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the encoder's last hidden states, after the final norm.
+
+        Args:
+            input_ids: `(batch, length)`, padded on either side.
+            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
+
+        Returns:
+            `(batch, length, hidden)`.
+        """
+        mode = {} if self.causal else {"is_causal": False}
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        states: Tensor = self.body(
+            input_ids, attention_mask=attention_mask, position_ids=positions, **mode
+        ).last_hidden_state
+        return states
+
+    def compress(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the memory outputs of a batch of texts.
+
+        Args:
+            input_ids: `(batch, length)`, each row `BOS text memory`, padded on either side. All
+                rows have the same number of memory tokens.
+            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
+
+        Returns:
+            `(batch, k, hidden)`, the last hidden states of the memory tokens, after the final norm.
+        """
+
+        def memory_of(rows: Tensor) -> Iterable[Tensor]:
+            mask = attention_mask[rows]
+            columns = mask.any(0)  # without those that hold only padding in this bucket
+            ids = input_ids[rows][:, columns]
+            states = self.encode(ids, mask[:, columns])
+            return states[ids >= self.vocabulary].view(len(rows), -1, states.shape[-1])
+
+        return torch.stack(map_length_buckets(attention_mask.sum(1), memory_of))
 
     def save_adapter(self, folder: Path) -> None:
         """Write LoRA factors and memory embeddings in PEFT's format.

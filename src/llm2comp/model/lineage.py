@@ -42,6 +42,7 @@ class StageRecord(BaseModel):
         kept_step: the step whose weights the encoder has; None if it is the last one.
         matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
         matryoshka_tokens: numbers of first memory tokens that were trained; None if only all were.
+        reading: how memory was kept readable; None if it was not.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal; None if the encoder began as one of
             others, whose attention is left as it is.
@@ -65,6 +66,7 @@ class StageRecord(BaseModel):
     batch_size: int
     matryoshka: list[int] | None = None
     matryoshka_tokens: list[int] | None = None
+    reading: dict[str, Any] | None = None
     learning_rate: float
     causal: bool | None
     layers: int | None = None

@@ -43,6 +43,7 @@ from llm2comp.training.losses.choose import losses_of
 from llm2comp.training.losses.gathered import Gathered
 from llm2comp.training.losses.length_sorted import LengthSorted
 from llm2comp.training.losses.matryoshka import matryoshka
+from llm2comp.training.losses.reading import with_reading
 from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
@@ -197,7 +198,7 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=data,
-        loss=matryoshka(model, losses, stage.matryoshka),
+        loss=with_reading(context, model, matryoshka(model, losses, stage.matryoshka)),
     )
     trainer.gathered = gathered
     trainer.add_callback(

@@ -29,6 +29,7 @@ from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
 from llm2comp.training.losses.late_interaction import require_several_tokens
 from llm2comp.training.losses.matryoshka import require_counts, require_dims
+from llm2comp.training.losses.reading import require_memory
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
 from llm2comp.utils.hardware import compute_dtype
@@ -58,6 +59,7 @@ def rehearse(context: StageContext[Stage]) -> None:
     stages = context.recipe.stages
     remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
     require_several_tokens(context.recipe, lineage.num_memory_tokens)
+    require_memory(context.recipe, lineage)
     if lineage.method is None:
         _rehearse_others(context, lineage, remaining)
         return

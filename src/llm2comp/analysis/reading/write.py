@@ -1,4 +1,4 @@
-"""Tables, files and curves of how much a memory holds."""
+"""Tables, files and curves of how much a memory holds, and answers of several encoders."""
 
 import json
 import math
@@ -18,6 +18,9 @@ from rich.progress import (
 
 from llm2comp.analysis import figures
 from llm2comp.analysis.reading import curves, gap
+from llm2comp.analysis.reading.answers import GIVEN as QUESTIONED
+from llm2comp.analysis.reading.answers import OF_TEXT, Answered, Answers, draw_questions
+from llm2comp.analysis.reading.answers import answer as answers_of
 from llm2comp.analysis.reading.capacity import CURVES, Capacity, measure
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.reader import Reader
@@ -72,8 +75,45 @@ def capacity(
     return measured
 
 
+def answer(
+    names: Sequence[str],
+    out: Path | None,
+    questions: int,
+    seed: int,
+    dtype: Precision,
+    backbone: str | Path | None,
+) -> list[Answers]:
+    """Ask the backbones of encoders the same questions, with a progress bar, and write answers.
+
+    The arguments and errors are those of `llm2comp.answer`.
+    """
+    if not names:
+        raise UserError("name an encoder whose memory is to be read")
+    if questions < 2:
+        raise UserError(f"questions is {questions}; it must be at least 2")
+    if out is not None:
+        require_folder(out)
+    drawn = draw_questions(questions, seed)
+    measured: list[Answers] = []
+    known: dict[tuple[object, ...], dict[str, Answered]] = {}
+    with _progress() as progress:
+        for name in names:
+            bar = progress.add_task(name, total=len(QUESTIONED))
+            reader = Reader.open(name, dtype, backbone)
+            # What depends on the text alone is asked once for all encoders of a backbone.
+            own = known.setdefault(reader.of_text, {})
+            each = answers_of(reader, drawn, seed, partial(progress.advance, bar), own)
+            own.update({case: each.given[case] for case in OF_TEXT})
+            measured.append(each)
+    if out is not None:
+        with atomic_file(out / "answers.json") as partial_file:
+            text = json.dumps([each.as_dict() for each in measured], indent=1, ensure_ascii=False)
+            partial_file.write_text(text + "\n", encoding="utf-8")
+    return measured
+
+
 def _progress() -> Progress:
-    """Return a progress bar over passages, on standard error."""
+    """Return a progress bar on standard error."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     label = TextColumn("{task.description}")
     return Progress(label, *columns, console=Terminal(stderr=True))

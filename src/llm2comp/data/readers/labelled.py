@@ -9,12 +9,21 @@ from llm2comp.data.readers.lines import Row, json_lines, lines
 
 
 def squad_dev(folder: Path) -> Iterator[Row]:
-    """Yield id, question and context, one row per question. Contexts repeat."""
+    """Yield id, question, context and answers (one per line), one row per question.
+
+    Contexts repeat. Answers of several people do not, if they are the same.
+    """
     data = json.loads((folder / "squaddev_v1.1.json").read_text(encoding="utf-8"))["data"]
     for article in data:
         for paragraph in article["paragraphs"]:
             for qa in paragraph["qas"]:
-                yield dict(id=qa["id"], question=qa["question"], context=paragraph["context"])
+                answers = dict.fromkeys(" ".join(one["text"].split()) for one in qa["answers"])
+                yield dict(
+                    id=qa["id"],
+                    question=qa["question"],
+                    context=paragraph["context"],
+                    answers="\n".join(answers),
+                )
 
 
 def newsgroups(folder: Path) -> Iterator[Row]:

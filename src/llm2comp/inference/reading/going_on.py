@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, TextStreamer
 
 from llm2comp.data.text_files import replace_surrogates
@@ -134,13 +135,50 @@ def go_on(
     Raises:
         UserError: if the model has too few positions.
     """
-    reader.require_positions(len(prefix) + sampling.max_new_tokens)
+    (said,) = generated(
+        reader, [prefix], sampling, streamer=None if tell is None else _Told(reader, tell)
+    )
+    return reader.decode(said)
+
+
+@torch.no_grad()
+def generated(
+    reader: Reader,
+    prefixes: Sequence[Tensor],
+    sampling: Sampling,
+    streamer: TextStreamer | None = None,
+    stop: str | None = None,
+) -> list[list[int]]:
+    """Return the tokens that the frozen language model says after prefixes, all at once.
+
+    Args:
+        reader: holds the model.
+        prefixes: `(length, hidden)` each, as `Reader.prefix` returns them.
+        sampling: how tokens are chosen.
+        streamer: gets the tokens of one prefix.
+        stop: a text that ends what is said.
+
+    Returns:
+        Token ids for each prefix. What ends before others is filled up with padding.
+
+    Raises:
+        UserError: if the model has too few positions.
+    """
+    lengths = [len(prefix) for prefix in prefixes]
+    reader.require_positions(max(lengths) + sampling.max_new_tokens)
+    config = sampling.config(reader)
+    config.stop_strings = stop
+    # Padding is on the left, because the model goes on at the right.
+    masks = [torch.ones(length, dtype=torch.long) for length in lengths]
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
-        said = cast(Any, reader.model).generate(
-            inputs_embeds=prefix[None],
-            attention_mask=torch.ones(1, len(prefix), dtype=torch.long, device=prefix.device),
-            generation_config=sampling.config(reader),
-            streamer=None if tell is None else _Told(reader, tell),
+        said: Tensor = cast(Any, reader.model).generate(
+            inputs_embeds=pad_sequence(list(prefixes), batch_first=True, padding_side="left"),
+            attention_mask=pad_sequence(masks, batch_first=True, padding_side="left").to(
+                prefixes[0].device
+            ),
+            generation_config=config,
+            tokenizer=reader.tokenizer,
+            streamer=streamer,
         )
-    return reader.decode(said[0].tolist())
+    return [list(row) for row in said.tolist()]

@@ -75,12 +75,37 @@ class Reader:
             UserError: if the encoder has no memory that a language model can read, or its backbone
                 cannot be had or is another one.
         """
-        lineage = _readable_lineage(name)
-        assert lineage.backbone is not None
-        assert lineage.memory is not None
+        lineage = Lineage.read(released.local_encoder(name) or download_encoder(name))
+        require_readable(name, lineage)
         encoder = load(name, dtype)
         weights = token_table(encoder_body(encoder)).weight
-        model, tokenizer = _load_backbone(name, lineage.backbone, backbone, weights.dtype)
+        return cls.beside(encoder, name, lineage, weights.dtype, backbone)
+
+    @classmethod
+    def beside(
+        cls,
+        encoder: SentenceTransformer,
+        name: str,
+        lineage: Lineage,
+        dtype: torch.dtype,
+        backbone: str | Path | None,
+    ) -> "Reader":
+        """Put the backbone beside an encoder that is loaded.
+
+        Args:
+            encoder: makes memory.
+            name: of the encoder, for messages.
+            lineage: of the encoder, which `require_readable` accepts.
+            dtype: of the backbone.
+            backbone: as `open` takes it.
+
+        Raises:
+            UserError: if the backbone cannot be had, or is another one.
+        """
+        assert lineage.backbone is not None
+        assert lineage.memory is not None
+        weights = token_table(encoder_body(encoder)).weight
+        model, tokenizer = _load_backbone(name, lineage.backbone, backbone, dtype)
         _require_same_model(name, lineage, token_table(model).weight, weights)
         rows = token_table(model).num_embeddings
         norm = mean_norm(token_table(model), rows) if lineage.memory.scale != "none" else None
@@ -116,13 +141,20 @@ class Reader:
     @property
     def notes(self) -> list[str]:
         """What to know before the numbers are read."""
-        later = [one.stage for one in self.lineage.stages[1:] if one.steps]
-        if not later:
+        later = [one for one in self.lineage.stages[1:] if one.steps]
+        if not later or later[-1].reading is not None:
             return []
+        names = ", ".join(dict.fromkeys(one.stage for one in later))
         return [
-            f"{self.name}: contrastive training ({', '.join(dict.fromkeys(later))}) has moved its "
+            f"{self.name}: contrastive training ({names}) has moved its "
             "memory since stage 1, which alone trains it to be read; read the folder of stage 1"
         ]
+
+    @property
+    def of_text(self) -> tuple[object, ...]:
+        """What answers from text alone depend on; equal for encoders that share them."""
+        first = tuple(self._template[: -self.k])
+        return str(self.lineage.backbone), first, self.k, self.max_tokens, self.model.dtype
 
     @property
     def _template(self) -> list[int]:
@@ -284,14 +316,16 @@ class Reader:
         return torch.cat(parts).cpu()
 
 
-def _readable_lineage(name: str) -> Lineage:
-    """Return the lineage of an encoder whose memory can be read.
+def require_readable(name: str, lineage: Lineage) -> None:
+    """Check that an encoder has memory that a language model can read.
+
+    Args:
+        name: of the encoder, for the message.
+        lineage: of the encoder.
 
     Raises:
-        UserError: if there is none, with the reason.
+        UserError: if it has none, with the reason.
     """
-    folder = released.local_encoder(name) or download_encoder(name)
-    lineage = Lineage.read(folder)
     if lineage.backbone is None:
         raise UserError(f"{name} began as an encoder of others; it has no memory to read")
     if lineage.prompt_format != READABLE:
@@ -302,7 +336,6 @@ def _readable_lineage(name: str) -> Lineage:
         )
     if lineage.compiled is not None or lineage.last_token:
         raise UserError(f"{name} is an export; give the folder that it was made from")
-    return lineage
 
 
 def _load_backbone(

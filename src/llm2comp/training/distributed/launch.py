@@ -40,6 +40,10 @@ def require_possible(recipe: Recipe, *, planned: bool) -> None:
         )
     for stage in recipe.stages:
         _require_divisible(stage)
+        if isinstance(stage, Supervised) and stage.reading is not None:
+            raise UserError(
+                f"{stage.stage}.reading is trained in one process only; leave it out, or use one"
+            )
         if is_divided():
             _require_whole_batches(stage)
     if is_divided() and recipe.backbone.load_in_4bit:

@@ -19,6 +19,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llm2comp.training.distributed import world
 from llm2comp.training.monitoring.run_log import RunLog
 
+READING = "reading"
+"""The part of the loss that reading memory has (`supervised.reading`)."""
 SCORE = "eval_score"
 """What the Trainer and the trackers call the mean score on development data."""
 
@@ -121,10 +123,13 @@ class RunProgress(TrainerCallback):
         self.bar.update(self.task, loss=f"loss {logs['loss']:.3f}{beside}")
         now = perf_counter()
         rate, self.since = tokens / (now - self.since), now
+        # Its part of the loss, if the stage trains memory to be read.
+        reading = {READING: logs[READING]} if READING in logs else {}
         self.run_log.write(
             stage=self.label,
             step=state.global_step,
             loss=logs["loss"],
+            **reading,
             grad_norm=norm,
             learning_rate=logs.get("learning_rate"),
             tokens_per_second=round(rate, 1),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Decoder
 
 CHUNK = 128
 """Rows per chunk.
@@ -83,13 +83,11 @@ class _WithGradient(torch.autograd.Function):
         return gradient * above.to(gradient.dtype), None, None
 
 
-def token_loss_from_memory(
-    compressor: Compressor, memory: Tensor, ids: Tensor, mask: Tensor
-) -> Tensor:
+def token_loss_from_memory(decoder: Decoder, memory: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of `-log p(token | memory, tokens before)` over tokens, then over samples.
 
     Args:
-        compressor: holds the frozen decoder.
+        decoder: the frozen model.
         memory: `(batch, m, hidden)`.
         ids: `(batch, length)`, the tokens to predict, right-padded.
         mask: `(batch, length)`, true where a token is.
@@ -99,9 +97,9 @@ def token_loss_from_memory(
     """
     # A state predicts the token after its position, so the last token's state is not needed.
     not_needed = torch.zeros_like(mask[:, :1])
-    states = compressor.student_states(memory, ids, torch.cat([mask, not_needed], dim=1))
+    states = decoder.student_states(memory, ids, torch.cat([mask, not_needed], dim=1))
 
     def loss(states: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-        return (cross_entropy(compressor.logits(states), tokens, reduction="none") * weights).sum()
+        return (cross_entropy(decoder.logits(states), tokens, reduction="none") * weights).sum()
 
     return sum_over_chunks(loss, states, ids[mask], mean_over_samples(mask))

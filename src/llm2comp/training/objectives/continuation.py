@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Decoder
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import token_loss_from_memory
 from llm2comp.training.objectives.objective import Compression
@@ -11,8 +11,8 @@ from llm2comp.training.objectives.objective import Compression
 class Continuation(Compression):
     """The cross-entropy of the continuation `n_{a+1} … n_L`, given memory."""
 
-    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, decoder: Decoder, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""
         return token_loss_from_memory(
-            compressor, memory, batch.continuation_ids, batch.continuation_mask
+            decoder, memory, batch.continuation_ids, batch.continuation_mask
         )

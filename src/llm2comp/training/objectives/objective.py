@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Compressor, Decoder
 from llm2comp.model.prompt_format import PROMPT_FORMATS, PromptFormat
 from llm2comp.recipe import Pretext
 from llm2comp.training.objectives.batch import Batch
@@ -65,11 +65,11 @@ class Compression(Objective):
         return self.loss_from_memory(compressor, compressor.as_input(memory), batch)
 
     @abstractmethod
-    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, decoder: Decoder, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss that a memory gives, in nats per token.
 
         Args:
-            compressor: the model, whose frozen decoder reads the memory.
+            decoder: the frozen model, which reads the memory; a compressor is one.
             memory: `(batch, m, hidden)`, of these texts or any other.
             batch: the texts and their continuations.
         """

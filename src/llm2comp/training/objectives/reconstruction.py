@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Decoder
 from llm2comp.training.objectives.batch import Batch
 from llm2comp.training.objectives.chunked_loss import token_loss_from_memory
 from llm2comp.training.objectives.objective import Compression
@@ -13,6 +13,6 @@ class Reconstruction(Compression):
 
     whole_passage = True
 
-    def loss_from_memory(self, compressor: Compressor, memory: Tensor, batch: Batch) -> Tensor:
+    def loss_from_memory(self, decoder: Decoder, memory: Tensor, batch: Batch) -> Tensor:
         """Return the loss in nats per token."""
-        return token_loss_from_memory(compressor, memory, batch.text_ids, batch.text_mask)
+        return token_loss_from_memory(decoder, memory, batch.text_ids, batch.text_mask)
