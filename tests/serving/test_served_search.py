@@ -157,6 +157,8 @@ def test_an_index_of_k_vectors_is_searched_by_max_sim(
         assert by == "hybrid" or not np.allclose(scores["several"], scores["notes"], atol=1e-3)
     (model,) = running.get("/v1/models").json()["data"]
     assert (model["dimensions"], model["memory_tokens"]) == (32, 4)
+    looked = running.post("/memory-tokens", json={"model": "tiny", "text": "whales"}).json()
+    assert np.array(looked["cosines"]).shape == (4, 4)
     for dimensions in (None, 8):
         asked = {"dimensions": dimensions} if dimensions else {}
         answer = running.embed(model="tiny", input=QUERIES, **asked)
