@@ -151,17 +151,11 @@ class Contrastive(StageBase):
     """Rows that are held out, to measure loss, effective dimension and cosines; 0 for none."""
 
     @model_validator(mode="after")
-    def _check_rates(self) -> "Contrastive":
+    def _check_keys(self) -> "Contrastive":
         if self.lora is None and self.memory_learning_rate is not None:
             raise ValueError("memory_learning_rate needs a lora; without it all weights have one")
-        return self
-
-    @model_validator(mode="after")
-    def _check_nested(self) -> "Contrastive":
         if self.matryoshka and self.matryoshka_tokens:
-            raise ValueError(
-                "matryoshka_tokens cannot be trained with matryoshka; leave one of them out"
-            )
+            raise ValueError("matryoshka_tokens cannot be trained with matryoshka; leave one out")
         return self
 
 
@@ -205,8 +199,7 @@ class Supervised(Contrastive):
     """`one`: train the embedding of a text; `k`: add the loss of its k memory vectors, compared by
     MaxSim (docs/guides/late-interaction.md)."""
     reading: Reading | None = None
-    """If given, memory stays readable for the language model (docs/guides/answer-from-memory.md).
-    """
+    """If given, memory stays readable to the language model (docs/guides/answer-from-memory.md)."""
 
     @model_validator(mode="after")
     def _check_vectors(self) -> "Supervised":

@@ -361,10 +361,7 @@ class Lineage(BaseModel):
 
     @property
     def matryoshka(self) -> list[int]:
-        """Numbers of dimensions that the last stage trained beside each other; empty if it did not.
-
-        An earlier stage's numbers do not count, because the last one may have moved what they say.
-        """
+        """Numbers of dimensions that the last stage trained; a later stage undoes an earlier one."""
         return list(self.stages[-1].matryoshka or []) if self.stages else []
 
     @property
