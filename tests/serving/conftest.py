@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from running_server import Running
+from running_server import Running, serve_indexes
 from sentence_transformers import SentenceTransformer
 
 import llm2comp
@@ -66,6 +66,20 @@ def start(folder: Path) -> Iterator[Start]:
         return running[-1]
 
     yield start_one
+    for one in running:
+        one.stop()
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Start]:
+    """Start servers of indexes, with the encoder as the model `tiny`."""
+    running: list[Running] = []
+
+    def start(*indexes: Path, model: Path | None = folder, **limits: Any) -> Running:
+        running.append(serve_indexes(model, *indexes, **limits))
+        return running[-1]
+
+    yield start
     for one in running:
         one.stop()
 

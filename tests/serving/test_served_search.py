@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from running_server import Running, assert_problem, wait_for
+from running_server import Running, assert_problem, serve_indexes, wait_for
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -23,8 +23,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.retrieval.index import Index
 from llm2comp.serving import loading, searching
-from llm2comp.serving.loading import load_all, named_indexes
-from llm2comp.serving.settings import Limits
+from llm2comp.serving.loading import load_all
 
 QUERIES = ["how do whales breathe", "Roman coins", "bread"]
 Start = Callable[..., Running]
@@ -34,27 +33,6 @@ Start = Callable[..., Running]
 def own(notes: Path, tmp_path: Path) -> Path:
     """A copy of the index, to change."""
     return Path(shutil.copytree(notes, tmp_path / "own"))
-
-
-def serve_indexes(folder: Path | None, *indexes: Path, **limits: Any) -> Running:
-    models = {} if folder is None else {"tiny": str(folder)}
-    named = named_indexes([str(one) for one in indexes])
-    encoders, opened = load_all(models, named, "float32", None)
-    return Running(encoders, Limits(**limits), indexes=opened)
-
-
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Start]:
-    """Start servers of indexes, with the encoder as the model `tiny`."""
-    running: list[Running] = []
-
-    def start(*indexes: Path, model: Path | None = folder, **limits: Any) -> Running:
-        running.append(serve_indexes(model, *indexes, **limits))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.stop()
 
 
 @pytest.fixture(scope="module")
@@ -130,41 +108,6 @@ def test_indexes_are_listed_and_named(serve: Start, notes: Path, own: Path) -> N
     assert_problem(running.search("whales", index="other"), 404, "give one of notes, own")
     assert running.search("whales", index="own").json()["index"] == "own"
     assert len(running.service.models) == 1  # they share the encoder
-
-
-def test_an_index_of_k_vectors_is_searched_by_max_sim(
-    serve: Start, folder: Path, loaded: SentenceTransformer, notes: Path, tmp_path: Path
-) -> None:
-    """The same encoder serves embeddings, and an index of one vector, as it does alone."""
-    corpus, several = notes.parent / "corpus.jsonl", tmp_path / "several"
-    index = llm2comp.index(folder, corpus, several, vectors="k", dtype="float32")
-    running = serve(several, notes)
-    listed = running.get("/indexes").json()["data"]
-    assert [(one["name"], one["vectors"], one["dimensions"]) for one in listed] == [
-        ("several", 4, 32),
-        ("notes", 1, 32),
-    ]
-    alone = llm2comp.open_index(notes, dtype="float32")
-    for by in ("vector", "hybrid"):
-        scores = {}
-        for name, own in (("several", index), ("notes", alone)):
-            answer = running.search(QUERIES, index=name, by=by, where="n > 0").json()["results"]
-            for query, found in zip(QUERIES, answer, strict=True):
-                wanted = own.search(query, by=by, where="n > 0")
-                assert [hit["id"] for hit in found] == [hit.id for hit in wanted]
-                scores[name] = [hit["score"] for hit in found]
-                np.testing.assert_allclose(scores[name], [hit.score for hit in wanted], atol=1e-5)
-        assert by == "hybrid" or not np.allclose(scores["several"], scores["notes"], atol=1e-3)
-    (model,) = running.get("/v1/models").json()["data"]
-    assert (model["dimensions"], model["memory_tokens"]) == (32, 4)
-    looked = running.post("/memory-tokens", json={"model": "tiny", "text": "whales"}).json()
-    assert np.array(looked["cosines"]).shape == (4, 4)
-    for dimensions in (None, 8):
-        asked = {"dimensions": dimensions} if dimensions else {}
-        answer = running.embed(model="tiny", input=QUERIES, **asked)
-        found = np.array([one["embedding"] for one in answer.json()["data"]])
-        expected = loaded.encode(QUERIES, truncate_dim=dimensions, normalize_embeddings=True)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_what_another_process_changes_is_found(serve: Start, folder: Path, own: Path) -> None:
