@@ -1,6 +1,6 @@
 """Seconds that a text takes with fewer of an encoder's memory tokens, by the length of the text.
 
-Each number of memory tokens encodes the same texts in turn, 64 at a time, in the precision that
+Each number of memory tokens encodes the same 32 texts in turn, in the precision that
 `llm2comp.load` chooses.
 
     python benchmarks/fewer_memory_tokens.py [MODEL]
@@ -16,8 +16,8 @@ from llm2comp.utils.hardware import retain_freed_memory
 
 MODEL = "smollm2-135m-llm2comp"
 COUNTS = (8, 4, 2, 1)
-WORDS = (6, 24, 96)
-TEXTS = 64
+WORDS = (6, 24)
+TEXTS = 32
 ROUNDS = 3
 VOCABULARY = [
     "river",
