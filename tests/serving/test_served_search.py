@@ -21,6 +21,7 @@ import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
+from llm2comp.retrieval import index
 from llm2comp.retrieval.index import Index
 from llm2comp.serving import loading, searching
 from llm2comp.serving.loading import load_all
@@ -191,11 +192,12 @@ def test_an_encoder_is_loaded_once(
 ) -> None:
     names: list[str] = []
 
-    def noted(name: str, *rest: Any) -> SentenceTransformer:
+    def noted(name: str, *rest: Any, **options: Any) -> SentenceTransformer:
         names.append(name)
-        return load(name, *rest)
+        return load(name, *rest, **options)
 
     monkeypatch.setattr(loading, "load", noted)
+    monkeypatch.setattr(index, "load", noted)
     indexes = {"notes": str(notes), "own": str(own)}
     for models in ({"a": str(folder)}, {}):
         load_all(models, indexes, "float32", None)
