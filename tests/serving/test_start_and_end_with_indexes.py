@@ -20,6 +20,8 @@ from llm2comp.serving.loading import load_all, named_indexes
 def test_merging_is_refused_where_it_would_do_nothing(notes: Path) -> None:
     with pytest.raises(UserError, match="leave --merge out"):
         load_all({}, {"notes": str(notes)}, "float32", 0.5)
+    with pytest.raises(UserError, match="leave --memory-tokens out"):
+        load_all({}, {"notes": str(notes)}, "float32", None, 2)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -38,7 +38,7 @@ def serve(
     *,
     dtype: Precision,
     merge_threshold: float | None,
-    memory_tokens: int | None,
+    memory_tokens: int | None = None,
     batch_size: int,
 ) -> None:
     """Serve models until a signal asks to stop, and everything that was accepted is answered.
