@@ -361,7 +361,7 @@ class Lineage(BaseModel):
 
     @property
     def matryoshka(self) -> list[int]:
-        """Numbers of dimensions that the last stage trained; a later stage undoes an earlier one."""
+        """Numbers of dimensions that the last stage trained; later stages undo earlier ones."""
         return list(self.stages[-1].matryoshka or []) if self.stages else []
 
     @property
