@@ -28,7 +28,17 @@ def check() -> Iterator[Check]:
     """The modules of the benchmark by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        names = ["rows", "device", "workshop", "numbers", "training", "large", "encoding", "table"]
+        names = [
+            "rows",
+            "parts",
+            "device",
+            "workshop",
+            "numbers",
+            "training",
+            "large",
+            "encoding",
+            "table",
+        ]
         modules: dict[str, ModuleType] = {
             name: importlib.import_module(f"gpucheck.{name}") for name in names
         }
@@ -46,7 +56,7 @@ def workshop(check: Check, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def run(check: Check, workshop: Any, name: str) -> dict[str, Any]:
     """Run a part in this process, and return its rows by the name of the check."""
-    check.main.run_part(name, workshop)
+    check.parts.run_part(name, workshop)
     rows = check.rows.read_rows(workshop.folder / f"{name}.rows")
     (workshop.folder / f"{name}.rows").unlink()
     return {row.check: row for row in rows}
@@ -261,26 +271,40 @@ def test_without_a_gpu_one_line_says_so(
     assert said.err.count("\n") == 1
 
 
+def test_a_machine_without_a_gpu_is_told_before_everything_is_imported() -> None:
+    code = (
+        "import sys, torch, gpu_check; torch.cuda.is_available = lambda: False\n"
+        "sys.argv = ['gpu_check.py']; assert gpu_check.main() == 2\n"
+        "print([name for name in ('llm2comp', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_parts_that_crash_hang_or_come_too_late_are_rows(
     check: Check, workshop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = [sys.executable, "-c"]
-    process = check.main.run_process
+    process = check.parts.run_process
     assert process([*python, "pass"], 60) is None
     died = process([*python, "import os, signal; print('CUDA error'); os.abort()"], 60)
     assert died == ("FAIL", f"the process ended with {-signal.SIGABRT}: CUDA error")
     result, why = process([*python, "import time; time.sleep(60)"], 0.5)
     assert result == "not run"
     assert "stopped after 0 s" in why or "stopped after 1 s" in why
-    parts = {"late": check.main.Part(lambda *_: None, "something long", 1000)}
-    monkeypatch.setattr(check.main, "PARTS", parts)
-    (row,) = check.main.run_all(workshop, check.main.time.monotonic() + 10, stand_in=True)
+    parts = {"late": check.parts.Part(lambda *_: None, "something long", 1000)}
+    monkeypatch.setattr(check.parts, "PARTS", parts)
+    (row,) = check.parts.run_all(
+        BENCHMARKS / "gpu_check.py", workshop, check.parts.time.monotonic() + 10, stand_in=True
+    )
     assert row.result == "not run"
     assert "and it may take 1000" in row.measured
 
 
 def test_parts_see_one_gpu_at_most(check: Check) -> None:
-    one_gpu = check.main.one_gpu
+    one_gpu = check.parts.one_gpu
     assert one_gpu({}, stand_in=False)["CUDA_VISIBLE_DEVICES"] == "0"
     several = {"CUDA_VISIBLE_DEVICES": "3,4"}
     assert one_gpu(several, stand_in=False)["CUDA_VISIBLE_DEVICES"] == "3"

@@ -65,7 +65,8 @@ def fetch(name: str) -> Path:
 
 def load(
     name: str | Path, dtype: Precision = "auto", merge_threshold: float | None = None, *,
-    trust_remote_code: bool = False, attn_implementation: str | None = None,
+    memory_tokens: int | None = None, trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
 ) -> SentenceTransformer:  # fmt: skip
     """Load an encoder for fast encoding and return it as a `SentenceTransformer`.
 
@@ -76,6 +77,7 @@ def load(
         dtype: `"float32"`, `"bfloat16"` or `"auto"`: bfloat16 if it is native and changes nothing.
         merge_threshold: merge the memory tokens of a text whose average cosine is at least this,
             above 0 and at most 1 (paper, "clustering-then-merging"). `None` merges nothing.
+        memory_tokens: append only so many memory tokens, the first ones; `None` appends all.
         trust_remote_code: run Python code that comes with the encoder, if it has any.
         attn_implementation: how attention is computed, as in a recipe's `backbone`.
 
@@ -91,13 +93,15 @@ def load(
     """
     from llm2comp.inference.load import load as load_encoder
 
-    return load_encoder(name, dtype, merge_threshold, trust_remote_code=trust_remote_code,
+    return load_encoder(name, dtype, merge_threshold, memory_tokens=memory_tokens,
+                        trust_remote_code=trust_remote_code,
                         attn_implementation=attn_implementation)  # fmt: skip
 
 
 def encode(
     model: Model, texts: Sequence[str], *, prompt: Prompt | None = None, batch_size: int = 32,
     dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
+    memory_tokens: int | None = None,
 ) -> npt.NDArray[np.float32]:  # fmt: skip
     """Return the embeddings of texts, of shape `(len(texts), dimension)`.
 
@@ -111,6 +115,7 @@ def encode(
         dtype: as in `load`; only if the model is given by name.
         merge_threshold: as in `load`; only if the model is given by name.
         dim: keep this many leading dimensions, scaled to unit length; `None` keeps all.
+        memory_tokens: as in `load`; only if the model is given by name.
 
     Raises:
         UserError: if the model cannot be loaded, an option is not for a loaded model, or the
@@ -124,7 +129,7 @@ def encode(
     from llm2comp.inference.embed import as_texts, embed
     from llm2comp.inference.vector_format import require_dim, truncate
 
-    encoder, listed = _loaded(model, dtype, merge_threshold), as_texts(texts)
+    encoder, listed = _loaded(model, dtype, merge_threshold, memory_tokens), as_texts(texts)
     kept = require_dim(encoder, dim)
     return truncate(embed(encoder, listed, batch_size, prompt), kept)
 
@@ -133,7 +138,7 @@ def encode_file(
     model: Model, file: str | Path, out: str | Path, *, prompt: Prompt | None = None,
     batch_size: int = 32, workers: int | None = None, dtype: Precision = "auto",
     merge_threshold: float | None = None, dim: int | None = None,
-    precision: EmbeddingPrecision = "float32",
+    precision: EmbeddingPrecision = "float32", memory_tokens: int | None = None,
 ) -> int:  # fmt: skip
     """Write the embeddings of a file's texts, in order, and return the number of rows.
 
@@ -154,6 +159,7 @@ def encode_file(
         precision: of the stored numbers: `"float32"`, `"float16"`, `"int8"`, `"uint8"` or
             `"binary"` (one bit for each dimension). All but the first two need `.npz` or
             `.parquet`.
+        memory_tokens: as in `encode`.
 
     Raises:
         UserError: if a file is missing or of another kind, a row is bad (the message names its
@@ -172,8 +178,9 @@ def encode_file(
 
     embedding_files.require_writable(Path(out), Path(file), precision)
     text_files.require_texts(Path(file))  # before a model is loaded
-    encoder = _loaded(model, dtype, merge_threshold)
-    vectors = _vector_format(model, encoder, merge_threshold, dim, precision)
+    encoder = _loaded(model, dtype, merge_threshold, memory_tokens)
+    whole = merge_threshold is None and memory_tokens is None
+    vectors = _vector_format(model, encoder, whole, dim, precision)
     processes = 1 if workers is None else workers
     return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, processes, vectors)
 
@@ -181,7 +188,8 @@ def encode_file(
 def search(
     model: Model, file: str | Path, query: str, *, top_k: int = 5, batch_size: int = 32,
     dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
-    precision: EmbeddingPrecision | None = None,
+    precision: EmbeddingPrecision | None = None, memory_tokens: int | None = None,
+    vectors: VectorCount = "one",
 ) -> list[Hit]:  # fmt: skip
     """Return the texts of a file that are nearest to a query, best first.
 
@@ -198,13 +206,16 @@ def search(
         dim: as in `encode`; `None` is as in a file of embeddings.
         precision: store the texts as `encode_file` does, and compare them with the floats of the
             query; `None` is as in a file of embeddings, or else float32.
+        memory_tokens: as in `encode`.
+        vectors: `"k"` compares the k memory vectors of each text with those of the query, by
+            MaxSim. `dim` and `precision` are for one vector.
 
     Returns:
-        Hits with `row` (from 0), `score` (cosine) and `text`.
+        Hits with `row` (from 0), `score` (cosine, or MaxSim) and `text`.
 
     Raises:
-        UserError: if the file or the model cannot be read, `top_k` is below 1, or a file of
-            embeddings is of another model or has another `dim` or `precision`.
+        UserError: if the file or the model cannot be read, `top_k` is below 1, a file of embeddings
+            is of another model or has another `dim` or `precision`, or the model has no k vectors.
 
     Examples:
         >>> hits = llm2comp.search("smollm2-135m-llm2comp", "texts.txt", "animals of the sea")
@@ -214,14 +225,20 @@ def search(
     from llm2comp.data import text_files
     from llm2comp.inference import embedding_files
     from llm2comp.inference import search as searching
+    from llm2comp.inference.vector_format import require_vectors
 
     searching.require_query(query)
     text_files.require_texts(Path(file))  # before a model is loaded
+    require_vectors(vectors, dim=dim, precision=precision)
     known = embedding_files.has_vectors(Path(file), dim, precision)
-    encoder, vectors = _loaded(model, dtype, merge_threshold), None
+    encoder, stored_as = _loaded(model, dtype, merge_threshold, memory_tokens), None
+    if vectors == "k":
+        name = str(model) if isinstance(model, str | Path) else "the encoder"
+        return searching.search_k_vectors(encoder, name, Path(file), query, top_k, batch_size)
     if not known:
-        vectors = _vector_format(model, encoder, merge_threshold, dim, precision or "float32")
-    return searching.search(encoder, Path(file), query, top_k, batch_size, vectors)
+        whole = merge_threshold is None and memory_tokens is None
+        stored_as = _vector_format(model, encoder, whole, dim, precision or "float32")
+    return searching.search(encoder, Path(file), query, top_k, batch_size, stored_as)
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -303,7 +320,7 @@ def evaluate(
     out: str | Path | None = None, again: bool = False,
     batch_size: int = 32, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32", sizes: bool = False,
-    vectors: VectorCount = "one",
+    vectors: VectorCount = "one", memory_tokens: int | None = None,
 ) -> dict[str, list[Score]]:  # fmt: skip
     """Score encoders on mteb tasks, and return the scores by the name of the encoder.
 
@@ -330,6 +347,7 @@ def evaluate(
             its own. The texts are encoded once.
         vectors: `"k"` scores the k memory vectors of each text with MaxSim, on tasks of retrieval
             and STS.
+        memory_tokens: as in `load`; it does not apply to baselines.
 
     Raises:
         UserError: if nothing is named, a name is unknown, or data or models are not available.
@@ -344,27 +362,31 @@ def evaluate(
     from llm2comp.evaluation.own_data.tasks import read_all
     from llm2comp.evaluation.store import ResultStore
 
-    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold, vectors)
+    encoders = Encoders(models, baselines, backbone, dtype, merge_threshold, vectors, memory_tokens)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
     results = ResultStore(None if out is None else Path(out))
     stored = Vectors(dim, precision, sizes)
     return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=stored)
 
 
-def _loaded(model: Model, dtype: Precision, merge_threshold: float | None) -> SentenceTransformer:
+def _loaded(
+    model: Model, dtype: Precision, merge_threshold: float | None, memory_tokens: int | None
+) -> SentenceTransformer:
     if isinstance(model, str | Path):
-        return load(model, dtype, merge_threshold)
-    if dtype != "auto" or merge_threshold is not None:
-        raise UserError("dtype and merge_threshold are for a model given by name; use load()")
+        return load(model, dtype, merge_threshold, memory_tokens=memory_tokens)
+    if (dtype, merge_threshold, memory_tokens) != ("auto", None, None):
+        raise UserError(
+            "dtype, merge_threshold and memory_tokens are for a model given by name; use load()"
+        )
     return model
 
 
 def _vector_format(
-    model: Model, encoder: SentenceTransformer, merge_threshold: float | None, dim: int | None,
+    model: Model, encoder: SentenceTransformer, whole: bool, dim: int | None,
     precision: EmbeddingPrecision,
 ) -> VectorFormat:  # fmt: skip
-    """Return how embeddings are stored; the sample for it is kept with a model given by name."""
+    """Return how embeddings are stored; the sample is kept for a named model loaded as it is."""
     from llm2comp.inference.calibration import vector_format
 
-    named = isinstance(model, str | Path) and merge_threshold is None
+    named = isinstance(model, str | Path) and whole
     return vector_format(encoder, dim, precision, str(model) if named else None)

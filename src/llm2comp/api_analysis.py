@@ -52,7 +52,7 @@ def analyze(
 def report(
     models: Sequence[str | Path], out: str | Path, *,
     data: str = "boolq-passages", texts: int = 300, queries: Sequence[str] = (), seed: int = 0,
-    batch_size: int = 32, dtype: Precision = "auto",
+    batch_size: int = 32, dtype: Precision = "auto", capacity: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Write one HTML file about a run, or about several encoders side by side, and return `out`.
 
@@ -65,6 +65,7 @@ def report(
         seed: seed of the random draw.
         batch_size: as in `encode`.
         dtype: as in `load`.
+        capacity: folder that `capacity` wrote; its curves become a section of the page.
 
     Raises:
         UserError: if a model or the data is not available, or plotly is not installed.
@@ -76,7 +77,8 @@ def report(
     """
     from llm2comp.analysis.report.write import report as write_report
 
-    return write_report(models, Path(out), data, texts, queries, seed, batch_size, dtype)
+    folder = None if capacity is None else Path(capacity)
+    return write_report(models, Path(out), data, texts, queries, seed, batch_size, dtype, folder)
 
 
 def memory(

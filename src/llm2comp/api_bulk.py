@@ -16,7 +16,7 @@ def encode_files(
     keep: Sequence[str] = (), prompt: Prompt | None = None, batch_size: int = 32,
     workers: int | None = None, dtype: Precision = "auto", merge_threshold: float | None = None,
     dim: int | None = None, precision: EmbeddingPrecision = "float32",
-    on_bad_row: OnBadRow = "fail",
+    on_bad_row: OnBadRow = "fail", memory_tokens: int | None = None,
 ) -> Encoded:  # fmt: skip
     """Encode each of many files into a `.parquet` file of the same name, and return what was done.
 
@@ -43,6 +43,7 @@ def encode_files(
         on_bad_row: `"fail"` fails the file of a row without a text, or without an id that is kept.
             `"skip"` leaves such rows out and lists them; row i of the vectors is then not row i of
             the file, so keep the ids.
+        memory_tokens: as in `load`.
 
     Returns:
         The numbers of `files`, of `unchanged` ones among them and of new `rows`, and the files that
@@ -71,5 +72,6 @@ def encode_files(
         tuple(keep),
         batch_size,
         on_bad_row,
+        memory_tokens,
     )
     return encode_all(settings, str(files), str(out), engine, workers)

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from llm2comp.retrieval.index import Index
-    from llm2comp.utils.choices import IndexPrecision, Precision
+    from llm2comp.utils.choices import IndexPrecision, Precision, VectorCount
 
 
 def index(
     model: str | Path | SentenceTransformer, corpus: str | Path, out: str | Path, *,
     batch_size: int = 32, dtype: Precision = "auto", dim: int | None = None,
-    precision: IndexPrecision | None = None,
+    precision: IndexPrecision | None = None, memory_tokens: int | None = None,
+    vectors: VectorCount | None = None,
 ) -> Index:  # fmt: skip
     """Make an index of a corpus, or bring one that is there up to date; it needs LanceDB.
 
@@ -31,13 +32,18 @@ def index(
         out: folder of the index.
         batch_size: as in `encode`.
         dtype: as in `load`; only if the model is given by name.
-        dim: as in `encode`; an index that is there keeps its own.
+        dim: as in `encode`; an index that is there keeps its own. Only for one vector per text.
         precision: in which vectors are compared with a query first: `"int8"` (the default),
-            `"binary"` or `"float32"`. The best are then ranked by their floats.
+            `"binary"` or `"float32"`. The best are then ranked by their floats. With k vectors, how
+            these are stored: `"int8"` (the default), `"float16"` or `"binary"`.
+        memory_tokens: as in `load`; only if the model is given by name. An index that is there
+            keeps its own number, and a search uses it.
+        vectors: `"k"` also stores the k memory vectors of each text. The texts that are nearest by
+            the one vector are then ranked by MaxSim. `None` is one, or as in the index.
 
     Raises:
         UserError: if the corpus has a bad row, or `out` holds something else, or an index of
-            another encoder, `dim` or `precision`.
+            another encoder, `dim`, `precision` or `vectors`; if the encoder has no k vectors.
 
     Examples:
         >>> index = llm2comp.index("minilm", "texts.txt", "my-index")
@@ -50,8 +56,8 @@ def index(
 
     if isinstance(model, Path):
         model = str(model)
-    if not isinstance(model, str) and dtype != "auto":
-        raise UserError("dtype is for a model given by name; use load()")
+    if not isinstance(model, str) and (dtype, memory_tokens) != ("auto", None):
+        raise UserError("dtype and memory_tokens are for a model given by name; use load()")
     made, _ = build(
         model,
         str(corpus),
@@ -60,6 +66,8 @@ def index(
         dtype=dtype,
         dim=dim,
         precision=precision,
+        memory_tokens=memory_tokens,
+        vectors=vectors,
     )
     return made
 

@@ -24,7 +24,8 @@ def plan(
     Args:
         recipe: as `train` takes it.
         overrides: as `train` takes them.
-        gpu: name of the GPU that it will run on, for example `H100-80GB`; `None` is this machine.
+        gpu: name of the GPU that it will run on, for example `H100-80GB`, or the start of it if no
+            other begins like it; `None` is this machine.
 
     Raises:
         UserError: if the recipe is wrong, its data or backbone is not available, the GPU is not

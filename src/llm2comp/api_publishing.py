@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None
-) -> Difference:
+    model: str | Path, to: Export, out: str | Path, *, int8: bool = False, dim: int | None = None,
+    memory_tokens: int | None = None,
+) -> Difference:  # fmt: skip
     """Write an encoder for another runtime or for servers, and return how much the export differs.
 
     The export is compared with the encoder in PyTorch and float32, by its embeddings and, if it is
@@ -29,6 +30,7 @@ def export(
         int8: store the weights in 8 bits, of a compiled encoder.
         dim: as in `encode`, of a compiled encoder. The folder has a module more, which all clients
             read.
+        memory_tokens: as in `load`. The folder appends no others.
 
     Raises:
         UserError: if the encoder cannot be loaded or has no such form, the backend is not
@@ -47,10 +49,12 @@ def export(
     if to in ("last-token", "multi-vector") and (int8 or dim is not None):
         raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
     if to == "last-token":
-        return pool_last_token(str(model), Path(out))
+        return pool_last_token(str(model), Path(out), memory_tokens)
     if to == "multi-vector":
-        return write_multi_vector(str(model), Path(out))
-    return compile_encoder(str(model), to, Path(out), int8=int8, dim=dim)
+        return write_multi_vector(str(model), Path(out), memory_tokens)
+    return compile_encoder(
+        str(model), to, Path(out), int8=int8, dim=dim, memory_tokens=memory_tokens
+    )
 
 
 def push(

@@ -140,6 +140,9 @@ class Contrastive(StageBase):
     matryoshka: Dimensions | None = None
     """If given, the losses of embeddings that are truncated to so many dimensions are added, the
     whole embedding's included: `[576, 256, 128, 64]` (docs/guides/small-vectors.md)."""
+    matryoshka_tokens: Dimensions | None = None
+    """If given, the losses of embeddings of so many first memory tokens are added, the whole
+    number included: `[8, 4, 2, 1]` (docs/guides/fewer-memory-tokens.md)."""
     max_length: PositiveInt = 512
     """Tokens of a text in training, without the memory tokens. The rest of the text is cut."""
     eval_steps: PositiveInt = 20
@@ -148,9 +151,11 @@ class Contrastive(StageBase):
     """Rows that are held out, to measure loss, effective dimension and cosines; 0 for none."""
 
     @model_validator(mode="after")
-    def _check_rates(self) -> "Contrastive":
+    def _check_keys(self) -> "Contrastive":
         if self.lora is None and self.memory_learning_rate is not None:
             raise ValueError("memory_learning_rate needs a lora; without it all weights have one")
+        if self.matryoshka and self.matryoshka_tokens:
+            raise ValueError("matryoshka_tokens cannot be trained with matryoshka; leave one out")
         return self
 
 
@@ -194,14 +199,14 @@ class Supervised(Contrastive):
     """`one`: train the embedding of a text; `k`: add the loss of its k memory vectors, compared by
     MaxSim (docs/guides/late-interaction.md)."""
     reading: Reading | None = None
-    """If given, memory stays readable for the language model (docs/guides/answer-from-memory.md).
-    """
+    """If given, memory stays readable to the language model (docs/guides/answer-from-memory.md)."""
 
     @model_validator(mode="after")
     def _check_vectors(self) -> "Supervised":
         teachers = [source.teacher for source in self.data if source.teacher is not None]
         for key, given in {
             "matryoshka": self.matryoshka,
+            "matryoshka_tokens": self.matryoshka_tokens,
             "guide": self.guide,
             "teacher": teachers,
         }.items():

@@ -29,7 +29,7 @@ def _whole_or_share(number: float) -> float:
 WarmUp = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_whole_or_share)]
 """A number of steps or, below 1, a share of them."""
 Dimensions = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_distinct)]
-"""Numbers of leading dimensions of an embedding."""
+"""Numbers of leading dimensions of an embedding, or of first memory tokens."""
 
 
 class Backbone(Strict):

@@ -98,3 +98,26 @@ def test_a_dominant_dimension_is_noted(tmp_path: Path, sentences: list[str]) -> 
     np.save(tmp_path / "v.npy", rows)
     (note,) = summary.notes([measure.analyze_embeddings(tmp_path / "v.npy", "v")])[1:]
     assert "dimension 5 alone makes 1" in note or "dimension 5 alone makes 9" in note
+
+
+def test_labels_that_would_touch_are_left_out() -> None:
+    numbers = [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert figures._labels(numbers, 6.0) == [str(number) for number in numbers]
+    shown = [label for label in figures._labels(numbers, 3.8) if label]
+    assert shown == ["16", "32", "64", "128", "256", "512"]
+    assert figures._labels([1000], 3.8) == ["1,000"]
+
+
+def test_error_bars_reach_as_far_as_an_interval(tmp_path: Path) -> None:
+    """An interval need not reach as far below a point as above it."""
+    panels = {"m": {"line": [(1, 0.5, (0.1, 0.3)), (2, 0.6, (0.2, 0.1))]}}
+    drawn: list[list[float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_save", lambda figure, _: drawn.extend(_ends_of_bars(figure)) or [])
+        figures.lines(panels, tmp_path / "figure", "k", "share", level=0.5)
+    assert drawn == [pytest.approx([0.4, 0.8]), pytest.approx([0.4, 0.7])]
+
+
+def _ends_of_bars(figure: Any) -> list[list[float]]:
+    (bars,) = figure.axes[0].collections
+    return [list(segment[:, 1]) for segment in bars.get_segments()]

@@ -275,12 +275,12 @@ def test_doctor_does_not_wait_for_a_silent_hub(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
     silent = threading.Event()
     monkeypatch.setattr(
-        doctor.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(bytes(silent.wait(5)))
+        doctor.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(bytes(silent.wait(60)))
     )
     start = time.monotonic()
     finding = doctor.examine()[-1]
     assert (finding.name, finding.status) == ("hub", "note")
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 30
     silent.set()
 
 

@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from llm2comp.cli.app import app
-from llm2comp.evaluation import baselines
 from llm2comp.utils import tables
 
 RUNNER = CliRunner()
@@ -40,19 +39,12 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "mean"
-    baselines.build("mean", tiny_backbone).save_pretrained(str(folder))
-    return folder
-
-
 def shell(command: str, encoding: str = "utf-8", **environment: str) -> tuple[int, str, str]:
     """Run a command line with `llm2comp` in it; return status, standard output and error."""
     code = PRINT.replace("CODES", str([ord(character) for character in "".join(TEXTS)]))
     variables = os.environ | {"PRINT": code, "PYTHON": sys.executable} | environment
     variables.pop("PYTHONUNBUFFERED", None)  # buffered output is the harder case
-    done = subprocess.run(["bash", "-c", command], capture_output=True, env=variables, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, env=variables, timeout=300)
     return done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding)
 
 

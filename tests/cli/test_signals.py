@@ -20,11 +20,9 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from llm2comp.evaluation import baselines
-
 Result = TypeVar("Result")
 SHARED = Path("/dev/shm")
-SECONDS = 10.0
+SECONDS = 60.0
 """Time within which nothing may be left."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /dev/shm")
@@ -58,6 +56,11 @@ class Command:
     @property
     def encodes(self) -> bool:
         return any((self.folder / "out").iterdir())
+
+    @property
+    def imports(self) -> bool:
+        """Whether it is among the imports that take seconds: not before, in Python's own start."""
+        return "numpy" in safe(Path(f"/proc/{self.process.pid}/maps").read_text, "")
 
     @property
     def starts_a_worker(self) -> bool:
@@ -144,13 +147,6 @@ def fault(number: int, status: int, errors: str, left: list[str]) -> str:
     return ""
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "mean"
-    baselines.build("mean", tiny_backbone).save_pretrained(str(folder))
-    return folder
-
-
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     file = tmp_path / "texts.txt"
@@ -159,7 +155,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 MOMENTS: dict[str, Callable[[Command], bool]] = {
-    "import": lambda command: time.sleep(0.4) is None,
+    "import": lambda command: command.imports,
     "start of a worker": lambda command: command.starts_a_worker,
     "work": lambda command: command.encodes,
 }
@@ -182,7 +178,7 @@ def test_a_signal_leaves_nothing(
     number: int, moment: str, encoder: Path, texts: Path, tmp_path: Path
 ) -> None:
     command = Command.start(encoder, texts, tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not MOMENTS[moment](command) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not fault(number, *command.send(number))

@@ -74,7 +74,7 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     if page.stem == "export" and not (find_spec("onnx") and find_spec("openvino")):
         pytest.skip("the back ends are not installed")
-    if page.name == "index.md" and not find_spec("lancedb"):
+    if page.name in ("index.md", "late-interaction.md") and not find_spec("lancedb"):
         pytest.skip("LanceDB is not installed")
     monkeypatch.setenv("LLM2COMP_CACHE", str(stand_ins))
     monkeypatch.chdir(tmp_path)

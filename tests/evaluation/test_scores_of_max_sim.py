@@ -37,7 +37,7 @@ def make(backbone: Path, k: int = 3) -> SentenceTransformer:
 @pytest.fixture
 def by_name(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `evaluate` load an encoder that has no folder."""
-    monkeypatch.setattr(evaluation, "load", lambda *_: make(tiny_backbone))
+    monkeypatch.setattr(evaluation, "load", lambda *_, **__: make(tiny_backbone))
     monkeypatch.setattr(evaluation.released, "lineage_of", lambda _: None)
 
 
@@ -125,6 +125,19 @@ def test_tasks_without_pairs_of_texts_are_refused_or_left_out(
     ]
     assert "TwentyNewsgroups" in caplog.text
     assert "left out" in caplog.text
+
+
+@pytest.mark.usefixtures("by_name")
+def test_names_are_checked_with_one_set_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks are made once to check them, and once for each encoder."""
+    made: list[Any] = []
+    choose = suites.choose
+    monkeypatch.setattr(suites, "choose", lambda *a, **o: made.append(a) or choose(*a, **o))
+    monkeypatch.setattr(runner, "evaluate", lambda *_, **__: [])
+    llm2comp.evaluate(["tiny"], tasks=["STS17"], vectors="k", out=tmp_path)
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("option", [{"dim": 8}, {"precision": "int8"}, {"sizes": True}], ids=str)

@@ -163,7 +163,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tiny_backbone: Path, tmp_path: 
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.send_signal(signal.SIGKILL)
-    for _ in range(100):
+    for _ in range(600):
         status = Path(f"/proc/{worker}/status")
         if not status.exists() or "zombie" in status.read_text():
             return

@@ -11,9 +11,12 @@ from llm2comp.retrieval.store import Store
 SIZE, DIM = 50, 8
 
 
-def chunk(number: int) -> tuple[list[Row], np.ndarray]:
-    vectors = np.random.default_rng(number).standard_normal((SIZE, DIM)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def chunk(number: int, k: int = 1) -> tuple[list[Row], np.ndarray]:
+    """Return rows with one vector each, and k more after it if there are several."""
+    shape = (SIZE, 1 if k == 1 else 1 + k, DIM)
+    vectors = np.random.default_rng(number).standard_normal(shape).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    vectors = vectors.reshape(SIZE, -1)
     ids = range(number * SIZE, (number + 1) * SIZE)
     return [Row(str(one), f"text of {one}", {"chunk": number}) for one in ids], vectors
 
@@ -22,7 +25,7 @@ def main() -> None:
     store = Store(Path(sys.argv[1]))
     first = int(sys.argv[2])
     for number in range(first, first + 10_000):
-        store.put(*chunk(number), Kinds({"chunk": "int"}))
+        store.put(*chunk(number, store.about.vectors), Kinds({"chunk": "int"}))
         if number % 5 == 4:
             store.optimize()
         print(number, flush=True)

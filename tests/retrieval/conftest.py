@@ -23,10 +23,10 @@ def model(tiny_backbone: Path) -> SentenceTransformer:
 def new_store(tmp_path: Path) -> Callable[..., Store]:
     """Make an empty store of some dimension."""
 
-    def make(dim: int, precision: str = "int8") -> Store:
-        folder = tmp_path / f"store-{dim}-{precision}"
+    def make(dim: int, precision: str = "int8", k: int = 1) -> Store:
+        folder = tmp_path / f"store-{dim}-{precision}-{k}"
         folder.mkdir()
-        about = About(model="none", dim=dim, precision=precision, document=[], query=[])
+        about = About(model="none", dim=dim, precision=precision, vectors=k, document=[], query=[])
         return Store.create(folder, about)
 
     return make
@@ -41,4 +41,4 @@ def prompts(model: SentenceTransformer) -> Iterator[Callable[..., None]]:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)

@@ -86,7 +86,7 @@ def test_another_encoder_is_refused(
         Index(tmp_path / "index", other).search("whales")
     with pytest.raises(UserError, match="another encoder, or another prompt"):
         build(other, str(corpus), tmp_path / "index")
-    with pytest.raises(UserError, match="leave out dim and precision"):
+    with pytest.raises(UserError, match="leave these options out"):
         build(model, str(corpus), tmp_path / "index", dim=8)
     with pytest.raises(UserError, match="was made with a loaded model"):
         Index(tmp_path / "index").search("whales")
@@ -286,7 +286,7 @@ def test_the_commands(
     for arguments, said in (
         (["search", corpus, "whales"], "holds no index"),
         (["search", folder], "give DIR QUERY for an index, or MODEL FILE QUERY"),
-        (["search", folder, "whales", "--dim", 4], "--dim and --precision are for files"),
+        (["search", folder, "whales", "--dim", 4], "--precision and --vectors are for files"),
         (["search", encoder, corpus, "whales", "--by", "text"], "are for an index"),
         (["search", folder, "whales", "--where", "n = ?"], "'n = ?' has '?' at character 5"),
         (["delete", tmp_path / "absent", "s1"], "holds no index"),

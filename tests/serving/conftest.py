@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from running_server import Running
+from running_server import Running, serve_indexes
 from sentence_transformers import SentenceTransformer
 
 import llm2comp
@@ -70,6 +70,20 @@ def start(folder: Path) -> Iterator[Start]:
         one.stop()
 
 
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Start]:
+    """Start servers of indexes, with the encoder as the model `tiny`."""
+    running: list[Running] = []
+
+    def start(*indexes: Path, model: Path | None = folder, **limits: Any) -> Running:
+        running.append(serve_indexes(model, *indexes, **limits))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop()
+
+
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[Running]:
     """A server that tests share: two models, short limits."""
@@ -95,16 +109,16 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
             computed.extend(texts)
             if texts == ["held"]:
                 inside.set()
-                assert leave.wait(30)
+                assert leave.wait(120)
             return embed(model, texts, *options)
 
         monkeypatch.setattr(batching, "embed", slow)
         held = running.service.models["tiny"].batcher.submit(["held"], None)
-        assert inside.wait(10)
+        assert inside.wait(60)
         try:
             yield computed
         finally:
             leave.set()
-            held.result(10)
+            held.result(60)
 
     return hold_model

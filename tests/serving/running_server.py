@@ -3,11 +3,13 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import requests
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.serving.loading import load_all, named_indexes
 from llm2comp.serving.searching import ServedIndex
 from llm2comp.serving.server import Server, bind
 from llm2comp.serving.service import Service
@@ -76,9 +78,16 @@ def assert_problem(response: requests.Response, status: int, says: str) -> None:
     assert says in error["message"]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Return when a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def serve_indexes(folder: Path | None, *indexes: Path, **limits: Any) -> Running:
+    models = {} if folder is None else {"tiny": str(folder)}
+    named = named_indexes([str(one) for one in indexes])
+    encoders, opened = load_all(models, named, "float32", None)
+    return Running(encoders, Limits(**limits), indexes=opened)

@@ -207,7 +207,7 @@ def test_what_a_client_no_longer_waits_for_is_not_computed(
 
 
 def test_slow_and_silent_clients_stop_nobody(start: Start) -> None:
-    running = start(seconds=1, idle_seconds=0.5)
+    running = start(seconds=3, idle_seconds=2)
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     beginnings = [b"", b"POST /v1", head, head + b"Content-Length: 50\r\n\r\n", b"\x16\x03\x01"]
     connections = []

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from running_server import Running, assert_problem, wait_for
+from running_server import Running, assert_problem, serve_indexes, wait_for
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -21,10 +21,10 @@ import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
+from llm2comp.retrieval import index
 from llm2comp.retrieval.index import Index
 from llm2comp.serving import loading, searching
-from llm2comp.serving.loading import load_all, named_indexes
-from llm2comp.serving.settings import Limits
+from llm2comp.serving.loading import load_all
 
 QUERIES = ["how do whales breathe", "Roman coins", "bread"]
 Start = Callable[..., Running]
@@ -34,27 +34,6 @@ Start = Callable[..., Running]
 def own(notes: Path, tmp_path: Path) -> Path:
     """A copy of the index, to change."""
     return Path(shutil.copytree(notes, tmp_path / "own"))
-
-
-def serve_indexes(folder: Path | None, *indexes: Path, **limits: Any) -> Running:
-    models = {} if folder is None else {"tiny": str(folder)}
-    named = named_indexes([str(one) for one in indexes])
-    encoders, opened = load_all(models, named, "float32", None)
-    return Running(encoders, Limits(**limits), indexes=opened)
-
-
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Start]:
-    """Start servers of indexes, with the encoder as the model `tiny`."""
-    running: list[Running] = []
-
-    def start(*indexes: Path, model: Path | None = folder, **limits: Any) -> Running:
-        running.append(serve_indexes(model, *indexes, **limits))
-        return running[-1]
-
-    yield start
-    for one in running:
-        one.stop()
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +101,7 @@ def test_indexes_are_listed_and_named(serve: Start, notes: Path, own: Path) -> N
         "texts": 8,
         "dimensions": 32,
         "precision": "int8",
+        "vectors": 1,
         "columns": {"n": "int"},
     }
     assert [one["name"] for one in listed] == ["notes", "own"]
@@ -212,11 +192,12 @@ def test_an_encoder_is_loaded_once(
 ) -> None:
     names: list[str] = []
 
-    def noted(name: str, *rest: Any) -> SentenceTransformer:
+    def noted(name: str, *rest: Any, **options: Any) -> SentenceTransformer:
         names.append(name)
-        return load(name, *rest)
+        return load(name, *rest, **options)
 
     monkeypatch.setattr(loading, "load", noted)
+    monkeypatch.setattr(index, "load", noted)
     indexes = {"notes": str(notes), "own": str(own)}
     for models in ({"a": str(folder)}, {}):
         load_all(models, indexes, "float32", None)

@@ -45,7 +45,7 @@ def test_sigterm_answers_everything_that_was_accepted(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
-        wait_for(lambda: '"addresses"' in log.read_text(), seconds=60)
+        wait_for(lambda: '"addresses"' in log.read_text(), seconds=300)
         url = "http://" + re.search(r'"addresses": \["(.+?)"', log.read_text())[1]  # type: ignore[index]
         requested = [[f"{one} {number}" for one in sentences] for number in range(32)]
 
@@ -70,7 +70,7 @@ def test_sigterm_answers_everything_that_was_accepted(
             for texts, answer in zip(requested, answers, strict=True):
                 rows = [row["embedding"] for row in answer.result().json()["data"]]
                 np.testing.assert_allclose(rows, loaded.encode(texts), atol=1e-5)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
     written = log.read_text()
@@ -94,7 +94,7 @@ def test_a_body_that_never_comes_does_not_delay_the_end(start: Start) -> None:
         wait_for(lambda: len(running.server.server_state.tasks) == len(connections))
         begin = time.monotonic()
         running.stop()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 15  # it waits 20 for what was accepted
         for connection in connections:
             answer = b"".join(iter(lambda one=connection: one.recv(1000), b""))
             assert answer.startswith(b"HTTP/1.1 503")

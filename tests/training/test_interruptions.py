@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,11 @@ def test_the_seconds_of_a_stage_are_those_of_all_its_sessions(
     mark = json.loads((checkpoint / "log.json").read_text())
     (checkpoint / "log.json").write_text(json.dumps(mark | {"seconds": 1000.0}))
     (checkpoint / CHECKSUMS).unlink()
+    begin = time.monotonic()
     pipeline.train(load_recipe(tiny_recipe), out)
+    most = 1000 + time.monotonic() - begin
     seconds = {e["stage"]: e["seconds"] for e in run_folder.read_events(out) if e.get("done")}
-    assert 1000 < seconds["unsupervised"] < 1100
+    assert 1000 < seconds["unsupervised"] < most
 
 
 def flip(file: Path, generator: random.Random) -> None:

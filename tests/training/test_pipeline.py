@@ -56,7 +56,7 @@ def kill_within(stage: str, recipe_path: Path, out: Path) -> None:
     """Start a run and kill it with SIGKILL once the stage has written a whole checkpoint."""
     process = start(recipe_path, out)
     work = out / f".{STAGE_FOLDERS[stage]}.work"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while trainer.last_checkpoint(work) is None:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline

@@ -24,6 +24,8 @@ MOST_NUMBERED = 10
 """Maximum number of memory tokens for which a heat map has room for numbers."""
 MIDDLE = 0.47
 """Position in the colour map cividis from which on black text is easier to read than white."""
+LABELS_PER_INCH = 2.2
+"""Labels of numbers for which an axis has room."""
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -37,8 +39,11 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm2comp",  # the same figure gives the same file
 }
 
-Points = Sequence[tuple[float, float, float]]
-"""Points of a line: x, y and the standard deviation of y, which is NaN if there is none."""
+Points = Sequence[tuple[float, float, float | tuple[float, float]]]
+"""Points of a line: x, y and the standard deviation of y, which is NaN if there is none.
+
+In place of a deviation there may be how far an interval reaches below y and above it.
+"""
 
 
 class Bar(NamedTuple):
@@ -223,7 +228,13 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
         return _save(figure, stem)
 
 
-def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str) -> list[Path]:
+def lines(
+    panels: Mapping[str, Mapping[str, Points]],
+    stem: Path,
+    x: str,
+    y: str,
+    level: float | None = None,
+) -> list[Path]:
     """Draw lines with error bars over a logarithmic x axis (paper, figures 3, 5 and 7).
 
     Args:
@@ -231,6 +242,7 @@ def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str
         stem: path of the figure without `.png` and `.svg`.
         x: label of the x axis.
         y: label of the y axis.
+        level: a y that gets a line across each panel.
 
     Returns:
         The two files.
@@ -243,13 +255,34 @@ def lines(panels: Mapping[str, Mapping[str, Points]], stem: Path, x: str, y: str
         for axes, (title, points) in zip(axes_of, panels.items(), strict=True):
             for name, line in points.items():
                 xs, ys, deviations = zip(*line, strict=True)
-                axes.errorbar(xs, ys, yerr=deviations, marker="o", ms=4, capsize=3, label=name)
+                axes.errorbar(
+                    xs, ys, yerr=np.transpose(deviations), marker="o", ms=4, capsize=3, label=name
+                )
+            if level is not None:
+                axes.axhline(level, color="grey", linestyle=":", linewidth=1)
             numbers = sorted({number for line in points.values() for number, *_ in line})
             axes.set_xscale("log", base=2)
-            axes.set_xticks(numbers, [f"{number:,.0f}" for number in numbers])
+            axes.set_xticks(numbers, _labels(numbers, width))
             axes.set(title=title, xlabel=x, ylabel=y)
         _legend(figure, axes_of[0])
         return _save(figure, stem)
+
+
+def _labels(numbers: Sequence[float], width: float) -> list[str]:
+    """Return labels of a logarithmic axis, without those that would touch the one before.
+
+    Args:
+        numbers: in their order.
+        width: of the panel in inches.
+    """
+    places = np.log2(numbers)
+    least = (places[-1] - places[0]) / (LABELS_PER_INCH * width)
+    labels, last = [], -np.inf
+    for number, place in zip(numbers, places, strict=True):
+        fits = place - last >= least
+        labels.append(f"{number:,.0f}" if fits else "")
+        last = place if fits else last
+    return labels
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:

@@ -73,6 +73,9 @@ def report(
     query: Annotated[
         list[str] | None, typer.Option(help="Query to search for; may be repeated.")
     ] = None,
+    capacity: Annotated[
+        Path | None, typer.Option(help="Folder that `capacity` wrote, for its curves.")
+    ] = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
@@ -97,5 +100,6 @@ def report(
         seed=seed,
         batch_size=batch_size,
         dtype=dtype,
+        capacity=capacity,
     )
     typer.echo(f"{out}: open it in a browser")

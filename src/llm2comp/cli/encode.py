@@ -11,6 +11,7 @@ from llm2comp.cli.shared import (
     BatchSize,
     Dim,
     Dtype,
+    MemoryTokens,
     Merge,
     ModelName,
     SearchPrecision,
@@ -18,7 +19,15 @@ from llm2comp.cli.shared import (
     preload,
 )
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import Engine, IndexPrecision, OnBadRow, Precision, Prompt, SearchBy
+from llm2comp.utils.choices import (
+    Engine,
+    IndexPrecision,
+    OnBadRow,
+    Precision,
+    Prompt,
+    SearchBy,
+    VectorCount,
+)
 
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
@@ -60,6 +69,7 @@ def encode(
         ),
     ] = None,
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: StoredPrecision = "float32",
     engine: Annotated[
@@ -94,6 +104,7 @@ def encode(
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy
       llm2comp encode runs/demo/model texts.jsonl --out embeddings.parquet --prompt document
       llm2comp encode smollm2-135m-llm2comp texts.txt --out merged.npy --merge 0.8
+      llm2comp encode runs/nested/model texts.txt --out shorter.npy --memory-tokens 2
       llm2comp encode smollm2-135m-llm2comp texts.txt --out embeddings.npy --workers 4
       llm2comp encode runs/demo/model texts.txt --prompt document --precision int8 --out s.parquet
       cut -f 2 table.tsv | llm2comp encode smollm2-135m-llm2comp - --out embeddings.npy
@@ -118,6 +129,7 @@ def encode(
             workers=workers,
             dtype=dtype,
             merge_threshold=merge,
+            memory_tokens=memory_tokens,
             dim=dim,
             precision=precision,
             on_bad_row=on_bad_row or "fail",
@@ -145,6 +157,7 @@ def encode(
         workers=workers,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
     )
@@ -183,6 +196,7 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="Number of texts to show.")] = 5,
     dtype: Dtype = "auto",
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: SearchPrecision = None,
     where: Annotated[
@@ -195,6 +209,13 @@ def search(
     by: Annotated[
         SearchBy | None,
         typer.Option(help="Rank an index by vectors (the default), words (BM25), or both."),
+    ] = None,
+    vectors: Annotated[
+        VectorCount | None,
+        typer.Option(
+            help="Compare texts of a file by one vector (the default), or by the k memory vectors "
+            "with MaxSim. An index has its own."
+        ),
     ] = None,
 ) -> None:
     """Show the texts of an index or of a file that are nearest to a query.
@@ -209,6 +230,7 @@ def search(
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe"
       llm2comp search smollm2-135m-llm2comp texts.txt "Roman coins" --top-k 3 --merge 0.8
       llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe" --precision binary
+      llm2comp search smollm2-135m-llm2comp texts.txt "how do whales breathe" --vectors k
       llm2comp search runs/demo/model s.parquet "how do whales breathe"
       git log --format=%s | llm2comp search smollm2-135m-llm2comp - "fix a memory leak"
     """
@@ -216,8 +238,11 @@ def search(
         raise typer.BadParameter("give DIR QUERY for an index, or MODEL FILE QUERY")
     *given, texts, query = names
     if len(given) == 0 or Path(texts).is_dir():
-        if (merge, dim, precision) != (None, None, None):
-            raise UserError(f"{texts}: --merge, --dim and --precision are for files of texts")
+        if (merge, memory_tokens, dim, precision, vectors) != (None,) * 5:
+            raise UserError(
+                f"{texts}: --merge, --memory-tokens, --dim, --precision and --vectors are for "
+                "files of texts"
+            )
         _search_index(Path(texts), given, query, top_k, dtype, where, by or "vector")
         return
     if (where, by) != (None, None):
@@ -233,8 +258,10 @@ def search(
         top_k=top_k,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
+        vectors=vectors or "one",
     )
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")
@@ -274,12 +301,21 @@ def index(
     out: Annotated[Path, typer.Option(help="Folder of the index.")],
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: Annotated[
         IndexPrecision | None,
         typer.Option(
-            help="Compare vectors in this first, and rank the best by their floats; default: "
-            "int8, or as in the index."
+            help="Compare vectors in this first, and rank the best by their floats (float32, int8, "
+            "binary); or store the k vectors in this (float16, int8, binary). Default: int8, or as "
+            "in the index."
+        ),
+    ] = None,
+    vectors: Annotated[
+        VectorCount | None,
+        typer.Option(
+            help="Store one vector per text, or also the k memory vectors, by whose MaxSim the "
+            "nearest texts are ranked; default: one, or as in the index."
         ),
     ] = None,
 ) -> None:
@@ -292,6 +328,7 @@ def index(
     Examples:
       llm2comp index smollm2-135m-llm2comp texts.jsonl --out my-index
       llm2comp index smollm2-135m-llm2comp notes/ --out my-index
+      llm2comp index smollm2-135m-llm2comp texts.jsonl --out my-index --vectors k
       llm2comp search my-index "how do whales breathe"
     """
     from llm2comp.retrieval.store import require_lancedb
@@ -301,7 +338,15 @@ def index(
     from llm2comp.retrieval.index import build
 
     made, done = build(
-        model, corpus, out, batch_size=batch_size, dtype=dtype, dim=dim, precision=precision
+        model,
+        corpus,
+        out,
+        batch_size=batch_size,
+        dtype=dtype,
+        dim=dim,
+        precision=precision,
+        memory_tokens=memory_tokens,
+        vectors=vectors,
     )
     typer.echo(
         f"{out}: {len(made):,} texts ({done.added:,} added, {done.updated:,} updated, "

@@ -11,6 +11,7 @@ from llm2comp.cli.shared import (
     BatchSize,
     Dim,
     Dtype,
+    MemoryTokens,
     Merge,
     StoredPrecision,
     preload,
@@ -66,6 +67,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     dtype: Dtype = "auto",
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     dim: Dim = None,
     precision: StoredPrecision = "float32",
     sizes: Annotated[
@@ -95,6 +97,7 @@ def evaluate(
       llm2comp evaluate runs/first/model --sizes --quick --tasks STSBenchmark,SQuADRetrieval
       llm2comp evaluate runs/first/model --dim 128 --precision binary --tasks SQuADRetrieval
       llm2comp evaluate runs/first/model --vectors k --tasks SQuADRetrieval,STSBenchmark
+      llm2comp evaluate runs/first/model --memory-tokens 2 --tasks SQuADRetrieval,STSBenchmark
     """
     if not models and not baseline:
         raise UserError("name a model, or a --baseline, to evaluate")
@@ -115,6 +118,7 @@ def evaluate(
         batch_size=batch_size,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
         sizes=sizes,

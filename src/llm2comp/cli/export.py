@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llm2comp import api
-from llm2comp.cli.shared import Dim, ModelName, preload
+from llm2comp.cli.shared import Dim, MemoryTokens, ModelName, preload
 from llm2comp.utils.choices import Export
 
 
@@ -22,13 +22,14 @@ def export(
     out: Annotated[Path, typer.Option(help="Encoder folder to write.")],
     int8: Annotated[bool, typer.Option("--int8", help="Store the weights in 8 bits.")] = False,
     dim: Dim = None,
+    memory_tokens: MemoryTokens = None,
 ) -> None:
     """Compile an encoder, or write it for servers or for late interaction.
 
     The command compares the embeddings of the export with those of the encoder, and its
     STSBenchmark score if it is compiled. It does not write an export that differs too much. An
-    encoder for servers must have one memory token (memory.tokens=1) and causal attention, and one
-    for late interaction several.
+    encoder for servers must have one memory token (memory.tokens=1, or --memory-tokens 1) and
+    causal attention, and one for late interaction several.
 
     \b
     Examples:
@@ -36,10 +37,11 @@ def export(
       llm2comp export runs/first/model --to onnx --int8 --out runs/first/onnx-int8
       llm2comp export runs/first/model --to onnx --dim 128 --out runs/first/onnx-128
       llm2comp export runs/one/model --to last-token --out runs/one/served
+      llm2comp export runs/nested/model --to last-token --memory-tokens 1 --out runs/nested/served
       llm2comp export runs/first/model --to multi-vector --out runs/first/multi-vector
     """
     preload("llm2comp.evaluation.checked_export")
-    typer.echo(api.export(model, to, out, int8=int8, dim=dim))
+    typer.echo(api.export(model, to, out, int8=int8, dim=dim, memory_tokens=memory_tokens))
     if to == "last-token":
         typer.echo(
             f"Serve {out} with vLLM, text-embeddings-inference or llama.cpp (guide Clients)."

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm2comp.cli.shared import BatchSize, Dtype, Merge, preload
+from llm2comp.cli.shared import BatchSize, Dtype, MemoryTokens, Merge, preload
 
 
 def serve(
@@ -35,6 +35,7 @@ def serve(
     ] = None,
     dtype: Dtype = "auto",
     merge: Merge = None,
+    memory_tokens: MemoryTokens = None,
     batch_size: BatchSize = 32,
     max_body: Annotated[int, typer.Option(min=1, help="Most bytes per request.")] = 8_000_000,
     max_texts: Annotated[int, typer.Option(min=1, help="Most texts per request.")] = 2048,
@@ -84,5 +85,6 @@ def serve(
         limits,
         dtype=dtype,
         merge_threshold=merge,
+        memory_tokens=memory_tokens,
         batch_size=batch_size,
     )

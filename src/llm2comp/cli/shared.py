@@ -31,6 +31,12 @@ Merge = Annotated[
         help="Merge memory tokens whose average cosine is at least this (above 0, up to 1)."
     ),
 ]
+MemoryTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Append only so many memory tokens, the first ones; default: all of them."
+    ),
+]
 Dim = Annotated[
     int | None,
     typer.Option(min=1, help="Keep this many leading dimensions, scaled to unit length."),

@@ -97,7 +97,9 @@ def plan(
     *,
     gpu: Annotated[
         str | None,
-        typer.Option(help="GPU that it will run on, such as H100-80GB; default: this machine."),
+        typer.Option(
+            help="GPU that it will run on, such as H100-80GB or L4; default: this machine."
+        ),
     ] = None,
 ) -> None:
     """Show what a run will need: tokens, operations, memory, disk and time.

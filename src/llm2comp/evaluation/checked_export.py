@@ -24,11 +24,13 @@ from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
-from llm2comp.model.encoder import copy_tokenizer, encoder_body
+from llm2comp.model.encoder import encoder_body
 from llm2comp.model.folder import reference
 from llm2comp.model.folder.card import model_card
 from llm2comp.model.folder.layout import NEW_CLIENTS, write_layout
 from llm2comp.model.lineage import Compiled
+from llm2comp.model.loading.tokenizer import FILE
+from llm2comp.model.matryoshka.first_tokens import lineage_with, plain_tokenizer
 from llm2comp.model.modules import keep_dimensions
 from llm2comp.utils.choices import Backend
 from llm2comp.utils.files import atomic_folder, require_folder
@@ -68,7 +70,13 @@ class Check(Difference):
 
 
 def export(
-    name: str, to: Backend, out: Path, *, int8: bool = False, dim: int | None = None
+    name: str,
+    to: Backend,
+    out: Path,
+    *,
+    int8: bool = False,
+    dim: int | None = None,
+    memory_tokens: int | None = None,
 ) -> Check:
     """Write an encoder folder with a compiled body and without PyTorch weights.
 
@@ -78,6 +86,7 @@ def export(
         out: folder to write. It appears only if the export passes the check.
         int8: store the weights in 8 bits.
         dim: number of leading dimensions to keep, scaled to unit length; None keeps all.
+        memory_tokens: as `llm2comp.load` takes it.
 
     Returns:
         The differences that the check found.
@@ -92,10 +101,12 @@ def export(
     if out.exists() and not compiled.backend_of(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
-    encoder = load(name, "float32").to("cpu")
+    encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")
     lineage = released.lineage_of(name)
+    if lineage is not None:
+        lineage = lineage_with(lineage, encoder, memory_tokens)
     if dim is not None:
         keep_dimensions(encoder, require_dim(encoder, dim))
         if lineage is not None:
@@ -103,7 +114,7 @@ def export(
             lineage = lineage.model_copy(update={"reference": truncated})
     texts = _texts()
     # Under the encoder's name are the scores of whole embeddings.
-    scores = ResultStore() if dim is None else None
+    scores = ResultStore() if (dim, memory_tokens) == (None, None) else None
     expected, before = embed(encoder, texts, BATCH), _score(encoder, name, scores)
     use_sdpa(encoder_body(encoder))
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
@@ -128,7 +139,8 @@ def export(
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
             lineage = lineage.model_copy(update={"compiled": compiled_as, "dtype": None})
             lineage.write(partial)
-            copy_tokenizer(Path(released.resolve_encoder(name)), partial)
+            plain = plain_tokenizer(encoder, Path(released.resolve_encoder(name)))
+            plain.save(str(partial / FILE))
             card = model_card(lineage, expected.shape[1], needed)
             (partial / "README.md").write_text(card, encoding="utf-8")
     return check

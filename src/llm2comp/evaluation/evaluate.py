@@ -1,5 +1,6 @@
 """Score encoders and training-free baselines on tasks: the work of `llm2comp evaluate`."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,10 @@ MERGED = ", merged at "
 """What the name of a row has after that of the model if memory tokens are merged."""
 MANY_VECTORS = ", k vectors"
 """What it has if its k memory vectors are scored."""
+FIRST_TOKENS = "@{} tokens"
+"""What it has if only so many memory tokens are appended."""
+CHANGED_MEMORY = re.compile(rf"{MERGED}|{FIRST_TOKENS.format('[0-9]+')}")
+"""What the name of a row has if the embedding is another than that of the encoder as it is."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,10 @@ class Encoders:
         dtype: precision, as in `llm2comp.load`.
         merge_threshold: as in `llm2comp.load`; for the models only.
         vectors: `k` scores the k memory vectors of a text, and not its embedding.
+        memory_tokens: as in `llm2comp.load`; for the models only.
 
     Raises:
-        UserError: if there is nothing to score, or nothing to merge.
+        UserError: if there is nothing to score, or nothing to merge or to choose.
     """
 
     models: Sequence[str | Path]
@@ -99,12 +105,15 @@ class Encoders:
     dtype: Precision
     merge_threshold: float | None
     vectors: VectorCount = "one"
+    memory_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.models and not self.baselines:
             raise UserError("name a model, or a baseline, to evaluate")
         if self.merge_threshold is not None and not self.models:
             raise UserError("only encoders with memory tokens can merge them; name such a model")
+        if self.memory_tokens is not None and not self.models:
+            raise UserError("memory_tokens is for encoders that have such; name such a model")
         if self.vectors not in get_args(VectorCount):
             raise UserError(f"vectors {self.vectors!r} is neither 'one' nor 'k'")
 
@@ -123,12 +132,15 @@ class Encoders:
                 trust_remote_code=trusted(),
             )
             yield Row(training_free.row_name(name, self.backbone), build)
+        changes = (self.merge_threshold, self.memory_tokens)
         for name in model_names(self.models):
             yield Row(
-                row_name(name, self.merge_threshold, instructed=instructed),
-                partial(load, name, self.dtype, self.merge_threshold),
+                row_name(name, *changes, instructed=instructed),
+                partial(
+                    load, name, self.dtype, self.merge_threshold, memory_tokens=self.memory_tokens
+                ),
                 released.lineage_of(name),
-                name if self.merge_threshold is None else None,
+                name if changes == (None, None) else None,
             )
 
 
@@ -192,14 +204,14 @@ def evaluate(
     require_folder(results.folder)
 
     def make() -> list[AbsTask]:
-        made = tasks.make()
-        return made if encoders.vectors == "one" else late_interaction.with_max_sim(made)
+        new = tasks.make()
+        return new if encoders.vectors == "one" else late_interaction.with_max_sim(new)
 
+    made = tasks.make()  # a wrong name is reported before an encoder is loaded
     if encoders.vectors == "k":
         if vectors is not None and vectors != Vectors():
             raise UserError("dim, precision and sizes are for one vector per text; leave them out")
-        late_interaction.require_tasks(tasks.make(), named=tasks.names is not None)
-    make()  # a wrong name is reported before an encoder is loaded
+        late_interaction.require_tasks(made, named=tasks.names is not None)
     paper = {name: task.instruction for name, task in suites.paper_tasks().items()}
     instructions = paper if tasks.instructions else None
     scores: dict[str, list[Score]] = {}
@@ -231,7 +243,14 @@ def _with_vectors(row: Row) -> Row:
     )
 
 
-def row_name(model: str, merge_threshold: float | None = None, *, instructed: bool = False) -> str:
+def row_name(
+    model: str,
+    merge_threshold: float | None = None,
+    memory_tokens: int | None = None,
+    *,
+    instructed: bool = False,
+) -> str:
     """Return the name of a model in tables and stored results, with how it was evaluated."""
+    tokens = "" if memory_tokens is None else FIRST_TOKENS.format(memory_tokens)
     merged = "" if merge_threshold is None else f"{MERGED}{merge_threshold:g}"
-    return model + merged + (", instructed" if instructed else "")
+    return model + tokens + merged + (", instructed" if instructed else "")

@@ -1,8 +1,9 @@
 """Files of embeddings, written one chunk after another.
 
 A `.parquet` and a `.npz` file say in JSON how their vectors are stored: `dim`, `precision`, the
-`prompt` before the texts, and for int8 and uint8 the `ranges`. In the first, it is in the metadata
-of the schema, under `llm2comp`; in the second, it is the array `format`.
+`prompt` before the texts, the number of `memory_tokens`, and for int8 and uint8 the `ranges`. In
+the first, it is in the metadata of the schema, under `llm2comp`; in the second, it is the array
+`format`.
 """
 
 import json
@@ -36,10 +37,13 @@ class Content:
     Attributes:
         vectors: how they are stored.
         prompt: name of the prompt that stood before the texts; None if there was none.
+        memory_tokens: that the encoder appended and pooled; None if it pools otherwise, or an older
+            version wrote the file.
     """
 
     vectors: VectorFormat
     prompt: str | None = None
+    memory_tokens: int | None = None
 
     def to_json(self) -> str:
         """Return what a file says of itself."""
@@ -47,6 +51,8 @@ class Content:
         said: dict[str, Any] = {"dim": vectors.dim, "precision": vectors.precision}
         if vectors.ranges is not None:
             said["ranges"] = vectors.ranges.astype(float).tolist()
+        if self.memory_tokens is not None:
+            said["memory_tokens"] = self.memory_tokens
         return json.dumps(said | {"prompt": self.prompt})
 
     @classmethod
@@ -54,7 +60,8 @@ class Content:
         """Return what a file says of itself."""
         raw = json.loads(said)
         ranges = np.asarray(raw["ranges"], np.float32) if "ranges" in raw else None
-        return cls(VectorFormat(raw["dim"], raw["precision"], ranges), raw["prompt"])
+        vectors = VectorFormat(raw["dim"], raw["precision"], ranges)
+        return cls(vectors, raw["prompt"], raw.get("memory_tokens"))
 
 
 def require_writable(file: Path, texts: Path, precision: EmbeddingPrecision = "float32") -> None:

@@ -21,6 +21,7 @@ from llm2comp.inference.embedding_files import (
 from llm2comp.inference.token_batching import TokenBatched
 from llm2comp.inference.vector_format import Embeddings, VectorFormat
 from llm2comp.inference.worker_pool import Workers, start
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.utils.files import atomic_file
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -85,7 +86,7 @@ def encode_file(
                     done += len(texts)
                     vectors = vectors or VectorFormat(embeddings.shape[1])
                     if writer is None:
-                        content = Content(vectors, prompt_name)
+                        content = Content(vectors, prompt_name, memory_tokens_of(model))
                         writer = WRITERS[out.suffix](partial, total, content)
                     writer.write(texts, vectors.store(embeddings))
             finally:

@@ -25,6 +25,7 @@ from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.folder.reference import SAME, TEXTS, Reference, embed_alone
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.loading.tokenizer import FILE, with_special_token
+from llm2comp.model.matryoshka.first_tokens import keep_memory_tokens, lineage_with, plain_tokenizer
 from llm2comp.model.memory_tokens import memory_token_names
 from llm2comp.model.prompt_format import DEFAULT_FORMAT
 from llm2comp.utils.checksums import write_checksums
@@ -60,7 +61,7 @@ def texts_to_compare(encoder: SentenceTransformer) -> list[str]:
     return [prompt + text for prompt in prompts for text in (*TEXTS, "")]
 
 
-def export(name: str, out: Path) -> Difference:
+def export(name: str, out: Path, memory_tokens: int | None = None) -> Difference:
     """Write an encoder folder with pooling of the last token, without `WordWeights`.
 
     The folder is compared with the encoder before it appears: texts with each prompt, in a padded
@@ -69,6 +70,7 @@ def export(name: str, out: Path) -> Difference:
     Args:
         name: encoder, as `llm2comp.load` takes it.
         out: folder to write.
+        memory_tokens: as `llm2comp.load` takes it; 1 of an encoder with several.
 
     Returns:
         The difference that the comparison found.
@@ -77,17 +79,18 @@ def export(name: str, out: Path) -> Difference:
         UserError: if the encoder cannot be loaded, its embedding is not the output of one causal
             memory token, `out` holds something else, or the embeddings differ.
     """
-    source, lineage = _require_one_causal_token(name)
+    source, lineage = _require_one_causal_token(name, memory_tokens)
     if out.exists() and not _is_export(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
-    encoder = load(name, "float32").to("cpu")
+    encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
     texts = texts_to_compare(encoder)
     expected = embed(encoder, texts, len(texts))
+    lineage = lineage_with(lineage, encoder, memory_tokens)
     reference = lineage.reference or Reference.of(embed_alone(encoder))
     del encoder
     with atomic_folder(out) as partial:
-        needed = _write_model(source, partial)
+        needed = _write_model(source, partial, name, memory_tokens)
         stock = SentenceTransformer(
             str(partial),
             device="cpu",
@@ -109,7 +112,7 @@ def export(name: str, out: Path) -> Difference:
     return check
 
 
-def _require_one_causal_token(name: str) -> tuple[Path, Lineage]:
+def _require_one_causal_token(name: str, memory_tokens: int | None) -> tuple[Path, Lineage]:
     """Return the folder of an encoder and its lineage.
 
     Raises:
@@ -122,10 +125,12 @@ def _require_one_causal_token(name: str) -> tuple[Path, Lineage]:
     if lineage.compiled or lineage.last_token:
         raise UserError(f"{name} is an export already; name the encoder that it was made from")
     remedy = "serve it with `llm2comp serve`, sentence-transformers or infinity"
-    if lineage.num_memory_tokens != 1:
+    tokens = lineage.num_memory_tokens
+    if (memory_tokens or tokens) != 1:
         raise UserError(
-            f"{name} has {lineage.num_memory_tokens} memory tokens, and pooling of the last token "
-            f"reads one; train an encoder with memory.tokens=1, or {remedy}"
+            f"{name} has {memory_tokens or tokens} memory tokens, and pooling of the last token "
+            "reads one; train an encoder with memory.tokens=1, or with matryoshka_tokens and "
+            f"export it with --memory-tokens 1, or {remedy}"
         )
     if lineage.method is None or lineage.method[2] != DEFAULT_FORMAT:
         raise UserError(f"{name} has a prompt after the text, which servers may not put; {remedy}")
@@ -141,31 +146,35 @@ def _is_export(folder: Path) -> bool:
     return (folder / LINEAGE).is_file() and Lineage.read(folder).last_token
 
 
-def _write_model(source: Path, folder: Path) -> dict[str, str]:
+def _write_model(
+    source: Path, folder: Path, name: str, memory_tokens: int | None
+) -> dict[str, str]:
     """Write all that a client reads.
 
     Returns:
         The versions that a client needs, by package.
     """
     encoder = SentenceTransformer(str(source), device="cpu", trust_remote_code=trusted())
+    if memory_tokens is not None:
+        keep_memory_tokens(encoder, memory_tokens, name)
     pooling = Pooling(encoder.get_embedding_dimension(), pooling_mode="lasttoken")
     SentenceTransformer(
         modules=[encoder[0], pooling, Normalize()],
         prompts={key: prompt or "" for key, prompt in encoder.prompts.items()},
         similarity_fn_name="cosine",
     ).save_pretrained(str(folder), create_model_card=False)
-    plain = Tokenizer.from_file(str(source / FILE))
+    plain = plain_tokenizer(encoder, source)
     *first, token = plain.encode("").ids
-    (name,) = memory_token_names(1)
-    backend = with_special_token(plain, name, token)
+    (memory,) = memory_token_names(1)
+    backend = with_special_token(plain, memory, token)
     before = [str(backend.id_to_token(one)) for one in first]
     state = json.loads(backend.to_str())
-    state["post_processor"] = _template(before, first, name, token)
+    state["post_processor"] = _template(before, first, memory, token)
     Tokenizer.from_str(json.dumps(state)).save(str(folder / FILE))
     # llama.cpp reads the ids in the configuration, and whether it puts them around a text here.
     _update(folder / "config.json", dict(zip(["bos_token_id"], first, strict=False)))
     _update(folder / "config.json", {"eos_token_id": token})
-    adds = {"eos_token": name, "add_bos_token": bool(first), "add_eos_token": True}
+    adds = {"eos_token": memory, "add_bos_token": bool(first), "add_eos_token": True}
     _update(folder / "tokenizer_config.json", adds)
     return write_layout(folder)
 

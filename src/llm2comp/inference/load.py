@@ -21,6 +21,7 @@ from llm2comp.model import released
 from llm2comp.model.attention import configure_attention, require_attention
 from llm2comp.model.folder.reference import SAME_IN_HALF
 from llm2comp.model.lineage import LINEAGE, Lineage
+from llm2comp.model.matryoshka.first_tokens import keep_memory_tokens
 from llm2comp.model.modules import merge_memory
 from llm2comp.model.multi_vector.late_interaction import require_one_vector
 from llm2comp.utils.choices import AttnImplementation, Precision
@@ -47,6 +48,7 @@ def load(
     dtype: Precision = "auto",
     merge_threshold: float | None = None,
     *,
+    memory_tokens: int | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> SentenceTransformer:
@@ -60,6 +62,7 @@ def load(
         merge_threshold: merge memory tokens before pooling, see
             `llm2comp.model.modules.merge_memory`; None merges nothing. The check of bfloat16
             includes merging, because rounding may move a memory token into another cluster.
+        memory_tokens: append only so many of the memory tokens, the first ones; None appends all.
         trust_remote_code: run the Python code that comes with the encoder, if it has any.
         attn_implementation: as `llm2comp.model.attention.configure_attention` takes it. With
             `flash_attention_2`, `auto` is bfloat16, because there is no float32 to compare with.
@@ -69,8 +72,8 @@ def load(
 
     Raises:
         UserError: if there is no such encoder, it cannot be loaded, it has no memory tokens to
-            merge, or its embeddings are not those that were saved with it; if this machine or the
-            encoder cannot attend as asked.
+            merge or fewer than are asked for, or its embeddings are not those that were saved with
+            it; if this machine or the encoder cannot attend as asked.
     """
     name = str(name)
     if dtype not in get_args(Precision):
@@ -98,6 +101,8 @@ def load(
                 attn_implementation=attn_implementation,
             )
             _check_embeddings(model, lineage, name, wanted)
+        if memory_tokens is not None:
+            keep_memory_tokens(model, memory_tokens, name)
         return model if merge_threshold is None else merge_memory(model, merge_threshold)
 
     if compiled.backend_of(Path(source)):
@@ -105,8 +110,18 @@ def load(
         logger.info("%s: keeps the precision that it was compiled in", name)
     else:
         label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
+        label += f", {memory_tokens} memory tokens" if memory_tokens is not None else ""
         label += f", {attn_implementation}" if attn_implementation else ""
         model = load_checked(label, dtype, build, source)
+    if lineage and memory_tokens not in (None, lineage.num_memory_tokens, *lineage.token_counts):
+        trained = ", ".join(map(str, lineage.token_counts or [lineage.num_memory_tokens]))
+        logger.warning(
+            "%s: it was trained with %s memory tokens, and not with the first %d alone; train it "
+            "with matryoshka_tokens",
+            name,
+            trained,
+            memory_tokens,
+        )
     mismatch = lineage and lineage.prompt_mismatch(model.prompts)
     if mismatch:
         logger.warning(

@@ -16,6 +16,9 @@ from llm2comp.inference.embedding_files import Content, content_of, read_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import Stored, VectorFormat, require_dim, truncate
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
+from llm2comp.model.multi_vector.max_sim import MaxSim
+from llm2comp.model.multi_vector.memory_vectors import memory_token_ids, sharing_memory_vectors
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHECKED = 8
@@ -30,7 +33,7 @@ class Hit:
 
     Attributes:
         row: of the text in the file, from 0.
-        score: cosine similarity of the stored embedding with the query.
+        score: cosine similarity of the stored embedding with the query, or MaxSim.
         text: the text itself.
     """
 
@@ -64,6 +67,37 @@ def search(
     return search_all(model, file, [query], top_k, batch_size, vectors)[0]
 
 
+def search_k_vectors(
+    model: SentenceTransformer,
+    name: str,
+    file: Path,
+    query: str,
+    top_k: int = 5,
+    batch_size: int = 32,
+) -> list[Hit]:
+    """Return the texts of a file with the largest MaxSim with one query, best first.
+
+    Args:
+        model: an encoder that pools several memory tokens.
+        name: of the encoder, for the message.
+        file: as in `search_all`.
+        query: what to look for.
+        top_k: as in `search_all`.
+        batch_size: as in `search_all`.
+
+    Raises:
+        UserError: as `search_all`, or if the encoder has one vector per text or the file has.
+    """
+    max_sim = MaxSim(len(memory_token_ids(model, name)))
+    if content_of(file) is not None:
+        raise UserError(
+            f"{file} holds one vector per text, and not {max_sim.k}; name the texts themselves, or "
+            "make an index with --vectors k"
+        )
+    encoder = sharing_memory_vectors(model, name)
+    return search_all(encoder, file, [query], top_k, batch_size, max_sim=max_sim)[0]
+
+
 def search_all(
     model: SentenceTransformer,
     file: Path,
@@ -71,6 +105,7 @@ def search_all(
     top_k: int = 5,
     batch_size: int = 32,
     vectors: VectorFormat | None = None,
+    max_sim: MaxSim | None = None,
 ) -> list[list[Hit]]:
     """Encode a file once, and return the texts that are nearest to each query.
 
@@ -85,6 +120,7 @@ def search_all(
         batch_size: as in `llm2comp.inference.encode_file.encode_file`.
         vectors: how the embeddings of the texts are stored; None is as the file has them, or else
             whole, in float32.
+        max_sim: compares embeddings that are k vectors in one row; None is by cosine.
 
     Returns:
         One list per query, best first; texts with equal scores are in the order of the file.
@@ -118,8 +154,11 @@ def search_all(
         encoded = read_vectors(file, content)
     rows_before = 0
     for texts, stored in encoded:
-        similarities = torch.from_numpy(vectors.similarities(query_embeddings, stored, top_k))
-        nearest = similarities.topk(min(top_k, len(texts)))
+        if max_sim is None:
+            found = torch.from_numpy(vectors.similarities(query_embeddings, stored, top_k))
+        else:
+            found = max_sim(torch.from_numpy(query_embeddings), torch.from_numpy(stored))
+        nearest = found.topk(min(top_k, len(texts)))
         for index in range(len(queries)):
             scores, places = (part[index].tolist() for part in nearest)
             hits = [
@@ -154,7 +193,13 @@ def _require_same(model: SentenceTransformer, file: Path, content: Content) -> N
     Raises:
         UserError: if they are those of another model, or of another prompt.
     """
-    vectors = content.vectors
+    vectors, tokens = content.vectors, content.memory_tokens
+    own = memory_tokens_of(model)
+    if None not in (tokens, own) and tokens != own:
+        raise UserError(
+            f"{file} holds vectors of {tokens} memory tokens, and this encoder appends "
+            f"{own}; load it with memory_tokens={tokens}"
+        )
     known, stored = sample_vectors(file, content, CHECKED)
     rows = [row for row, text in enumerate(known) if text.strip()]
     if not rows:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm2comp.errors import UserError
-from llm2comp.utils.choices import EmbeddingPrecision
+from llm2comp.utils.choices import EmbeddingPrecision, VectorCount
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -162,6 +162,23 @@ def require_precision(precision: str) -> None:
     if precision not in BITS:
         known = ", ".join(get_args(EmbeddingPrecision))
         raise UserError(f"precision {precision!r} is not one of {known}")
+
+
+def require_vectors(vectors: VectorCount, **options: object) -> None:
+    """Check the number of vectors per text.
+
+    Args:
+        vectors: per text.
+        options: by name, those that are for one vector per text; None if one is not given.
+
+    Raises:
+        UserError: if it is another one, or an option is given for k vectors.
+    """
+    if vectors not in get_args(VectorCount):
+        raise UserError(f"vectors {vectors!r} is neither 'one' nor 'k'")
+    given = [name for name, value in options.items() if value is not None]
+    if vectors == "k" and given:
+        raise UserError(f"{' and '.join(given)} is for one vector per text; leave it out")
 
 
 def _unsigned(packed: Stored) -> npt.NDArray[np.uint8]:

@@ -99,8 +99,8 @@ def start(model: SentenceTransformer, count: int) -> Iterator[Workers]:
         starter.join()
         wait(ready)
         for future in ready:
-            if error := future.exception():
-                raise _worker_ended() from error
+            if failure := future.exception():
+                raise _worker_ended() from failure
         yield Workers(processes)
     except BaseException:
         _kill_children(others)  # also the one that is being started, which the starter waits for

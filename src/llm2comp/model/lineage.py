@@ -41,6 +41,7 @@ class StageRecord(BaseModel):
         batch_size: texts or pairs per step.
         kept_step: the step whose weights the encoder has; None if it is the last one.
         matryoshka: numbers of leading dimensions that were trained; None if only the whole was.
+        matryoshka_tokens: numbers of first memory tokens that were trained; None if only all were.
         reading: how memory was kept readable; None if it was not.
         learning_rate: the highest.
         causal: whether the encoder's attention is causal; None if the encoder began as one of
@@ -64,6 +65,7 @@ class StageRecord(BaseModel):
     kept_step: int | None = None
     batch_size: int
     matryoshka: list[int] | None = None
+    matryoshka_tokens: list[int] | None = None
     reading: dict[str, Any] | None = None
     learning_rate: float
     causal: bool | None
@@ -173,6 +175,7 @@ class Lineage(BaseModel):
         compiled: what a compiled encoder was compiled for; None for other encoders.
         dtype: of the weights in the folder; None if it is float32.
         last_token: whether the folder has pooling of the last token in the place of `WordWeights`.
+        kept_tokens: memory tokens of an export that appends only the first; None if it has all.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -193,6 +196,7 @@ class Lineage(BaseModel):
     compiled: Compiled | None = None
     dtype: Literal["bfloat16"] | None = None
     last_token: bool = False
+    kept_tokens: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -307,8 +311,8 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            optional = {"licence", "reference", "compiled", "bases", "dtype", "last_token"}
-            unset = {name for name in optional if not getattr(self, name)}
+            optional = ("licence", "reference", "compiled", "bases", "dtype", "last_token")
+            unset = {name for name in (*optional, "kept_tokens") if not getattr(self, name)}
             text = self.model_dump_json(indent=2, exclude=unset)
             one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)
             partial.write_text(one_line + "\n", encoding="utf-8")
@@ -353,15 +357,18 @@ class Lineage(BaseModel):
         if self.method is None:
             return 0
         _, memory, prompt_format = self.method
-        return prompt_format.num_memory_tokens(memory.tokens)
+        return self.kept_tokens or prompt_format.num_memory_tokens(memory.tokens)
 
     @property
     def matryoshka(self) -> list[int]:
-        """Numbers of dimensions that the last stage trained beside each other; empty if it did not.
-
-        An earlier stage's numbers do not count, because the last one may have moved what they say.
-        """
+        """Numbers of dimensions that the last stage trained; later stages undo earlier ones."""
         return list(self.stages[-1].matryoshka or []) if self.stages else []
+
+    @property
+    def token_counts(self) -> list[int]:
+        """Numbers of first memory tokens that the last stage trained, largest first; or none."""
+        counts = (self.stages[-1].matryoshka_tokens if self.stages else None) or []
+        return sorted((n for n in counts if n <= self.num_memory_tokens), reverse=True)
 
     @property
     def trained_with_instructions(self) -> bool:

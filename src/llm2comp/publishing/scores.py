@@ -5,7 +5,7 @@ from pathlib import Path
 import mteb
 from huggingface_hub import EvalResult
 
-from llm2comp.evaluation.evaluate import MERGED
+from llm2comp.evaluation.evaluate import CHANGED_MEMORY
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT, TASKS
 from llm2comp.model import released
@@ -38,7 +38,7 @@ def mteb_results(name: str, folder: Path, lineage: Lineage, store: ResultStore) 
     dimension = len(lineage.reference.embeddings[0])
     for result in store.all():
         whole = result.score.dim in (0, dimension) and result.score.precision == "float32"
-        plain = not result.instruction and MERGED not in result.model
+        plain = not result.instruction and not CHANGED_MEMORY.search(result.model)
         if result.lineage == lineage and whole and plain:
             subsets = {row["hf_subset"] for rows in result.mteb["scores"].values() for row in rows}
             found[result.score.task] = _eval_result(result.score, subsets)

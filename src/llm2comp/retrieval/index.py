@@ -19,13 +19,16 @@ from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
 from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_length, truncate
+from llm2comp.model import released
 from llm2comp.model.folder.reference import TEXTS
-from llm2comp.retrieval.about import About
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
+from llm2comp.model.multi_vector.memory_vectors import memory_token_ids, sharing_memory_vectors
+from llm2comp.retrieval.about import About, require_options
 from llm2comp.retrieval.corpus import Corpus, given_rows
 from llm2comp.retrieval.filters import require_filter
 from llm2comp.retrieval.rows import Kind, Kinds, Row, Value
 from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
-from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy
+from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy, VectorCount
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK = 2_048
@@ -38,7 +41,8 @@ class IndexHit:
 
     Attributes:
         id: of the text.
-        score: cosine similarity with the query; by text BM25; hybrid the sum of 1 / (60 + rank).
+        score: cosine similarity with the query, or MaxSim in an index of k vectors; by text BM25;
+            hybrid the sum of 1 / (60 + rank).
         text: the text itself.
         metadata: its other columns; None where it has no value.
     """
@@ -110,15 +114,20 @@ class Index:
     def encoder(self) -> SentenceTransformer:
         """The encoder, which is loaded when it is first needed, and checked.
 
+        For an index of k vectors, its embeddings are those that `fit` takes.
+
         Raises:
             UserError: if it cannot be loaded, or its vectors are others than those of the index.
         """
         model = self._model
         if model is None:
             raise UserError(f"{self.folder} was made with a loaded model; give that model")
-        encoder = load(model, self._dtype) if isinstance(model, str) else model
-        self._store.about.require_same(*_reference(encoder), self.folder)
-        return encoder
+        about = self.about
+        encoder = load_for(about, model, self._dtype) if isinstance(model, str) else model
+        about.require_same(*_reference(encoder), self.folder, memory_tokens_of(encoder))
+        if about.vectors == 1:
+            return encoder
+        return sharing_memory_vectors(encoder, about.model or "the encoder", beside="always")
 
     def search(
         self, query: str, top_k: int = 5, *, where: str | None = None, by: SearchBy = "vector"
@@ -130,7 +139,7 @@ class Index:
             top_k: number of texts; fewer if there are fewer.
             where: condition on id, text and metadata in SQL, such as `"year >= 2020"`;
                 docs/guides/index.md says what it may have.
-            by: `"vector"` ranks by the cosine of embeddings, `"text"` by BM25 over words, and
+            by: `"vector"` ranks by embeddings, `"text"` by BM25 over words, and
                 `"hybrid"` by both.
 
         Raises:
@@ -153,7 +162,7 @@ class Index:
 
         Args:
             query: what to look for.
-            vector: its embedding as `fit` returns it, `(dim,)`; None if `by` is `"text"`.
+            vector: its embedding as a row of what `fit` returns; None if `by` is `"text"`.
             top_k: as in `search`.
             where: as in `search`.
             by: as in `search`.
@@ -265,12 +274,18 @@ class Index:
         return Changes(added, updated, unchanged)
 
     def fit(self, embeddings: Embeddings) -> Embeddings:
-        """Return embeddings `(texts, dimension)` as the index has them, `(texts, dim)`.
+        """Return embeddings `(texts, dimension)` as the index has them.
 
         Args:
-            embeddings: of the encoder, at whole length.
+            embeddings: of `encoder`, at whole length.
+
+        Returns:
+            `(texts, dim)`; for an index of k vectors `(texts, dim + k * dim)`, the one vector
+            first.
         """
-        return to_unit_length(truncate(embeddings, self._store.about.dim))
+        dim, vectors = self.about.dim, self.about.vectors
+        one = to_unit_length(truncate(embeddings, dim))
+        return one if vectors == 1 else np.hstack([one, embeddings[:, -vectors * dim :]])
 
     def _embed(self, texts: list[str], prompt: Prompt, batch_size: int = 32) -> Embeddings:
         return self.fit(embed(self.encoder, texts, batch_size, prompt))
@@ -285,6 +300,8 @@ def build(
     dtype: Precision = "auto",
     dim: int | None = None,
     precision: IndexPrecision | None = None,
+    memory_tokens: int | None = None,
+    vectors: VectorCount | None = None,
 ) -> tuple[Index, Changes]:
     """Make an index of a corpus, or bring one that is there up to date.
 
@@ -297,39 +314,64 @@ def build(
         batch_size: texts of 64 tokens per batch.
         dtype: of the encoder, as `llm2comp.load` takes it.
         dim: leading dimensions to keep; None is all, or as in the index that is there.
-        precision: in which vectors are compared first; None is int8, or as in the index.
+        precision: in which vectors are compared first, or the k vectors are stored; None is int8,
+            or as in the index.
+        memory_tokens: of the encoder, as `llm2comp.load` takes it; None is all, or as in the index.
+        vectors: `k` also stores the k memory vectors of each text, which MaxSim compares with those
+            of a query; None is one, or as in the index.
 
     Raises:
         UserError: if the corpus has a bad row, or `out` holds something else, an index of another
-            encoder, or one with another `dim` or `precision`.
+            encoder, or one with another `dim`, `precision` or `vectors`; if the encoder has no k
+            vectors.
     """
-    if precision not in (None, *get_args(IndexPrecision)):
-        known = ", ".join(get_args(IndexPrecision))
-        raise UserError(f"precision {precision!r} of an index is not one of {known}")
     require_index_folder(out)
-    exists = has_index(out)
-    if exists:
-        about = Store(out).about
-        if (dim or about.dim, precision or about.precision) != (about.dim, about.precision):
-            raise UserError(
-                f"{out} holds vectors of {about.dim} dimensions in {about.precision}; leave out "
-                "dim and precision, or name another folder"
-            )
+    about = Store(out).about if has_index(out) else None
+    if about is None:
+        require_options(dim, precision, vectors)
+    else:
+        about.require_options(dim, precision, vectors, out)
     checked = Corpus.survey(corpus, out.resolve().parent)
-    encoder = load(model, dtype) if isinstance(model, str) else model
-    if not exists:
+    if not isinstance(model, str):
+        encoder = model
+    elif about is None or memory_tokens is not None:
+        encoder = load(model, dtype, memory_tokens=memory_tokens)
+    else:
+        encoder = load_for(about, model, dtype)
+    if about is None:
         document, query = _reference(encoder)
+        name = stored_name(model)
+        k = len(memory_token_ids(encoder, name or "the encoder")) if vectors == "k" else 1
         about = About(
-            model=stored_name(model),
+            format=1 if k == 1 else 2,
+            model=name,
             dim=require_dim(encoder, dim),
             precision=precision or "int8",
+            vectors=k,
             document=document.round(5).tolist(),
             query=query.round(5).tolist(),
+            memory_tokens=memory_tokens_of(encoder),
         )
         with writing(out):
             Store.create(out, about)
     index = Index(out, encoder)
     return index, index.add_corpus(checked, batch_size)
+
+
+def load_for(about: About, model: str, dtype: Precision) -> SentenceTransformer:
+    """Load an encoder for an index, with as many memory tokens as when the index was made.
+
+    Args:
+        about: what the index says of itself.
+        model: name or folder of the encoder.
+        dtype: as `llm2comp.load` takes it.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    lineage, tokens = released.lineage_of(model), about.memory_tokens
+    fewer = lineage is not None and tokens is not None and tokens < lineage.num_memory_tokens
+    return load(model, dtype, memory_tokens=tokens if fewer else None)
 
 
 def stored_name(model: str | SentenceTransformer) -> str | None:

@@ -11,6 +11,8 @@ from llm2comp.errors import UserError
 
 ID, TEXT, VECTOR = "id", "text", "vector"
 """The columns that every index has."""
+VECTORS = "_vectors"
+"""The column that an index of k vectors per text has too. No metadata has such a name."""
 Kind = Literal["bool", "int", "float", "str"]
 """What the values of a column of metadata are. All of them may be missing."""
 Value = bool | int | float | str | None

@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from llm2comp.errors import UserError, one_line
 from llm2comp.inference.vector_format import Embeddings
+from llm2comp.retrieval import k_vectors
 from llm2comp.retrieval.about import KEY, About, read_about
-from llm2comp.retrieval.rows import ID, TEXT, VECTOR, Kind, Kinds, Row
+from llm2comp.retrieval.rows import ID, TEXT, VECTOR, VECTORS, Kind, Kinds, Row
 from llm2comp.utils.choices import IndexPrecision
 from llm2comp.utils.files import require_folder
 
@@ -43,6 +45,9 @@ CANDIDATES: dict[IndexPrecision, int] = {"float32": 1, "int8": 4, "binary": 10}
 """Of vectors in fewer bits, this many times the wanted texts are compared with their floats, ..."""
 FEWEST: dict[IndexPrecision, int] = {"float32": 1, "int8": 40, "binary": 200}
 """... and at least this many, so that a search for one text finds the first of a search for ten."""
+RERANKED = 200
+"""In an index of k vectors per text, MaxSim ranks the texts that are nearest by one vector: this
+many more than are wanted."""
 FUSED = 50
 """The best texts of each of the two searches that a hybrid search joins. If more are wanted, as
 many as that."""
@@ -92,8 +97,10 @@ class Store:
             UserError: if LanceDB is missing.
         """
         columns = [(ID, pa.string()), (TEXT, pa.string())]
-        vector = (VECTOR, pa.list_(pa.float32(), about.dim))
-        schema = pa.schema([*columns, vector], metadata={KEY: about.model_dump_json()})
+        columns.append((VECTOR, pa.list_(pa.float32(), about.dim)))
+        schema = pa.schema(columns, metadata={KEY: about.model_dump_json()})
+        if about.vectors > 1:
+            schema = schema.append(k_vectors.field_of(about))
         _connect(folder).create_table(TABLE, schema=schema)
         store = cls(folder)
         store._index_words()  # first, because a search without it would have other rules for words
@@ -116,8 +123,8 @@ class Store:
         if read_about(schema.metadata, self.folder) != self.about:
             raise ReplacedError(f"{self.folder}: the index was made anew; open it again")
         known = {one.name: one.type for one in schema}
-        for name in (ID, TEXT, VECTOR):
-            del known[name]
+        for name in (ID, TEXT, VECTOR, VECTORS):
+            known.pop(name, None)
         return Kinds({name: names[str(kind)] for name, kind in known.items()})
 
     def rows(self, ids: Sequence[str]) -> dict[str, Row]:
@@ -131,23 +138,27 @@ class Store:
 
         Args:
             rows: with distinct ids.
-            vectors: of the rows, `(rows, dim)`.
+            vectors: of the rows, `(rows, dim)`; in an index of k vectors, these follow, `(rows,
+                dim + k * dim)`.
             kinds: the columns of the index, which may have more than it had.
         """
         new = [pa.field(name, TYPES[kind]) for name, kind in kinds.items()]
         new = [one for one in new if one.name not in self.table.schema.names]
         if new:
             self.table.add_columns(new)
-        flat = pa.array(vectors.reshape(-1), pa.float32())
+        dim = self.about.dim
+        flat = pa.array(vectors[:, :dim].reshape(-1), pa.float32())
         values = [kinds.values(row) for row in rows]
         columns = {
             ID: pa.array([row.id for row in rows], pa.string()),
             TEXT: pa.array([row.text for row in rows], pa.string()),
-            VECTOR: pa.FixedSizeListArray.from_arrays(flat, self.about.dim),
+            VECTOR: pa.FixedSizeListArray.from_arrays(flat, dim),
         } | {
             name: pa.array([one[name] for one in values], TYPES[kind])
             for name, kind in kinds.items()
         }
+        if self.about.vectors > 1:
+            columns[VECTORS] = k_vectors.pack(vectors[:, dim:], self.about)
         replaced = self.table.merge_insert(ID).when_matched_update_all()
         replaced.when_not_matched_insert_all().execute(pa.table(columns))
 
@@ -170,7 +181,7 @@ class Store:
                 "float32": indexes.IvfFlat(distance_type="dot"),
                 "int8": indexes.IvfRq(distance_type="dot", num_bits=8),
                 "binary": indexes.IvfRq(distance_type="dot", num_bits=1),
-            }[self.about.precision]
+            }[self._precision]
             self.table.create_index(VECTOR, config=config)
 
     def _index_words(self) -> dict[str, str]:
@@ -191,17 +202,25 @@ class Store:
     def nearest(
         self, query: Embeddings, count: int, where: str | None = None
     ) -> list[tuple[Row, float]]:
-        """Return the rows with the largest products with a query, and the products.
+        """Return the rows with the largest products or MaxSim with a query, and these.
 
         Args:
-            query: `(dim,)`, of unit length.
+            query: `(dim,)`, of unit length; for an index of k vectors `(dim + k * dim,)`.
             count: number of rows.
             where: condition in SQL that the rows meet.
         """
         shown = self._shown()  # first: an index that was made anew may have other dimensions
-        found = self._by_vector(self.table.search(query).distance_type("dot"), count, where)
-        rows = found.select([*shown, DISTANCE]).to_list()
-        return [(_row(one), 1 - one[DISTANCE]) for one in rows]
+        dim, several = self.about.dim, self.about.vectors > 1
+        search = self.table.search(query[:dim], vector_column_name=VECTOR).distance_type("dot")
+        found = self._by_vector(search, count + RERANKED * several, where)
+        if not several:
+            rows = found.select([*shown, DISTANCE]).to_list()
+            return [(_row(one), 1 - one[DISTANCE]) for one in rows]
+        first = found.select([*shown, VECTORS, DISTANCE]).to_arrow()
+        scores = k_vectors.scores(query[dim:], first[VECTORS], self.about)
+        best = np.argsort(-scores, kind="stable")[:count]
+        rows = first.select(shown).take(best).to_pylist()
+        return [(_row(row), float(scores[one])) for row, one in zip(rows, best, strict=True)]
 
     def matching(self, query: str, count: int, where: str | None = None) -> list[tuple[Row, float]]:
         """Return the rows with the highest BM25 for the words of a query, and that score."""
@@ -238,11 +257,16 @@ class Store:
             search = search.where(where)
         if len(self) <= EXACT_UP_TO:
             return search.limit(count).bypass_vector_index()
-        precision = self.about.precision
+        precision = self._precision
         factor = max(CANDIDATES[precision], -(-FEWEST[precision] // count))
         # Vectors in few bits are so fast that all are compared: no row is missed for its cluster,
         # and none that meets a condition that few rows meet.
         return search.limit(count).nprobes(ALL).refine_factor(factor)
+
+    @property
+    def _precision(self) -> IndexPrecision:
+        """In which the one vector of each text is compared first."""
+        return self.about.precision if self.about.vectors == 1 else "int8"
 
     def _shown(self) -> list[str]:
         return [ID, TEXT, *self.kinds.known]

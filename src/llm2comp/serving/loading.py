@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
-from llm2comp.retrieval.index import Index, stored_name
+from llm2comp.retrieval.index import Index, load_for, stored_name
 from llm2comp.serving.searching import ServedIndex
 from llm2comp.utils.choices import Precision
 
@@ -39,6 +39,7 @@ def load_all(
     indexes: Mapping[str, str],
     dtype: Precision,
     merge_threshold: float | None,
+    memory_tokens: int | None = None,
 ) -> tuple[dict[str, SentenceTransformer], list[ServedIndex]]:
     """Load models, open indexes, and load the encoders of these that are not among the models.
 
@@ -47,32 +48,40 @@ def load_all(
         indexes: folders, by name.
         dtype: as in `llm2comp.load`.
         merge_threshold: as in `llm2comp.load`; for the models that are named.
+        memory_tokens: as in `llm2comp.load`; for the models that are named.
 
     Returns:
-        The encoders by name, and the indexes.
+        The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
+        after the embedding.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
-            memory tokens are to be merged and no model is named.
+            memory tokens are to be merged or chosen and no model is named.
     """
-    if merge_threshold is not None and not models:
-        raise UserError(
-            "--merge is for models that are named, and an index keeps the encoder that made it; "
-            "leave --merge out"
-        )
+    for option, given in {"--merge": merge_threshold, "--memory-tokens": memory_tokens}.items():
+        if given is not None and not models:
+            raise UserError(
+                f"{option} is for models that are named, and an index keeps the encoder that made "
+                f"it; leave {option} out"
+            )
     opened = {name: Index(Path(folder)) for name, folder in indexes.items()}  # before what is slow
     named = dict(models)
-    encoders = {name: load(model, dtype, merge_threshold) for name, model in named.items()}
-    served = []
+    encoders = {
+        name: load(model, dtype, merge_threshold, memory_tokens=memory_tokens)
+        for name, model in named.items()
+    }
+    served: list[ServedIndex] = []
     for name, index in opened.items():
         encoder = _served(index, named) or _fitting(index, encoders)
         if encoder is None:
             encoder, model = _own(index, named)
-            named[encoder], encoders[encoder] = model, load(model, dtype)
+            named[encoder], encoders[encoder] = model, load_for(index.about, model, dtype)
         checked = Index(index.folder, encoders[encoder])
         checked.encoder  # noqa: B018  # it is compared with that of the index
         served.append(ServedIndex(name, checked, encoder))
-    return encoders, served
+    # One of k vectors gives them beside the embedding, and others need the embedding alone.
+    several = {one.model: one.index.encoder for one in served if one.index.about.vectors > 1}
+    return encoders | several, served
 
 
 def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> dict[str, str]:

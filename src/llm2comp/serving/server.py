@@ -38,6 +38,7 @@ def serve(
     *,
     dtype: Precision,
     merge_threshold: float | None,
+    memory_tokens: int | None = None,
     batch_size: int,
 ) -> None:
     """Serve models until a signal asks to stop, and everything that was accepted is answered.
@@ -54,6 +55,7 @@ def serve(
         limits: of what clients may ask for.
         dtype: as in `llm2comp.load`.
         merge_threshold: as in `llm2comp.load`.
+        memory_tokens: as in `llm2comp.load`.
         batch_size: texts of 64 tokens per batch.
 
     Raises:
@@ -63,7 +65,7 @@ def serve(
     listening = bind(host, port)  # before models are loaded, which takes seconds
     log_json_lines()
     os.environ.setdefault(*KERNELS)  # it is read at the first product
-    encoders, opened = load_all(named, folders, dtype, merge_threshold)
+    encoders, opened = load_all(named, folders, dtype, merge_threshold, memory_tokens)
     service = Service(encoders, limits, batch_size, opened)
     if not tokens and not host.startswith(LOOPBACK):
         logger.warning("everyone who can reach this address may use it; give --tokens FILE")

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.inference.search import require_query
-from llm2comp.inference.vector_format import Embeddings, truncate
+from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
 from llm2comp.retrieval.filters import require_filter
 from llm2comp.retrieval.index import IndexHit
 from llm2comp.retrieval.store import ReplacedError
@@ -36,7 +36,7 @@ class ServedModel:
 
     Attributes:
         name: under which clients ask for it.
-        dimensions: of its embeddings.
+        dimensions: of its embeddings. The batcher may give k vectors after an embedding.
         max_tokens: that it reads of a text; None if there is no limit.
         memory_tokens: that it pools over; 0 if it pools otherwise.
         batcher: computes its embeddings.
@@ -80,7 +80,7 @@ class Service:
         self.metrics.searches.set_function(lambda: self.searcher.waiting)
 
     def _serve(self, name: str, encoder: SentenceTransformer, batch_size: int) -> ServedModel:
-        dimensions = encoder.encode("a text", show_progress_bar=False).shape[-1]
+        dimensions = require_dim(encoder, None)
         on_batch = partial(self.metrics.on_batch, name)
         batcher = Batcher(encoder, batch_size, self.limits.waiting, on_batch)
         self.metrics.waiting.labels(name).set_function(lambda: batcher.waiting)
@@ -244,7 +244,8 @@ class Service:
             )
         self._require_open()
         found = await self._compute(model, inputs, prompt, field)
-        return Embedded(truncate(found.embeddings, dimensions or model.dimensions), found.tokens)
+        whole = found.embeddings[:, : model.dimensions]
+        return Embedded(truncate(whole, dimensions or model.dimensions), found.tokens)
 
     async def look(self, model: ServedModel, text: str, prompt: Prompt | None) -> MemoryView:
         """Return what the memory tokens of a text are like.

@@ -31,6 +31,7 @@ from llm2comp.model.lineage import Lineage, StageRecord
 from llm2comp.model.loading import four_bit
 from llm2comp.model.lora import add_adapter
 from llm2comp.model.lora_targets import Adapted, adapted_layers
+from llm2comp.model.matryoshka.nested_tokens import append_nested_tokens
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
@@ -187,7 +188,9 @@ def _train(
     )
     arguments.dataloader_drop_last = False
     if isinstance(stage, Supervised) and stage.vectors == "k":
-        append_memory_vectors(model, str(source), beside=True)
+        append_memory_vectors(model, str(source), beside="training")
+    if stage.matryoshka_tokens is not None:
+        append_nested_tokens(model, str(source), stage.matryoshka_tokens)
     losses, gathered = losses_of(model, stage, data), Gathered()
     if world.size() > 1:
         gathered.attach_to(losses.values() if isinstance(losses, dict) else [losses])

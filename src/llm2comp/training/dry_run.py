@@ -28,7 +28,7 @@ from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
 from llm2comp.training.losses.late_interaction import require_several_tokens
-from llm2comp.training.losses.matryoshka import require_dims
+from llm2comp.training.losses.matryoshka import require_counts, require_dims
 from llm2comp.training.losses.reading import require_memory
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
@@ -66,7 +66,7 @@ def rehearse(context: StageContext[Stage]) -> None:
     config, tokenizer = _read(context)
     head, code = context.source is None, backbone.trust_remote_code
     whole = body_of(random_model(config, head=head, device="meta", trust_remote_code=code))
-    _require_matryoshka(remaining, token_table(whole).weight.shape[1])
+    _require_matryoshka(remaining, token_table(whole).weight.shape[1], lineage)
     trained = count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
     _say_4bit(context, whole)
@@ -119,7 +119,7 @@ def _rehearse_others(
         trust_remote_code=context.recipe.backbone.trust_remote_code,
         model_kwargs={"dtype": torch.float32},
     )
-    _require_matryoshka(remaining, require_dim(model, None))
+    _require_matryoshka(remaining, require_dim(model, None), lineage)
     body = encoder.encoder_body(model)
     trained = count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
@@ -127,11 +127,12 @@ def _rehearse_others(
     _train_nothing_and_save(context, model, body, lineage, causal=None)
 
 
-def _require_matryoshka(stages: list[Stage], dimension: int) -> None:
-    """Check the Matryoshka dimensions of all stages, so that none is wrong after hours."""
+def _require_matryoshka(stages: list[Stage], dimension: int, lineage: Lineage) -> None:
+    """Check what all stages nest, so that none is wrong after hours."""
     for stage in stages:
         if isinstance(stage, Contrastive):
             require_dims(stage.stage, stage.matryoshka, dimension)
+            require_counts(stage.stage, stage.matryoshka_tokens, lineage.num_memory_tokens)
 
 
 def _say_4bit(context: StageContext[Stage], body: PreTrainedModel) -> None:

@@ -15,8 +15,10 @@ EmbeddingPrecision = Literal["float32", "float16", "int8", "uint8", "binary"]
 """In what the numbers of an embedding are stored. `binary` is one bit for each number."""
 Engine = Literal["local", "ray"]
 """What encodes many files: this machine alone, or a cluster of Ray."""
-IndexPrecision = Literal["float32", "int8", "binary"]
-"""In what an index compares vectors with a query first. Floats then rank the best of them."""
+IndexPrecision = Literal["float32", "float16", "int8", "binary"]
+"""In what an index of one vector per text compares vectors with a query first; floats then rank the
+best of them. Or in what an index of k vectors per text stores these. The first has no float16, and
+the second no float32."""
 OnBadRow = Literal["fail", "skip"]
 """What a bad row of data does: stop the run, or be left out."""
 Precision = Literal["auto", "bfloat16", "float32"]

@@ -172,11 +172,50 @@ def test_bits_and_the_gap_are_those_of_their_formulas(
     assert (one.before + "".join(one.predicted)).split() == passages[0].split()
     difference = sum(one.losses["nothing"]) - sum(one.losses["memory"])
     assert one.bits == pytest.approx(difference / math.log(2))
-    nothing, memory, full = (read.loss(given) for given in ("nothing", "memory", "full"))
-    assert read.gap_closed == pytest.approx((nothing - memory) / (nothing - full))
     assert read.tokens_per_memory_token == mean(text.compressed for text in read.texts) / 4
     assert read.loss("memory") == mean(mean(text.losses["memory"]) for text in read.texts)
     assert one.divergence("full") == pytest.approx(0, abs=1e-6)
+
+
+def reading_of(*texts: dict[str, list[float]]) -> reading.Reading:
+    """Return a reading with losses by what is given; the controls are as good as nothing."""
+    filled = [dict.fromkeys(reading.GIVEN, losses["nothing"]) | losses for losses in texts]
+    of_texts = [
+        reading.TextReading("a b c", 2, "a b", [" c"] * len(losses["memory"]), losses, {})
+        for losses in filled
+    ]
+    return reading.Reading("m", "b", "continuation", 4, [], of_texts)
+
+
+def test_the_gap_is_over_texts_or_over_the_tokens_of_one_text() -> None:
+    one = {"nothing": [4.0, 5.0, 4.5], "memory": [3.0, 4.2, 3.9], "full": [2.0, 3.1, 2.8]}
+    alone = reading_of(one).gap_closed
+    assert alone is not None
+    assert alone.value == pytest.approx((13.5 - 11.1) / (13.5 - 7.9))
+    assert alone.low < alone.value < alone.high
+    other = {"nothing": [6.0], "memory": [4.1], "full": [4.0]}
+    both = reading_of(one, other)
+    share = both.gap_closed
+    assert share is not None
+    assert share.value == pytest.approx((0.8 + 1.9) / (4.5 - 7.9 / 3 + 2))
+    # Resamples are of two texts: those of one text twice are the ends.
+    assert (share.low, share.high) == pytest.approx((0.8 / (4.5 - 7.9 / 3), 1.9 / 2))
+    assert (
+        both.lines()[-1] == "From nothing to the full text, it closes 70% (43% to 95%) of the gap"
+    )
+    assert both.summary()["gap_closed"] == share._asdict()
+
+
+def test_a_gap_that_may_be_chance_is_no_percentage() -> None:
+    """Memory that is 0.03 nats better, in a gap of 0.01 nats, would close 349 %."""
+    tiny = {"nothing": [4.0, 5.0, 3.0], "memory": [3.97, 4.96, 2.96], "full": [4.2, 4.7, 3.07]}
+    read = reading_of(tiny)
+    assert read.gap_closed is None
+    assert read.lines()[-1] == "From nothing to the full text, the gap is too small to tell"
+    assert not [line for line in read.lines() if "%" in line]
+    assert json.loads(read.as_json())["mean"]["gap_closed"] is None
+    # One token alone cannot tell either.
+    assert reading_of({given: rows[1:2] for given, rows in tiny.items()}).gap_closed is None
 
 
 def test_a_text_alone_has_another_s_memory(

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -9,8 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import llm2comp
 from llm2comp import recipe
+from llm2comp.analysis.reading import curves
+from llm2comp.analysis.reading.capacity import Capacity, Point
 from llm2comp.analysis.reading.texts import TextReading
+from llm2comp.analysis.reading.write import as_dict
 from llm2comp.analysis.report import gather, plots, write
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
@@ -20,6 +25,28 @@ from llm2comp.training.run_folder import read_events
 
 CHROMIUM = shutil.which("chromium")
 QUERIES = ("how do whales <b>breathe</b>", "old coins")
+CAPACITY = Capacity(
+    "after <stage> 1",
+    "continuation",
+    "news",
+    0,
+    ["a note"],
+    [
+        Point(
+            length,
+            k,
+            {
+                "nothing": [4.0, 4.2, 3.8],
+                "last": [3.5] * 3,
+                "memory": [4.0 - share, 4.2 - share, 3.8 - share],
+                "full": [3.0, 3.2, 2.8],
+            },
+        )
+        for k, shares in ((2, (0.6, 0.4)), (4, (0.8, 0.6)))
+        for length, share in zip((16, 64), shares, strict=True)
+    ],
+)
+"""Read with two k: half of the gap is closed up to 32 tokens, and at all lengths."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +67,7 @@ def page(run: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFacto
     texts = [f"{text} <script>alert({i})</script> {i}" for i in range(5) for text in sentences]
     content = gather.gather([str(run)], Sample("texts", texts, [], len(texts)), QUERIES)
     out = tmp_path_factory.mktemp("report") / "report.html"
-    write.write(content, out)
+    write.write(dataclasses.replace(content, capacities=[CAPACITY]), out)
     return out
 
 
@@ -52,7 +79,7 @@ def test_the_page_is_one_file_with_everything_in_it(page: Path, run: Path) -> No
     for wanted in ("after stage 1", "after UCL", "after SCL", "texts.txt", "40.0", "+30.5"):
         assert wanted in own
     assert "Training stages" in own
-    assert len(re.findall('class="plotly-graph-div"', own)) == 3 * 2 + 1 + 3 + 1
+    assert len(re.findall('class="plotly-graph-div"', own)) == 3 * 2 + 1 + 3 + 1 + 4
     assert "all 40 texts of texts" in own
     # The first encoder is that of stage 1. Its memory is of three quarters of the text.
     assert "after stage 1 compresses" in own
@@ -69,6 +96,39 @@ def test_the_page_is_one_file_with_everything_in_it(page: Path, run: Path) -> No
     assert "stage: supervised" in written[1]
     assert not list(page.parent.glob(".*"))
     assert (run / "recipe.yaml").exists()
+
+
+def test_the_page_shows_how_much_a_memory_holds(page: Path) -> None:
+    own = page.read_text().replace(plots.script(), "")
+    assert "How much a memory holds" in own
+    name = "after &lt;stage&gt; 1"
+    assert (
+        f"{name}, 2 memory tokens: closes less than half of the gap from 32 tokens on (95% "
+        "interval: 32)."
+    ) in own
+    assert f"{name}, 4 memory tokens: closes half of the gap or more up to 64 tokens" in own
+    assert "a note." in own
+    assert "over 3 passages" in own
+    for kind in curves.all_of([CAPACITY]).values():
+        for title, plot in plots.capacity(kind):
+            assert f"<h3>{title.replace('<', '&lt;').replace('>', '&gt;')}</h3>" in own
+            assert ('"line":{"color":"#888","dash":"dot"}' in plot) == (kind.level is not None)
+
+
+def test_a_capacity_that_was_measured_becomes_a_section(
+    run: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(sentences * 4) + "\n")
+    folder, out = tmp_path / "capacity", tmp_path / "report.html"
+    settings: dict[str, Any] = {"data": str(tmp_path / "texts.txt"), "texts": 30}
+    with pytest.raises(UserError, match=r"capacity\.json: No such file"):
+        llm2comp.report([run / "model"], out, capacity=folder, **settings)
+    folder.mkdir()
+    (folder / "capacity.json").write_text(json.dumps([as_dict(CAPACITY)]))
+    llm2comp.report([run / "model"], out, capacity=folder, **settings)
+    assert "2 memory tokens: closes less than half of the gap from 32" in out.read_text()
+    llm2comp.report([run / "model"], out, **settings)
+    assert "How much a memory holds" not in out.read_text()
 
 
 def test_texts_and_queries_cannot_become_markup(page: Path) -> None:
@@ -159,7 +219,7 @@ def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
         plots_wide = tab.eval_on_selector_all(
             ".plotly-graph-div", "all => all.map(one => one.getBoundingClientRect().right)"
         )
-        assert len(plots_wide) == 11
+        assert len(plots_wide) == 15
         assert max(plots_wide) <= width
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -169,7 +229,7 @@ def test_a_browser_shows_it(page: Path, width: int, scheme: Any) -> None:
         box = point.bounding_box()
         assert box is not None
         tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        shown = tab.wait_for_selector(".hoverlayer .hovertext", timeout=5000)
+        shown = tab.wait_for_selector(".hoverlayer .hovertext", timeout=30_000)
         assert "<script>alert(" in shown.text_content()  # as text
         browser.close()
 

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from llm2comp.model.matryoshka.nested_tokens import NestedTokens, nest
 from llm2comp.model.multi_vector.memory_vectors import MemoryVectors
 from llm2comp.recipe import Supervised
 from llm2comp.training.distributed import world
@@ -88,6 +89,14 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[list[str]], Rows]]] = {
     "k vectors in mini-batches": ({"vectors": "k", "mini_batch_size": 1}, mined),
     "k vectors, two rows": ({"vectors": "k"}, fewer_than_processes),
     "k vectors, scores": ({"vectors": "k"}, scored),
+    "first tokens": ({"matryoshka_tokens": [2, 1]}, mined),
+    "first tokens in mini-batches": ({"matryoshka_tokens": [2, 1], "mini_batch_size": 2}, mined),
+    "first tokens, two rows": ({"matryoshka_tokens": [2, 1]}, fewer_than_processes),
+    "first tokens, scores": ({"matryoshka_tokens": [2, 1]}, scored),
+    "first tokens, vectors of a teacher": (
+        {"matryoshka_tokens": [2, 1]},
+        with_vectors_of_a_teacher,
+    ),
     "scores of a teacher": ({}, with_scores_of_a_teacher),
     "vectors of a teacher": ({}, with_vectors_of_a_teacher),
     "vectors of a teacher, matryoshka": ({"matryoshka": [16, 4]}, with_vectors_of_a_teacher),
@@ -102,9 +111,12 @@ def value_and_gradient(bert: Path, name: str, sentences: list[str]) -> Tensor:
         changes = {"guide": str(bert)}
     stage = Supervised.model_validate(settings | changes)
     model = SentenceTransformer(str(bert), device="cpu").train(False)
-    if stage.vectors == "k":  # a BERT has two tokens that are in each text once
-        ids = [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]
-        model.append(MemoryVectors(ids, beside=True).train())
+    # A BERT has two tokens that are in each text once.
+    ids = [model.tokenizer.cls_token_id, model.tokenizer.sep_token_id]
+    if stage.vectors == "k":
+        model.append(MemoryVectors(ids, beside="training").train())
+    if stage.matryoshka_tokens is not None:
+        nest(model, NestedTokens(ids, stage.matryoshka_tokens, passes=2).train())
     data = DatasetDict({"a": Dataset.from_list(rows(sentences))})
     losses, gathered = losses_of(model, stage, data), Gathered()
     assert isinstance(losses, dict)

@@ -226,6 +226,7 @@ def variants(recipe: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
         "guide": supervised | fixed | {"guide": encoder},
         "tokens": supervised | {"mini_batch_tokens": 60},
         "matryoshka": supervised | {"matryoshka": [32, 8]},
+        "first tokens": supervised | {"matryoshka_tokens": [2, 1]},
         "all weights": supervised | fixed | {"lora": None, "memory_learning_rate": None},
         "scores": supervised | fixed,
         "masked tokens": pretext | masked | {"attention": "bidirectional"},

@@ -35,7 +35,7 @@ def model(tiny_backbone: Path) -> SentenceTransformer:
     extended = add_memory_tokens(body, tokenizer, Memory(tokens=K), seed=0)
     made = encoder.assemble(body, extended, K, causal=True)
     made[0].requires_grad_(True)
-    return append_memory_vectors(made, "tiny", beside=True).train()
+    return append_memory_vectors(made, "tiny", beside="training").train()
 
 
 @pytest.fixture

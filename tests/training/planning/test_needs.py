@@ -22,7 +22,7 @@ from llm2comp.training import pipeline
 from llm2comp.training.planning import describe, on_meta, plan, stages
 from llm2comp.training.planning.machines import GPUS, Gpu, gpu_named
 from llm2comp.training.planning.meter import Need, count
-from llm2comp.training.planning.plan import _trained, plan_run
+from llm2comp.training.planning.plan import Plan, StagePlan, _trained, plan_run
 from llm2comp.training.planning.step import Step, whole_need
 from llm2comp.training.pretext import pretext_model
 
@@ -211,6 +211,46 @@ def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
     assert gpu_named("h100-80gb") is GPUS["H100-80GB"]
     with pytest.raises(UserError, match="GPU 'H300' is not known; give one of"):
         gpu_named("H300")
+
+
+def test_the_start_of_a_name_is_enough_if_it_is_the_only_one() -> None:
+    assert gpu_named("h200") is GPUS["H200-141GB"]
+    assert gpu_named("L4") is GPUS["L4"]  # and not L40S, which begins like it
+    with pytest.raises(UserError, match="GPU 'A100' may be A100-40GB or A100-80GB; give its whole"):
+        gpu_named("A100")
+    with pytest.raises(UserError, match="is not known"):
+        gpu_named("")
+
+
+def test_numbers_of_a_small_run_are_not_rounded_to_nothing() -> None:
+    stage = StagePlan("pretext", 2, 8_400, Step(1e4, 3e9, 4e6, 1.0), 2e5, 2.0)
+    small = Plan([stage], 61_300, 98.6e6, 31_400, None, 1e9, in_4bit=False)
+    _, row, _ = describe.table(small)
+    assert row[4:6] == ["8.4 k", f"{stage.memory / 1e6:.2g} MB"]
+    first = describe.notes(small)[0]
+    assert first == "61.3 k parameters; memory of the host 99 MB; disk 0.031 MB"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            ["pretext.gradient_checkpointing=true", "pretext.batch_size=2"],
+            "it fits with pretext.gradient_checkpointing=true (the result stays the same), "
+            "pretext.batch_size=2 (the result changes)",
+        ),
+        (
+            ["supervised.gradient_checkpointing=true", "supervised.mini_batch_size=8"],
+            "it fits with supervised.gradient_checkpointing=true supervised.mini_batch_size=8 (the "
+            "result stays the same)",
+        ),
+        (["pretext.batch_size=1"], "it fits with pretext.batch_size=1 (the result changes)"),
+    ],
+)
+def test_what_changes_the_result_is_apart_from_what_does_not(changes: list[str], said: str) -> None:
+    stage = StagePlan("pretext", 2, 8, Step(1e4, 3e9, 4e6, 1.0), 2e12, 2.0, changes)
+    plan = Plan([stage], 60, 1e9, 1e9, GPUS["L4"], GPUS["L4"].memory, in_4bit=False)
+    assert describe.notes(plan)[-1].endswith(f"; {said}")
 
 
 @pytest.mark.parametrize("trains_all", [False, True])

@@ -14,8 +14,10 @@ from statistics import mean, stdev
 import numpy as np
 from torch import Tensor
 
+from llm2comp.analysis.reading import gap
+from llm2comp.analysis.reading.gap import Floats, Interval
 from llm2comp.analysis.reading.passages import draw_held_out
-from llm2comp.analysis.reading.texts import gap_closed, last_tokens
+from llm2comp.analysis.reading.texts import last_tokens
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.reader import Reader
 
@@ -32,6 +34,7 @@ CURVES = {
     "full": "full text",
 }
 """What the language model reads before the tokens whose losses are measured."""
+GAP = ("nothing", "memory", "full")
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Point:
         return stdev(rows) / len(rows) ** 0.5 if len(rows) > 1 else math.nan
 
     @property
-    def gap_closed(self) -> float:
-        """See `llm2comp.analysis.reading.texts.gap_closed`."""
-        return gap_closed(*(self.loss(given) for given in ("nothing", "memory", "full")))
+    def gap_closed(self) -> Interval | None:
+        """See `llm2comp.analysis.reading.gap.gap_closed`, over passages."""
+        return gap.gap_closed(*(self.losses[given] for given in GAP))
 
 
 @dataclass(frozen=True)
@@ -92,36 +95,48 @@ class Capacity:
         """The numbers of memory tokens that were read."""
         return list(dict.fromkeys(point.k for point in self.points))
 
-    def holds(self, k: int) -> float:
+    def holds(self, k: int) -> Interval | None:
         """Return the length at which memory stops holding: it closes less than half of the gap.
 
-        Between two lengths, the share is interpolated over the logarithm of the length.
+        It is the first such length of those that were measured, interpolated between it and the one
+        before over the logarithm of the length. Lengths at which the gap is too small to tell are
+        left out. The interval is that of a bootstrap over passages.
 
         Args:
             k: number of memory tokens.
 
         Returns:
-            Tokens; 0 if no length is held, and infinity if all are.
+            Tokens; 0 if no length is held, and infinity if all are. None if the gap is too small to
+            tell at all lengths.
         """
-        points = self.of(k)
-        for before, point in zip([None, *points[:-1]], points, strict=True):
-            if point.gap_closed < HOLDS:
-                if before is None:
-                    return 0.0
-                shares = [before.gap_closed, point.gap_closed]
-                lengths = np.log2([before.length, point.length])
-                return float(2 ** np.interp(-HOLDS, [-share for share in shares], lengths))
-        return math.inf
+        told = self._told(k)
+        if not told:
+            return None
+        lengths = [point.length for point, _ in told]
+        resampled = [
+            gap.resampled_shares(*(point.losses[given] for given in GAP)) for point, _ in told
+        ]
+        ends = [_end(lengths, shares) for shares in np.stack(resampled, axis=1)]
+        return gap.interval(_end(lengths, np.array([one.value for _, one in told])), np.array(ends))
+
+    def _told(self, k: int) -> list[tuple[Point, Interval]]:
+        """Return the points of one k whose gap can be told, with the share that is closed."""
+        return [(point, share) for point in self.of(k) if (share := point.gap_closed)]
 
     def verdict(self, k: int) -> str:
         """Say in one line where the memory stops holding."""
-        end, points = self.holds(k), self.of(k)
-        name = f"{self.model}, {k} memory tokens"
-        if end == 0:
-            return f"{name}: closes less than half of the gap at {points[0].length} tokens already"
-        if math.isinf(end):
-            return f"{name}: closes half of the gap or more up to {points[-1].length} tokens"
-        return f"{name}: stops holding at {end:.0f} tokens (closes less than half of the gap)"
+        end, lengths = self.holds(k), [point.length for point, _ in self._told(k)]
+        name = f"{self.model}, {k} memory token{'s' * (k > 1)}"
+        if end is None:
+            return f"{name}: the gap from nothing to the full text is {gap.TOO_SMALL}"
+        first, longest = lengths[0], lengths[-1]
+        ends = [_in_tokens(tokens, first, longest) for tokens in (end.low, end.high)]
+        sure = f"95% interval: {' to '.join(dict.fromkeys(ends))}"
+        if end.value == 0:
+            return f"{name}: closes less than half of the gap at {first} tokens already ({sure})"
+        if math.isinf(end.value):
+            return f"{name}: closes half of the gap or more up to {longest} tokens ({sure})"
+        return f"{name}: closes less than half of the gap from {end.value:.0f} tokens on ({sure})"
 
     def worth(self, point: Point) -> float | None:
         """Return how many last tokens of the text predict as well as its memory.
@@ -142,6 +157,27 @@ class Capacity:
                 ends = [known[above], known[below]]
                 return float(2 ** np.interp(point.loss("memory"), ends, np.log2([above, below])))
         return None
+
+
+def _end(lengths: Sequence[int], shares: Floats) -> float:
+    """Return the length at which shares of the gap fall below half; NaN if a share is."""
+    if np.isnan(shares).any():
+        return math.nan
+    below = np.flatnonzero(shares < HOLDS)
+    if not len(below):
+        return math.inf
+    end = below[0]
+    if end == 0:
+        return 0.0
+    around = slice(end - 1, end + 1)
+    return float(2 ** np.interp(-HOLDS, -shares[around], np.log2(lengths[around])))
+
+
+def _in_tokens(tokens: float, first: int, longest: int) -> str:
+    """Return an end of an interval as text, given the lengths that were measured."""
+    if math.isinf(tokens):
+        return f"more than {longest}"
+    return f"{tokens:.0f}" if tokens else f"less than {first}"
 
 
 def measure(
@@ -189,7 +225,13 @@ def measure(
         for length in lengths
     ]
     objective = str(reader.lineage.stages[0].objective)
-    return Capacity(reader.name, objective, data, seed, [*reader.notes, *notes], points)
+    notes = [*reader.notes, *notes]
+    if min(ks) < reader.k:
+        notes.append(
+            f"{reader.name} was trained to be read with all of its {reader.k} memory tokens; with "
+            "fewer it may hold less than an encoder that was trained for them"
+        )
+    return Capacity(reader.name, objective, data, seed, notes, points)
 
 
 def _measure(

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 import torch
 
+from llm2comp.analysis.reading.gap import TOO_SMALL, Interval, gap_closed, in_words
 from llm2comp.data.files import READERS, kind_of
 from llm2comp.data.text_files import read_texts, replace_surrogates
 from llm2comp.errors import UserError
@@ -125,9 +126,16 @@ class Reading:
         return mean(text.bits for text in self.texts)
 
     @property
-    def gap_closed(self) -> float:
-        """See `gap_closed`."""
-        return gap_closed(*(self.loss(given) for given in ("nothing", "memory", "full")))
+    def gap_closed(self) -> Interval | None:
+        """See `llm2comp.analysis.reading.gap.gap_closed`, over texts or tokens of one text."""
+        nothing, memory, full = (self._items(given) for given in ("nothing", "memory", "full"))
+        return gap_closed(nothing, memory, full)
+
+    def _items(self, given: str) -> list[float]:
+        """Return the mean loss of each text, or, of one text, the loss of each token."""
+        if len(self.texts) == 1:
+            return self.texts[0].losses[given]
+        return [text.loss(given) for text in self.texts]
 
     @property
     def tokens_per_memory_token(self) -> float:
@@ -137,12 +145,13 @@ class Reading:
     def summary(self) -> dict[str, object]:
         """Return the means over texts by name."""
         diverges = any(text.divergences for text in self.texts)
+        share = self.gap_closed
         return {
             "loss": {given: self.loss(given) for given in GIVEN},
             "divergence": {given: self.divergence(given) for given in GIVEN if diverges},
             "standard_error": {given: self.error(given) for given in GIVEN},
             "bits": self.bits,
-            "gap_closed": self.gap_closed if math.isfinite(self.gap_closed) else None,
+            "gap_closed": share and share._asdict(),
             "tokens_per_memory_token": self.tokens_per_memory_token,
         }
 
@@ -171,26 +180,15 @@ class Reading:
         compressed = mean(text.compressed for text in self.texts)
         predicted = mean(len(text.predicted) for text in self.texts)
         what = "the same tokens" if "reconstruction" in self.objective else "tokens after them"
+        share = self.gap_closed
+        share = self.gap_closed
+        closes = f"it closes {in_words(share)} of the gap" if share else f"the gap is {TOO_SMALL}"
         return [
             f"Memory of {compressed:.0f} tokens predicts {predicted:.0f} {what}; a memory token "
             f"replaces {self.tokens_per_memory_token:.1f} tokens",
-            f"It tells {self.bits:.1f} bits of them, and closes {self.gap_closed:.0%} of the gap "
-            "between nothing and the full text",
+            f"It tells {self.bits:.1f} bits of them",
+            f"From nothing to the full text, {closes}",
         ]
-
-
-def gap_closed(nothing: float, memory: float, full: float) -> float:
-    """Return which share of what the full text tells the memory tells.
-
-    `(loss given nothing - loss given memory) / (loss given nothing - loss given full text)`; 1 is
-    as good as the text, and 0 as good as nothing. NaN if the full text tells nothing.
-
-    Args:
-        nothing: loss given nothing.
-        memory: loss given memory.
-        full: loss given the full text.
-    """
-    return (nothing - memory) / (nothing - full) if nothing != full else math.nan
 
 
 def measure(

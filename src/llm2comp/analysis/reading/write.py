@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 
 from llm2comp.analysis import figures
+from llm2comp.analysis.reading import curves, gap
 from llm2comp.analysis.reading.answers import GIVEN as QUESTIONED
 from llm2comp.analysis.reading.answers import OF_TEXT, Answered, Answers, draw_questions
 from llm2comp.analysis.reading.answers import answer as answers_of
@@ -26,6 +28,9 @@ from llm2comp.utils.choices import Precision
 from llm2comp.utils.files import atomic_file, require_folder
 from llm2comp.utils.tables import MISSING, Cells, csv_text
 from llm2comp.utils.terminal import Terminal
+from llm2comp.utils.yaml_files import explain_validation_error
+
+FILE = "capacity.json"
 
 
 def capacity(
@@ -115,40 +120,64 @@ def _progress() -> Progress:
 
 
 def _write(measured: Sequence[Capacity], out: Path) -> None:
-    """Write `capacity.json`, `capacity.csv` and the curves into a folder."""
-    with atomic_file(out / "capacity.json") as partial_file:
+    """Write the JSON, the CSV and the curves into a folder."""
+    with atomic_file(out / FILE) as partial_file:
         text = json.dumps([as_dict(each) for each in measured], indent=1, ensure_ascii=False)
         partial_file.write_text(text + "\n", encoding="utf-8")
     with atomic_file(out / "capacity.csv") as partial_file:
         partial_file.write_text(csv_text(numbers(measured)), encoding="utf-8")
-    panels = {
-        f"{each.model}, k = {k}": {
-            label: [(p.length, p.loss(given), p.error(given)) for p in each.of(k)]
-            for given, label in CURVES.items()
-        }
-        for each in measured
-        for k in each.ks
-    }
-    figures.lines(panels, out / "capacity", "tokens of the text", "loss, nats per token")
+    for name, figure in curves.all_of(measured).items():
+        figures.lines(figure.panels, out / name, figure.x, figure.y, figure.level)
 
 
 def as_dict(capacity: Capacity) -> dict[str, object]:
     """Return everything, for JSON; a length without end is None."""
     ends = {k: capacity.holds(k) for k in capacity.ks}
-    holds = {k: end if math.isfinite(end) else None for k, end in ends.items()}
+    holds = {k: end and _finite(end) for k, end in ends.items()}
     return asdict(capacity) | {"holds": holds}
+
+
+def _finite(end: gap.Interval) -> dict[str, float | None]:
+    return {name: x if math.isfinite(x) else None for name, x in end._asdict().items()}
+
+
+def from_folder(folder: Path) -> list[Capacity]:
+    """Return what `capacity` wrote into a folder.
+
+    Raises:
+        UserError: if there is no `capacity.json`, or it is not what was written.
+    """
+    file = folder / FILE
+    try:
+        written = TypeAdapter(list[Capacity]).validate_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{file}: {error.strerror}; `llm2comp capacity MODEL --out {folder}` writes it"
+        ) from error
+    except ValidationError as error:
+        reason = explain_validation_error(error)
+        raise UserError(f"{file} is not what `llm2comp capacity` writes: {reason}") from error
+    for point in (point for each in written for point in each.points):
+        if not all(point.losses.get(given) for given in CURVES):
+            raise UserError(
+                f"{file} is not what `llm2comp capacity` writes: losses of {point.length} tokens "
+                "are missing"
+            )
+    return written
 
 
 def numbers(capacities: Sequence[Capacity]) -> Cells:
     """Return the table for other programs: each mean and each standard error in its own column."""
     errors = [f"{given} standard error" for given in CURVES]
-    rows = [["model", "k", "tokens", "passages", *CURVES, *errors, "gap closed"]]
+    ends = ["gap closed", "gap closed low", "gap closed high"]
+    rows = [["model", "k", "tokens", "passages", *CURVES, *errors, *ends]]
     for capacity in capacities:
         for point in capacity.points:
             row: list[object] = [capacity.model, point.k, point.length, len(point.losses["full"])]
             row += [point.loss(given) for given in CURVES]
             row += [point.error(given) for given in CURVES]
-            rows.append([str(value) for value in (*row, point.gap_closed)])
+            row += point.gap_closed or [""] * len(ends)
+            rows.append(list(map(str, row)))
     return rows
 
 
@@ -164,7 +193,7 @@ def cells(capacities: Sequence[Capacity]) -> Cells:
                     str(point.k),
                     str(point.length),
                     *(f"{point.loss(given):.3f} ± {point.error(given):.3f}" for given in CURVES),
-                    f"{point.gap_closed:.0%}",
+                    gap.in_words(point.gap_closed),
                     MISSING if worth is None else f"{worth:.0f}",
                 ]
             )

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.analysis import measure
 from llm2comp.analysis.measure import Analysis
+from llm2comp.analysis.reading.capacity import Capacity
 from llm2comp.analysis.reading.texts import Reading, read
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
@@ -65,6 +66,7 @@ class Content:
         reading: what was read of the memory of one text, with the first encoder that has memory
             to read; `None` if there is none, or its language model cannot be had.
         unread: why it cannot be had; empty if it can.
+        capacities: how much the memory of encoders holds, if it was measured.
     """
 
     title: str
@@ -76,6 +78,7 @@ class Content:
     note: str = ""
     reading: Reading | None = None
     unread: str = ""
+    capacities: Sequence[Capacity] = ()
 
 
 def gather(

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from llm2comp.analysis import figures
+from llm2comp.analysis.reading.curves import Curves
 from llm2comp.analysis.report.gather import Encoder
 from llm2comp.errors import UserError
 
@@ -185,6 +186,31 @@ def text_map(encoders: Sequence[Encoder], texts: Sequence[str]) -> str:
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return _html(figure, height=520)
+
+
+def capacity(curves: Curves) -> list[tuple[str, str]]:
+    """Draw how much a memory holds, over a logarithmic axis.
+
+    Returns:
+        The plots, each with its title.
+    """
+    drawn = []
+    for title, lines in curves.panels.items():
+        figure = _figure(curves.x, curves.y)
+        for name, points in lines.items():
+            _line(figure, [(x, y) for x, y, _ in points], name)
+            errors = np.array([error for *_, error in points])
+            below, above = errors.T if errors.ndim == 2 else (errors, errors)
+            figure.data[-1].update(
+                mode="lines+markers",
+                error_y={"array": np.nan_to_num(above), "arrayminus": np.nan_to_num(below)},
+            )
+        if curves.level is not None:
+            figure.add_hline(curves.level, line={"dash": "dot", "color": "#888"})
+        numbers = sorted({x for points in lines.values() for x, *_ in points})
+        figure.update_xaxes(type="log", tickvals=numbers, ticktext=[f"{x:,}" for x in numbers])
+        drawn.append((title, _html(figure)))
+    return drawn
 
 
 def _two_dimensions(embeddings: Any) -> Any:

@@ -1,5 +1,6 @@
 """Write a report as one HTML file that needs no network."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from llm2comp.analysis import summary
+from llm2comp.analysis.reading import curves
 from llm2comp.analysis.reading.texts import Reading
+from llm2comp.analysis.reading.write import cells as capacity_cells
+from llm2comp.analysis.reading.write import from_folder
 from llm2comp.analysis.report import plots
 from llm2comp.analysis.report.gather import Content, gather
 from llm2comp.data.sample import draw
@@ -49,6 +53,7 @@ def report(
     seed: int,
     batch_size: int,
     dtype: Precision,
+    capacity: Path | None,
 ) -> Path:
     """Write a report and return `out`.
 
@@ -60,8 +65,10 @@ def report(
     _require_page(out)
     for query in queries:
         require_query(query)
+    capacities = from_folder(capacity) if capacity else []
     sample = draw(data, texts, seed)
-    write(gather(names, sample, queries or QUERIES, batch_size, dtype), out)
+    content = gather(names, sample, queries or QUERIES, batch_size, dtype)
+    write(dataclasses.replace(content, capacities=capacities), out)
     return out
 
 
@@ -107,6 +114,12 @@ def write(content: Content, out: Path) -> None:
         map=Markup(plots.text_map(content.encoders, content.sample.texts)),
         reading=content.reading,
         tokens=_tokens(content.reading) if content.reading else [],
+        capacity=capacity_cells(content.capacities) if content.capacities else None,
+        capacity_plots=[
+            (title, Markup(plot))
+            for kind in curves.all_of(content.capacities).values()
+            for title, plot in plots.capacity(kind)
+        ],
         recipe=run.reproduce if run else None,
         version=__version__,
         table=_table,

@@ -25,6 +25,7 @@ class Settings:
         keep: columns of the texts that are kept, in this order: `id`, `text`.
         batch_size: texts of 64 tokens per batch. It changes speed, not embeddings.
         on_bad_row: whether a bad row fails its file, or is left out and listed.
+        memory_tokens: as `llm2comp.load` takes it.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Settings:
     keep: tuple[str, ...] = ()
     batch_size: int = 32
     on_bad_row: OnBadRow = "fail"
+    memory_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.prompt not in (None, "query", "document"):
@@ -50,6 +52,7 @@ class Settings:
             "prompt": self.prompt,
             "dtype": self.dtype,
             "merge_threshold": self.merge_threshold,
+            "memory_tokens": self.memory_tokens,
             "dim": self.dim,
             "precision": self.precision,
             "keep": list(self.keep),

@@ -22,6 +22,7 @@ from llm2comp.inference.load import load
 from llm2comp.inference.vector_format import require_precision
 from llm2comp.inference.worker_pool import WorkerEndedError, Workers
 from llm2comp.model import released
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.utils.checksums import fingerprint
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -40,7 +41,12 @@ class Encoder:
     def __init__(self, settings: Settings) -> None:
         require_precision(settings.precision)
         self.settings = settings
-        self.model = load(settings.model, settings.dtype, settings.merge_threshold)
+        self.model = load(
+            settings.model,
+            settings.dtype,
+            settings.merge_threshold,
+            memory_tokens=settings.memory_tokens,
+        )
 
     def encoding(self, known: Encoding | None, out: str) -> Encoding:
         """Return what the vectors of the model are.
@@ -57,9 +63,11 @@ class Encoder:
             known.require_same(mark, self.settings, out)
             return known
         settings = self.settings
-        named = settings.model if settings.merge_threshold is None else None
+        whole = (settings.merge_threshold, settings.memory_tokens) == (None, None)
+        named = settings.model if whole else None
         vectors = vector_format(self.model, settings.dim, settings.precision, named)
-        return Encoding(settings.model, mark, settings.asked, Content(vectors, settings.prompt))
+        content = Content(vectors, settings.prompt, memory_tokens_of(self.model))
+        return Encoding(settings.model, mark, settings.asked, content)
 
     def require(self, encoding: Encoding) -> None:
         """Check that this machine has the model whose vectors are encoded.

@@ -13,10 +13,11 @@ from llm2comp.inference.load import load, trusted
 from llm2comp.inference.precision import smallest_cosine
 from llm2comp.inference.vector_format import Embeddings
 from llm2comp.model import released
-from llm2comp.model.encoder import copy_tokenizer
 from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.folder.names import encoder_name
 from llm2comp.model.folder.reference import SAME
+from llm2comp.model.loading.tokenizer import FILE
+from llm2comp.model.matryoshka.first_tokens import keep_memory_tokens, lineage_with, plain_tokenizer
 from llm2comp.model.multi_vector.late_interaction import as_multi_vector, is_multi_vector
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.utils.checksums import write_checksums
@@ -48,7 +49,7 @@ The same forward pass gives the single vector of the encoder, as `sentence_embed
 """
 
 
-def export(name: str, out: Path) -> Difference:
+def export(name: str, out: Path, memory_tokens: int | None = None) -> Difference:
     """Write a folder of stock modules whose embedding of a text is its k memory vectors.
 
     The folder is compared with the encoder before it appears: texts with each prompt, in a padded
@@ -57,6 +58,7 @@ def export(name: str, out: Path) -> Difference:
     Args:
         name: encoder, as `llm2comp.load` takes it.
         out: folder to write.
+        memory_tokens: as `llm2comp.load` takes it.
 
     Returns:
         The difference that the comparison found.
@@ -73,12 +75,15 @@ def export(name: str, out: Path) -> Difference:
     if out.exists() and not is_multi_vector(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
-    encoder = append_memory_vectors(load(name, "float32").to("cpu"), name)
+    encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
+    if lineage:
+        lineage = lineage_with(lineage, encoder, memory_tokens)
+    append_memory_vectors(encoder, name)
     texts = texts_to_compare(encoder)
     expected = embed(encoder, texts, len(texts))
     del encoder
     with atomic_folder(out) as partial:
-        needed = _write_model(source, partial, name)
+        needed = _write_model(source, partial, name, memory_tokens)
         stock = MultiVectorEncoder(
             str(partial),
             device="cpu",
@@ -106,15 +111,20 @@ def export(name: str, out: Path) -> Difference:
     return check
 
 
-def _write_model(source: Path, folder: Path, name: str) -> dict[str, str]:
+def _write_model(
+    source: Path, folder: Path, name: str, memory_tokens: int | None
+) -> dict[str, str]:
     """Write all that a client reads.
 
     Returns:
         The versions that a client needs, by package.
     """
     encoder = SentenceTransformer(str(source), device="cpu", trust_remote_code=trusted())
+    if memory_tokens is not None:
+        keep_memory_tokens(encoder, memory_tokens, name)
+    plain = plain_tokenizer(encoder, source)
     as_multi_vector(encoder, name).save_pretrained(str(folder), create_model_card=False)
-    copy_tokenizer(source, folder)
+    plain.save(str(folder / FILE))
     return write_layout(folder)
 
 

@@ -128,7 +128,7 @@ def model_card(lineage: Lineage, dimension: int, needed: dict[str, str]) -> str:
         "seed": lineage.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
         "licences": _licences(lineage),
-        "matryoshka": _matryoshka(lineage, dimension),
+        "matryoshka": _matryoshka(lineage, dimension) + _fewer_tokens(lineage),
     }
     options = f', backend="{to}"' if to else ""
     needs = " and ".join(f"{name} {bound}" for name, bound in needed.items())
@@ -184,6 +184,19 @@ def _matryoshka(lineage: Lineage, dimension: int) -> str:
         f"first {listed} beside the whole (Matryoshka):\n\n```python\n"
         f'texts = ["The river rises in the mountains."]\n'
         f"model.encode(texts, truncate_dim={shorter[-1]}, normalize_embeddings=True)\n```\n"
+    )
+
+
+def _fewer_tokens(lineage: Lineage) -> str:
+    """Return which numbers of memory tokens were trained; empty if only all of them were."""
+    counts = lineage.token_counts
+    if len(counts) < 2 or lineage.last_token:
+        return ""
+    listed = ", ".join(map(str, reversed(counts[1:])))
+    return (
+        f"\nThe last stage trained the mean over the first {listed} memory tokens beside the mean "
+        f"over all\n{counts[0]}. llm2comp loads it with fewer:\n\n```python\n"
+        f'model = llm2comp.load("path/to/this/folder", memory_tokens={counts[-1]})\n```\n'
     )
 
 
@@ -268,6 +281,8 @@ def _row(stage: StageRecord) -> str:
     kept = "" if stage.kept_step is None else f"{stage.kept_step:,} of "
     size = f"{kept}{stage.steps:,} x {stage.batch_size:,}"
     nested = f", Matryoshka {', '.join(map(str, stage.matryoshka))}" if stage.matryoshka else ""
+    counts = stage.matryoshka_tokens
+    nested += f", Matryoshka over {', '.join(map(str, counts))} memory tokens" if counts else ""
     objective = stage.objective or f"contrastive{nested}"
     adapted, left_out = (
         ", ".join(f"`{name}`" for name in (stage.lora or {}).get(key) or [])

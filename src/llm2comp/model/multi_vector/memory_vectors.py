@@ -1,13 +1,17 @@
 """An encoder of ours whose embedding of a text is its k memory vectors, in memory only."""
 
-from typing import Any
+import copy
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from llm2comp.errors import UserError
+from llm2comp.model.matryoshka.first_tokens import pooled_ids
 from llm2comp.model.modules import MergeMemory, UnsavableModule, memory_weights
+
+Beside = Literal["training", "always"]
 
 
 class MemoryVectors(UnsavableModule):
@@ -18,13 +22,13 @@ class MemoryVectors(UnsavableModule):
 
     Args:
         token_ids: of the memory tokens, of which every text has each once.
-        beside: in training only, and after the embedding of the text. By default the vectors stand
-            in its place.
+        beside: after the embedding of the text, in the same row; in training only, or always. By
+            default the vectors stand in its place.
     """
 
     config_keys = ["token_ids", "beside"]  # noqa: RUF012 (sentence-transformers reads a list)
 
-    def __init__(self, token_ids: list[int], *, beside: bool = False) -> None:
+    def __init__(self, token_ids: list[int], *, beside: Beside | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.token_ids = token_ids
         self.beside = beside
@@ -40,7 +44,7 @@ class MemoryVectors(UnsavableModule):
             The features with `sentence_embedding` `(batch, k * hidden)` or, with `beside`,
             `(batch, (1 + k) * hidden)`.
         """
-        if self.beside and not self.training:
+        if self.beside == "training" and not self.training:
             return features
         ids = features["input_ids"]
         is_memory = torch.isin(ids, torch.tensor(self.token_ids, device=ids.device))
@@ -68,14 +72,14 @@ def memory_token_ids(encoder: SentenceTransformer, name: str) -> list[int]:
         raise UserError(f"{name} has no memory tokens, and so it has one vector per text")
     if any(isinstance(module, MergeMemory) for module in encoder):
         raise UserError(f"{name} merges memory tokens; load it without merging to use each of them")
-    ids: list[int] = weights.emb_layer.weight.flatten().nonzero().flatten().tolist()
+    ids = pooled_ids(weights)
     if len(ids) == 1:
         raise UserError(f"{name} has one memory token, and so it has one vector per text")
     return ids
 
 
 def append_memory_vectors(
-    encoder: SentenceTransformer, name: str, *, beside: bool = False
+    encoder: SentenceTransformer, name: str, *, beside: Beside | None = None
 ) -> SentenceTransformer:
     """Let an encoder give its k memory vectors, in memory only.
 
@@ -92,3 +96,21 @@ def append_memory_vectors(
     """
     encoder.append(MemoryVectors(memory_token_ids(encoder, name), beside=beside))
     return encoder
+
+
+def sharing_memory_vectors(
+    encoder: SentenceTransformer, name: str, *, beside: Beside | None = None
+) -> SentenceTransformer:
+    """Return an encoder of the k memory vectors that shares all modules with another one.
+
+    Args:
+        encoder: which gives the embeddings that it gave. Threads must not use both at once.
+        name: of the encoder, for the message.
+        beside: as `MemoryVectors` takes it.
+
+    Raises:
+        UserError: as `memory_token_ids`.
+    """
+    shared = copy.copy(encoder)
+    shared._modules = dict(encoder._modules)
+    return append_memory_vectors(shared, name, beside=beside)

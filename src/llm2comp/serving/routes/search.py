@@ -28,7 +28,7 @@ class SearchRequest(Strict):
     index: str | None = Field(None, description="Name; needed if several indexes are served.")
     top_k: int = Field(5, ge=1, description="Number of texts per query.")
     where: str | None = Field(None, description='Condition in SQL, such as "year >= 2020".')
-    by: SearchBy = Field("vector", description="Rank by cosine, by BM25 over words, or by both.")
+    by: SearchBy = Field("vector", description="Rank by vectors, by BM25 over words, or by both.")
 
 
 class Hit(BaseModel):
@@ -90,6 +90,7 @@ class IndexAnswer(BaseModel):
     texts: int | None
     dimensions: int
     precision: IndexPrecision
+    vectors: int = Field(description="Vectors by which a text is found: 1, or k by MaxSim.")
     columns: dict[str, Kind]
 
 
@@ -163,5 +164,6 @@ def _described(served: ServedIndex) -> IndexAnswer:
         texts=texts,
         dimensions=about.dim,
         precision=about.precision,
+        vectors=about.vectors,
         columns=columns,
     )

@@ -16,12 +16,13 @@ from llm2comp.data.drawn.pair_file import negatives_of
 from llm2comp.data.sources import SCORE
 from llm2comp.inference.load import load_in
 from llm2comp.inference.vector_format import require_dim
+from llm2comp.model.matryoshka.nested_tokens import NestedTokens
 from llm2comp.model.multi_vector.max_sim import MaxSim
 from llm2comp.model.multi_vector.memory_vectors import MemoryVectors
 from llm2comp.recipe import Contrastive, Supervised
 from llm2comp.training.distributed import world
 from llm2comp.training.losses.distillation import LABEL, distillation
-from llm2comp.training.losses.late_interaction import beside
+from llm2comp.training.losses.parts_of_a_row import sum_of_parts
 from llm2comp.training.losses.token_limited import TokenLimitedGIST, TokenLimitedInfoNCE
 from llm2comp.utils.hardware import compute_dtype
 
@@ -32,7 +33,28 @@ def losses_of(
     """Return the loss or, with several datasets, the loss of each.
 
     Args:
-        model: the encoder. With `vectors: k`, it ends with `MemoryVectors`.
+        model: the encoder. With `vectors: k`, it ends with `MemoryVectors`; with
+            `matryoshka_tokens`, with `NestedTokens`.
+        stage: its settings.
+        data: the rows to train on.
+    """
+    losses, last = _losses_of_one_row(model, stage, data), model[-1]
+    if isinstance(last, NestedTokens):
+        size = require_dim(model, None)
+        parts = [slice(place * size, (place + 1) * size) for place in range(len(last.counts))]
+        every = losses.values() if isinstance(losses, dict) else [losses]
+        for loss in {id(loss): loss for loss in every}.values():
+            sum_of_parts([loss] * len(parts), parts)
+    return losses
+
+
+def _losses_of_one_row(
+    model: SentenceTransformer, stage: Contrastive, data: Dataset | DatasetDict
+) -> torch.nn.Module | dict[str, torch.nn.Module]:
+    """Return the losses of what an encoder gives outside of training or, with `vectors: k`, of k.
+
+    Args:
+        model: the encoder.
         stage: its settings.
         data: the rows to train on.
     """
@@ -47,9 +69,10 @@ def losses_of(
         assert isinstance(last, MemoryVectors)
         max_sim = MaxSim(len(last.token_ids))
         many = _info_nce(model, stage, max(most, 1), similarity_fct=max_sim)
-        info_nce = beside(info_nce, many, dimension)
+        parts = [slice(dimension), slice(dimension, None)]
+        info_nce = sum_of_parts([info_nce, many], parts)
         symmetric = CoSENTLoss(model, scale=scale, similarity_fct=max_sim.symmetric)
-        cosent = beside(cosent, symmetric, dimension)
+        cosent = sum_of_parts([cosent, symmetric], parts)
     losses: dict[str, torch.nn.Module] = {}
     for name, dataset in data.items():
         if LABEL in dataset.column_names:
@@ -74,7 +97,7 @@ def _info_nce(
         most: the most texts of a row in a column.
         similarity: another `similarity_fct` than the cosine; not with a guide.
     """
-    rows, tokens = stage.mini_batch_size, stage.mini_batch_tokens
+    rows, tokens = _in_memory(model, stage)
     if isinstance(stage, Supervised) and stage.guide is not None:
         return guided(model, stage, _guide(stage.guide, model))
     options: dict[str, Any] = {"scale": 1.0 / stage.temperature} | similarity
@@ -98,15 +121,24 @@ def guided(
         stage: its settings.
         guide: the guide.
     """
+    rows, tokens = _in_memory(model, stage)
     options: dict[str, Any] = {
         "temperature": stage.temperature,
-        "mini_batch_size": stage.mini_batch_size,
+        "mini_batch_size": rows,
         "contrast_anchors": False,
         "contrast_positives": False,
     }
-    if stage.mini_batch_tokens is not None:
-        return TokenLimitedGIST(model, guide, stage.mini_batch_tokens, **options)
+    if tokens is not None:
+        return TokenLimitedGIST(model, guide, tokens, **options)
     return CachedGISTEmbedLoss(model, guide, **options)
+
+
+def _in_memory(model: SentenceTransformer, stage: Contrastive) -> tuple[int, int | None]:
+    """Return the texts and the tokens of a mini-batch, whose texts may each pass several times."""
+    last, tokens = model[-1], stage.mini_batch_tokens
+    passes = last.passes if isinstance(last, NestedTokens) else 1
+    rows = max(1, stage.mini_batch_size // passes)
+    return rows, None if tokens is None else max(1, tokens // passes)
 
 
 def _guide(name: str, model: SentenceTransformer) -> SentenceTransformer:

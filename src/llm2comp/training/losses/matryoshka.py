@@ -32,6 +32,37 @@ def matryoshka(model: SentenceTransformer, losses: Losses, dims: Sequence[int] |
     return {name: wrapped[id(loss)] for name, loss in losses.items()}
 
 
+def require_counts(stage: str, counts: Sequence[int] | None, k: int) -> None:
+    """Check the numbers of memory tokens of a stage against those of the encoder.
+
+    Args:
+        stage: name of the stage.
+        counts: numbers of first memory tokens, if the stage has any.
+        k: memory tokens of the encoder.
+
+    Raises:
+        UserError: if one is too large, the encoder has one token or none, or all of its tokens
+            would not be trained together.
+    """
+    if counts is None:
+        return
+    if k < 2:
+        raise UserError(
+            f"{stage}.matryoshka_tokens: it needs an encoder with several memory tokens, and this "
+            f"one has {k}; leave it out"
+        )
+    if max(counts) > k:
+        raise UserError(
+            f"{stage}.matryoshka_tokens: {max(counts)} is more than the {k} memory tokens of the "
+            "encoder; leave it out"
+        )
+    if k not in counts:
+        raise UserError(
+            f"{stage}.matryoshka_tokens: the embedding of all memory tokens would not be trained; "
+            f"add {k}"
+        )
+
+
 def require_dims(stage: str, dims: Sequence[int] | None, dimension: int) -> None:
     """Check the dimensions of a stage against those of an embedding.
 

@@ -17,6 +17,7 @@ from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.inference.precision import computing_in
 from llm2comp.model.compressor import Compressor
+from llm2comp.model.modules import UnsavableModule
 from llm2comp.recipe import Pretext
 from llm2comp.training.distributed import world
 from llm2comp.training.distributed.sharded import some_process_has_all
@@ -195,6 +196,9 @@ class CollapseWatch(EvalCallback):
         with collect_memory_states(self.model, states):
             without_dropout = self._embed(positives)
         self.model.train(self.dropout)
+        for module in self.model:
+            if isinstance(module, UnsavableModule):  # it gives other embeddings in training
+                module.eval()
         anchor_embeddings = normalize(self._embed(anchors), dim=-1)
         positive_embeddings = self._embed(positives) if self.dropout else without_dropout
         logits = anchor_embeddings @ normalize(positive_embeddings, dim=-1).T / self.temperature

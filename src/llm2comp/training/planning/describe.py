@@ -1,7 +1,7 @@
 """A plan in words and tables."""
 
 from llm2comp.training.planning.machines import UTILISATION
-from llm2comp.training.planning.plan import Plan, StagePlan
+from llm2comp.training.planning.plan import SAME_RESULT, Plan, StagePlan
 from llm2comp.utils.tables import Cells
 
 
@@ -14,8 +14,8 @@ def table(plan: Plan) -> Cells:
             f"{stage.steps:,}",
             f"{stage.step.tokens:,.0f}",
             f"{stage.step.flops / 1e12:.3g}",
-            f"{stage.trained / 1e6:,.1f} M",
-            f"{stage.memory / 1e9:,.1f} GB",
+            _count(stage.trained),
+            _size(stage.memory),
             _time(stage.seconds),
         ]
         for stage in plan.stages
@@ -27,8 +27,8 @@ def table(plan: Plan) -> Cells:
 def notes(plan: Plan) -> list[str]:
     """Return what a table cannot say: where it runs, what does not fit, what is assumed."""
     lines = [
-        f"{plan.parameters / 1e6:,.0f} M parameters; memory of the host {plan.host / 1e9:.1f} GB; "
-        f"disk {plan.disk / 1e9:.1f} GB",
+        f"{_count(plan.parameters)} parameters; memory of the host {_size(plan.host)}; disk "
+        f"{_size(plan.disk)}",
     ]
     if plan.gpu is None:
         lines.append("Time and memory are extrapolated from steps with few layers on this machine.")
@@ -47,12 +47,32 @@ def _misfit(plan: Plan, stage: StagePlan) -> str:
     assert stage.changes is not None
     where = "this machine" if plan.gpu is None else plan.gpu.name
     said = (
-        f"{stage.stage} does not fit: it needs {stage.memory / 1e9:.1f} GB, and {where} has "
-        f"{plan.room / 1e9:.1f} GB for it"
+        f"{stage.stage} does not fit: it needs {_size(stage.memory)}, and {where} has "
+        f"{_size(plan.room)} for it"
     )
     if stage.changes:
-        return f"{said}; it fits with {' '.join(stage.changes)}"
+        return f"{said}; it fits with {_advice(stage.changes)}"
     return f"{said}; not even one row at a time fits: choose a smaller backbone or more memory"
+
+
+def _advice(changes: list[str]) -> str:
+    """Return settings, those that do not change the result apart from those that do."""
+    same = [one for one in changes if one.partition("=")[0].rpartition(".")[2] in SAME_RESULT]
+    other = [one for one in changes if one not in same]
+    kinds = {"the result stays the same": same, "the result changes": other}
+    return ", ".join(f"{' '.join(some)} ({effect})" for effect, some in kinds.items() if some)
+
+
+def _size(count: float) -> str:
+    """Return bytes in words, a small number with two digits at least."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e6:.2g} MB"
+
+
+def _count(numbers: int) -> str:
+    """Return how many numbers, in thousands if they are few."""
+    return f"{numbers / 1e6:,.1f} M" if numbers >= 1e6 else f"{numbers / 1e3:,.1f} k"
 
 
 def _time(seconds: float) -> str:

@@ -42,12 +42,19 @@ GPUS = {name: Gpu(name, memory * 2**30, speed * 1e12) for name, memory, speed in
 
 
 def gpu_named(name: str) -> Gpu:
-    """Return a GPU, given its name in any case.
+    """Return a GPU, given its name or the start of it, such as `H200`, in any case.
 
     Raises:
-        UserError: if it is not in the table.
+        UserError: if it is not in the table, or several names begin like this.
     """
-    for known, gpu in GPUS.items():
-        if known.lower() == name.lower():
-            return gpu
+    by_name = {known.lower(): gpu for known, gpu in GPUS.items()}
+    wanted = name.lower()
+    if wanted in by_name:
+        return by_name[wanted]
+    found = [gpu for known, gpu in by_name.items() if wanted and known.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " or ".join(gpu.name for gpu in found)
+        raise UserError(f"GPU {name!r} may be {names}; give its whole name")
     raise UserError(f"GPU {name!r} is not known; give one of {', '.join(GPUS)}")

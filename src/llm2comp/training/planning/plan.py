@@ -39,6 +39,9 @@ itself, as it is trained or written, is beside it."""
 CONTEXT = 1e9
 """Bytes of a GPU that CUDA and its libraries take. It is an assumption, not a measurement."""
 
+SAME_RESULT = ("gradient_checkpointing", "mini_batch_size")
+"""Settings that do not change what is trained. All others of `smaller` do."""
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -170,7 +173,7 @@ def _stage_plan(
 def smaller(stage: Stage) -> Iterator[dict[str, int | bool]]:
     """Yield settings, one after another, with which a stage needs less memory.
 
-    Those that do not change what is trained come first.
+    Those of `SAME_RESULT` come first.
     """
     if not stage.gradient_checkpointing:
         yield {"gradient_checkpointing": True}

@@ -59,7 +59,8 @@ def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) ->
 
     The loss itself needs next to nothing beside the texts. A batch that is cut into mini-batches
     is encoded once more, without gradients (GradCache). A batch with scores or a teacher is in
-    memory at once. A guide is not counted.
+    memory at once. With `matryoshka_tokens` and bidirectional attention, a text is read once for
+    each number of memory tokens. A guide is not counted.
 
     Args:
         stage: the stage.
@@ -106,7 +107,7 @@ def _encoder_step(
     """
     body, _ = trained.of_layers(layers, head=False)
     if trained.lineage.method is not None:
-        record_attention(body.config, causal=stage.attention != "bidirectional")
+        record_attention(body.config, causal=_is_causal(stage, trained))
     dropout = stage.attention_dropout if isinstance(stage, Unsupervised) else 0.0
     for name, value in dropout_settings(body.config, dropout).items():
         setattr(body.config, name, value)
@@ -119,6 +120,20 @@ def _encoder_step(
     ids = torch.zeros(count, length, dtype=torch.long, device=trained.device)
     mask = torch.ones_like(ids)
     return body, lambda: body(ids, attention_mask=mask).last_hidden_state.float().sum()
+
+
+def _is_causal(stage: Contrastive, trained: Trained) -> bool:
+    """Return whether the attention of the encoder is causal in a stage."""
+    before = trained.lineage.stages
+    causal = not before or before[-1].causal is not False
+    for one in trained.recipe.stages:
+        if one.attention is not None:
+            causal = one.attention == "causal"
+        if one.stage == stage.stage:
+            break
+        if isinstance(one, Pretext) and one.bidirectional_from_step is not None:
+            causal = False
+    return causal
 
 
 class _Source:
@@ -149,7 +164,10 @@ class _Source:
         ]
         counts = [len(texts) for column in self._columns for texts in column]
         tokens, most = stage.mini_batch_tokens, max(counts)
-        small = stage.batch_size * most <= stage.mini_batch_size
+        nested = stage.matryoshka_tokens
+        passes = len(nested) if nested and not _is_causal(stage, trained) else 1
+        self._columns = [[row * passes for row in column] for column in self._columns]
+        small = stage.batch_size * most * passes <= stage.mini_batch_size
         self.cached = not scored and (tokens is not None or not small)
         self.longest = max(length for column in self._columns for row in column for length in row)
         if not self.cached:

@@ -1,0 +1,1 @@
+"""Fewer memory tokens: in training, and of an encoder that was trained for it."""
