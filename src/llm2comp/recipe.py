@@ -202,7 +202,7 @@ class Supervised(Contrastive):
     """If given, memory stays readable to the language model (docs/guides/answer-from-memory.md)."""
 
     @model_validator(mode="after")
-    def _check_vectors(self) -> "Supervised":
+    def _check_combinations(self) -> "Supervised":
         teachers = [source.teacher for source in self.data if source.teacher is not None]
         for key, given in {
             "matryoshka": self.matryoshka,
@@ -212,6 +212,8 @@ class Supervised(Contrastive):
         }.items():
             if self.vectors == "k" and given:
                 raise ValueError(f"vectors: k cannot be trained with {key}; leave one of them out")
+        if self.reading and self.matryoshka_tokens:
+            raise ValueError("reading cannot be trained with matryoshka_tokens; leave one out")
         return self
 
 

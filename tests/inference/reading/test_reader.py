@@ -226,9 +226,13 @@ def test_a_folder_in_bfloat16_is_read_in_both_precisions(
     assert Reader.open(rounded, "bfloat16", tiny_backbone).model.dtype == torch.bfloat16
 
 
-def test_a_folder_of_others_is_refused(tiny_backbone: Path) -> None:
-    with pytest.raises(UserError, match=r"has no llm2comp\.json"):
-        Reader.open(str(tiny_backbone))
+def test_a_folder_of_others_is_refused_by_the_name_that_was_given(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_backbone.parent)
+    says = rf"^{tiny_backbone.name} has no memory to read: .* has no llm2comp\.json"
+    with pytest.raises(UserError, match=says):
+        Reader.open(tiny_backbone.name)
 
 
 def test_a_later_stage_is_read_with_a_note(

@@ -246,6 +246,12 @@ def test_weights_in_4_bits_are_refused(tiny_recipe: Path, folder: Path) -> None:
         reading.require_memory(recipe, Lineage.read(folder))
 
 
+def test_matryoshka_over_tokens_is_refused_beside_it(tiny_recipe: Path) -> None:
+    """It lets the transformer give several rows per text, and reading needs one."""
+    with pytest.raises(UserError, match="reading cannot be trained with matryoshka_tokens"):
+        load_recipe(tiny_recipe, [*READING, "supervised.matryoshka_tokens=[4,2]"])
+
+
 def test_without_the_key_the_losses_are_the_same_objects(tiny_recipe: Path) -> None:
     losses = {"a": nn.Identity()}
     context: Any = type("Context", (), {"stage": stage(), "lineage": None})()

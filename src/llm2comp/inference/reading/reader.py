@@ -25,7 +25,7 @@ from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import Head, body_of, positions_of, token_table
 from llm2comp.model.compressor import map_length_buckets, mean_norm, scaled
 from llm2comp.model.encoder import encoder_body
-from llm2comp.model.lineage import Lineage
+from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.loading.tokenizer import needed_first_token
 from llm2comp.recipe_parts import Backbone
 from llm2comp.utils.choices import Precision
@@ -75,7 +75,12 @@ class Reader:
             UserError: if the encoder has no memory that a language model can read, or its backbone
                 cannot be had or is another one.
         """
-        lineage = Lineage.read(released.local_encoder(name) or download_encoder(name))
+        folder = released.local_encoder(name) or download_encoder(name)
+        if not (folder / LINEAGE).exists():
+            raise UserError(
+                f"{name} has no memory to read: it is no encoder of llm2comp (it has no {LINEAGE})"
+            )
+        lineage = Lineage.read(folder)
         require_readable(name, lineage)
         encoder = load(name, dtype)
         weights = token_table(encoder_body(encoder)).weight
@@ -327,7 +332,7 @@ def require_readable(name: str, lineage: Lineage) -> None:
         UserError: if it has none, with the reason.
     """
     if lineage.backbone is None:
-        raise UserError(f"{name} began as an encoder of others; it has no memory to read")
+        raise UserError(f"{name} has no memory to read: it began as an encoder of others")
     if lineage.prompt_format != READABLE:
         objective = lineage.stages[0].objective if lineage.stages else lineage.prompt_format
         raise UserError(
