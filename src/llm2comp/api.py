@@ -189,7 +189,7 @@ def search(
     model: Model, file: str | Path, query: str, *, top_k: int = 5, batch_size: int = 32,
     dtype: Precision = "auto", merge_threshold: float | None = None, dim: int | None = None,
     precision: EmbeddingPrecision | None = None, memory_tokens: int | None = None,
-    vectors: VectorCount = "one",
+    vectors: VectorCount | None = None,
 ) -> list[Hit]:  # fmt: skip
     """Return the texts of a file that are nearest to a query, best first.
 
@@ -208,7 +208,7 @@ def search(
             query; `None` is as in a file of embeddings, or else float32.
         memory_tokens: as in `encode`.
         vectors: `"k"` compares the k memory vectors of each text with those of the query, by
-            MaxSim. `dim` and `precision` are for one vector.
+            MaxSim. `dim` and `precision` are for one vector, as `None` is.
 
     Returns:
         Hits with `row` (from 0), `score` (cosine, or MaxSim) and `text`.
@@ -229,7 +229,7 @@ def search(
 
     searching.require_query(query)
     text_files.require_texts(Path(file))  # before a model is loaded
-    require_vectors(vectors, dim=dim, precision=precision)
+    require_vectors(vectors or "one", dim=dim, precision=precision)
     known = embedding_files.has_vectors(Path(file), dim, precision)
     encoder, stored_as = _loaded(model, dtype, merge_threshold, memory_tokens), None
     if vectors == "k":

@@ -191,7 +191,8 @@ def test_both_later_stages_start_from_an_encoder_of_others(
     content = fine_tuning(bert, pairs).model_dump()
     first = content["stages"][0] | {"stage": "unsupervised", "steps": 2, "batch_size": 4}
     first |= {"data": [{"source": str(tmp_path / "texts.txt")}], "eval_pairs": 0}
-    del first["mining"], first["guide"], first["vectors"]
+    for key in ("mining", "guide", "vectors", "reading"):
+        del first[key]
     content["stages"] = [first, content["stages"][0]]
     folder = train(recipe.parse_recipe(content, [], "recipe"), tmp_path / "run")
     lineage = Lineage.read(folder)

@@ -261,7 +261,7 @@ def search(
         memory_tokens=memory_tokens,
         dim=dim,
         precision=precision,
-        vectors=vectors or "one",
+        vectors=vectors,
     )
     for hit in hits:
         typer.echo(f"{hit.score:.3f}  {' '.join(hit.text.split())}")

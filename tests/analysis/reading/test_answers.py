@@ -62,7 +62,7 @@ def test_each_case_is_a_direct_computation(
     queries = torch.tensor(reader.encoder.encode([one.question for one in measured.questions]))
     nearest = (queries @ embeddings.T).argmax(1).tolist()
     assert measured.found == mean(float(row == found) for row, found in enumerate(nearest))
-    assert 0 < measured.found < 1
+    assert measured.found < 1  # so some questions are asked on a wrong passage
     passages = [reader.tokens([one.passage])[0] for one in measured.questions]
     (bos,) = {int(reader.encoder.tokenizer("")["input_ids"][0])}
     for row, one in enumerate(measured.questions):
