@@ -47,7 +47,7 @@ def test_results_of_0_1_are_read_and_written_back_the_same(folder: Path, tmp_pat
     before, after = (
         json.loads((place / "results.json").read_text()) for place in (folder, tmp_path)
     )
-    assert without_newer_fields(after) == before
+    assert without_newer_fields(after) == without_newer_fields(before)
     assert results.read(tmp_path, folder.name) == known
     assert (tmp_path / "results.md").read_text() == (folder / "results.md").read_text()
 
