@@ -101,6 +101,24 @@ def test_killed_at_random_moments_equals_uninterrupted(
         assert differing(contents(run), contents(uninterrupted)) == set()
 
 
+def test_a_stopped_run_warns_where_another_does(tiny_recipe: Path, tmp_path: Path) -> None:
+    """A warning after three measurements, or once in a stage, counts those before the stop."""
+    rates = [f"{stage}.learning_rate=1e-9" for stage in ("pretext", "unsupervised")]
+    every = ["pretext.eval_steps=4", "unsupervised.eval_steps=4"]
+    recipe = load_recipe(tiny_recipe, [*rates, *every, "pretext.memory_learning_rate=1e-9"])
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:2]})
+    pipeline.train(recipe, tmp_path / "whole")
+    for stage, step in (("pretext", 11), ("unsupervised", 11)):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, stage, step)
+            with pytest.raises(StoppedError):
+                pipeline.train(recipe, tmp_path / "stopped")
+    pipeline.train(recipe, tmp_path / "stopped")
+    whole, stopped = (contents(tmp_path / name)["run.jsonl"] for name in ("whole", "stopped"))
+    assert [event["step"] for event in whole if "warning" in event]
+    assert stopped == whole
+
+
 @pytest.fixture
 def streaming(tiny_recipe: Path, tmp_path: Path) -> Path:
     """The tiny recipe on gzip parts, and on a folder of parts with several negatives a row."""

@@ -126,6 +126,10 @@ class RunLog:
                     "edited; restore the file, or remove the folder of the run to start again"
                 )
 
+    def events(self, stage: str) -> list[dict[str, Any]]:
+        """Return what was logged of a stage, also before it was stopped, as far as it is kept."""
+        return [event for _, event in read_lines(self.path) if event.get("stage") == stage]
+
     def _lines_of(self, stage: str) -> list[bytes]:
         return [line for line, event in read_lines(self.path) if event.get("stage") == stage]
 

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ FLAT_GAP = 0.1
 """A gap below this, in nats per token, says that memory does not depend on its text."""
 FLAT_MEASUREMENTS = 3
 """After this many flat gaps in a row there is a warning."""
+COLLAPSED = "they have collapsed"
+"""What the warning of collapse says, by which it is found in the log."""
 COLLAPSED_COSINE = 0.97
 """A mean cosine between texts above this says that all texts have nearly the same embedding."""
 COLLAPSED_DIMENSION = 1.5
@@ -102,8 +105,6 @@ class HeldOutWatch(EvalCallback):
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
         self.every = stage.eval_steps
         self.run_log = log
-        self.flat_measurements = 0
-        self.warned_of_collapse = False
 
     def measure(self, step: int) -> None:
         """Measure, log and warn."""
@@ -113,8 +114,8 @@ class HeldOutWatch(EvalCallback):
             else:
                 values = held_out.measure_loss(self.compressor, self.objective, self.batches)
                 log_held_out(self.run_log, "pretext", step, values)
-        if step and not self.warned_of_collapse:
-            self.warned_of_collapse = warn_of_collapse(self.run_log, "pretext", step, values)
+        if step:
+            warn_of_collapse(self.run_log, "pretext", step, values)
 
     def _measure_memory(self, objective: Compression, step: int) -> dict[str, float]:
         """Measure and log an objective that compresses."""
@@ -126,8 +127,14 @@ class HeldOutWatch(EvalCallback):
         return asdict(result)
 
     def _warn_of_a_flat_gap(self, step: int, gap: float) -> None:
-        self.flat_measurements = self.flat_measurements + 1 if step and gap < FLAT_GAP else 0
-        if self.flat_measurements == FLAT_MEASUREMENTS:
+        # The log has the measurements of earlier sessions too, if the stage was stopped.
+        gaps = [
+            event["held_out"]["gap"]
+            for event in self.run_log.events("pretext")
+            if event.get("step") and "held_out" in event
+        ]
+        flat = list(takewhile(lambda one: one < FLAT_GAP, reversed(gaps)))
+        if len(flat) == FLAT_MEASUREMENTS:
             warn(
                 self.run_log,
                 "pretext",
@@ -173,7 +180,6 @@ class CollapseWatch(EvalCallback):
         self.dropout = dropout
         self.dtype = dtype
         self.run_log = log
-        self.warned_of_collapse = False
 
     def measure(self, step: int) -> None:
         """Measure, log and warn."""
@@ -185,8 +191,7 @@ class CollapseWatch(EvalCallback):
             values = self._values()
             self.model.train()
         log_held_out(self.run_log, self.stage, step, values)
-        if not self.warned_of_collapse:
-            self.warned_of_collapse = warn_of_collapse(self.run_log, self.stage, step, values)
+        warn_of_collapse(self.run_log, self.stage, step, values)
 
     def _values(self) -> dict[str, float]:
         """Return the loss with in-batch negatives, and how the positives use their space."""
@@ -254,8 +259,8 @@ def _memory_line(step: int, result: HeldOut) -> str:
     )
 
 
-def warn_of_collapse(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> bool:
-    """Warn if the embeddings of different texts have become alike; return whether they have.
+def warn_of_collapse(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> None:
+    """Warn once in a stage if the embeddings of different texts have become alike.
 
     They are alike if their mean cosine is near 1 or their effective dimension (RankMe, Garrido et
     al., 2023) is near 1, which is that of opposite vectors too.
@@ -268,16 +273,16 @@ def warn_of_collapse(log: RunLog, stage: str, step: int, values: Mapping[str, fl
     """
     cosine, dimension = values["text_cosine"], values["rankme"]
     collapsed = cosine > COLLAPSED_COSINE or dimension < COLLAPSED_DIMENSION
-    if collapsed:
+    warned = any(COLLAPSED in event.get("warning", "") for event in log.events(stage))
+    if collapsed and not warned:
         warn(
             log,
             stage,
             step,
             f"the embeddings of different texts have a mean cosine of {cosine:.3f} and an "
-            f"effective dimension of {dimension:.1f}: they have collapsed; lower the learning rate "
+            f"effective dimension of {dimension:.1f}: {COLLAPSED}; lower the learning rate "
             "or warm up longer",
         )
-    return collapsed
 
 
 def _require_finite(values: Mapping[str, float]) -> None:
