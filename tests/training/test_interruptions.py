@@ -19,6 +19,7 @@ from llm2comp.errors import UserError
 from llm2comp.recipe import STAGE_FOLDERS, load_recipe
 from llm2comp.training import pipeline, run_folder
 from llm2comp.training.checkpoints import last_checkpoint
+from llm2comp.training.monitoring import health
 from llm2comp.training.monitoring.progress import RunProgress
 from llm2comp.utils.checksums import CHECKSUMS
 
@@ -101,8 +102,14 @@ def test_killed_at_random_moments_equals_uninterrupted(
         assert differing(contents(run), contents(uninterrupted)) == set()
 
 
-def test_a_stopped_run_warns_where_another_does(tiny_recipe: Path, tmp_path: Path) -> None:
-    """A warning after three measurements, or once in a stage, counts those before the stop."""
+def test_a_stopped_run_warns_where_another_does(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning counts the measurements, losses and warnings before the stop."""
+    monkeypatch.setattr(health, "FEWEST", 9)  # steps; the stop is before them
+    for name in ("LOSS_RISE", "GRADIENT_RISE", "DEVIATIONS"):
+        monkeypatch.setattr(health, name, 0)
+    monkeypatch.setattr(health, "LEAST", -1e9)  # all above the median is a spike
     rates = [f"{stage}.learning_rate=1e-9" for stage in ("pretext", "unsupervised")]
     every = ["pretext.eval_steps=4", "unsupervised.eval_steps=4"]
     recipe = load_recipe(tiny_recipe, [*rates, *every, "pretext.memory_learning_rate=1e-9"])
@@ -115,7 +122,9 @@ def test_a_stopped_run_warns_where_another_does(tiny_recipe: Path, tmp_path: Pat
                 pipeline.train(recipe, tmp_path / "stopped")
     pipeline.train(recipe, tmp_path / "stopped")
     whole, stopped = (contents(tmp_path / name)["run.jsonl"] for name in ("whole", "stopped"))
-    assert [event["step"] for event in whole if "warning" in event]
+    said = " ".join(event["warning"] for event in whole if "warning" in event)
+    assert "a spike" in said
+    assert "has not ignited" in said
     assert stopped == whole
 
 

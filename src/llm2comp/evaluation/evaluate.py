@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
@@ -17,7 +17,7 @@ from llm2comp.evaluation.own_data.tasks import OwnData
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.calibration import vector_format
 from llm2comp.inference.load import load, model_names, trusted
-from llm2comp.inference.vector_format import VectorFormat, require_precision
+from llm2comp.inference.vector_format import VectorFormat, require_precision, require_vectors
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
@@ -114,8 +114,7 @@ class Encoders:
             raise UserError("only encoders with memory tokens can merge them; name such a model")
         if self.memory_tokens is not None and not self.models:
             raise UserError("memory_tokens is for encoders that have such; name such a model")
-        if self.vectors not in get_args(VectorCount):
-            raise UserError(f"vectors {self.vectors!r} is neither 'one' nor 'k'")
+        require_vectors(self.vectors)
 
     def rows(self, *, instructed: bool) -> Iterator[Row]:
         """Yield the encoders in the order of the table: baselines first, then models."""

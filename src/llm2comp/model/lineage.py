@@ -311,8 +311,8 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `llm2comp.json` into an encoder folder."""
         with atomic_file(folder / LINEAGE) as partial:
-            optional = ("licence", "reference", "compiled", "bases", "dtype", "last_token")
-            unset = {name for name in (*optional, "kept_tokens") if not getattr(self, name)}
+            optional = "licence reference compiled bases dtype last_token kept_tokens"
+            unset = {name for name in optional.split() if not getattr(self, name)}
             text = self.model_dump_json(indent=2, exclude=unset)
             one_line = _NUMBERS.sub(lambda row: " ".join(row[0].split()), text)
             partial.write_text(one_line + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from llm2comp.errors import UserError
 from llm2comp.model.lora import trainable_parameters
 from llm2comp.model.lora_targets import Adapted
 from llm2comp.recipe import Pretext, StageBase
-from llm2comp.training.checkpoints import LOG_MARK, last_checkpoint, step_of
+from llm2comp.training.checkpoints import HEALTH, LOG_MARK, last_checkpoint, step_of
 from llm2comp.training.distributed import world, zero
 from llm2comp.training.distributed.launch import require_equal_parts
 from llm2comp.training.distributed.preemption import Preemption
@@ -67,6 +67,8 @@ class AdapterCheckpoints(GuardedTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             save_trained(tensors, folder)
             (folder / LOG_MARK).write_text(json.dumps(self.run_log.mark()), encoding="utf-8")
+            if self.health is not None:
+                (folder / HEALTH).write_text(json.dumps(self.health.state()), encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not is_divided():
@@ -231,6 +233,8 @@ def run_training(
     trainer.add_callback(preemption)
     require_equal_parts(cast(nn.Module, trainer.model))
     checkpoint = world.from_main(lambda: _checkpoint_to_continue(context.workdir))
+    if checkpoint is not None and (checkpoint / HEALTH).exists():  # older versions wrote none
+        trainer.health.restore(json.loads((checkpoint / HEALTH).read_text(encoding="utf-8")))
     if is_fsdp():
         keep_precision(trainer.accelerator, cast(nn.Module, trainer.model))
         divide_by_blocks(trainer.accelerator, cast(nn.Module, trainer.model))

@@ -181,7 +181,6 @@ class Reading:
         predicted = mean(len(text.predicted) for text in self.texts)
         what = "the same tokens" if "reconstruction" in self.objective else "tokens after them"
         share = self.gap_closed
-        share = self.gap_closed
         closes = f"it closes {in_words(share)} of the gap" if share else f"the gap is {TOO_SMALL}"
         return [
             f"Memory of {compressed:.0f} tokens predicts {predicted:.0f} {what}; a memory token "

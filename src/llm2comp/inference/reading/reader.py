@@ -197,18 +197,30 @@ class Reader:
         return torch.cat(parts) if parts else torch.empty(0, self.k, self.hidden)
 
     def _compress(self, rows: list[Tensor]) -> Tensor:
-        lengths = torch.tensor([len(row) for row in rows], device=self.model.device)
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return self.memory(ids.to(self.model.device), mask.to(self.model.device)).float()
 
-        def memory_of(bucket: Tensor) -> Iterable[Tensor]:
-            chosen = [rows[row] for row in bucket.tolist()]
-            ids = pad_sequence(chosen, batch_first=True).to(lengths.device)
-            ends = lengths[bucket]
-            mask = torch.arange(ids.shape[1], device=ids.device) < ends[:, None]
-            features = {"input_ids": ids, "attention_mask": mask.long()}
-            states = self.encoder[0](features)["token_embeddings"]
+    def memory(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the memory of a batch, with a gradient where the encoder trains.
+
+        Args:
+            input_ids: `(batch, length)`, a text and what the encoder puts around it; padding is on
+                the right.
+            attention_mask: `(batch, length)`, 1 at tokens and 0 at padding.
+
+        Returns:
+            `(batch, k, hidden)`.
+        """
+        lengths = attention_mask.sum(1)
+
+        def memory_of(rows: Tensor) -> Iterable[Tensor]:
+            ends = lengths[rows]
+            ids, mask = (part[rows, : int(ends.max())] for part in (input_ids, attention_mask))
+            states = self.encoder[0]({"input_ids": ids, "attention_mask": mask})["token_embeddings"]
             return [row[end - self.k : end] for row, end in zip(states, ends, strict=True)]
 
-        return torch.stack(map_length_buckets(lengths, memory_of)).float()
+        return torch.stack(map_length_buckets(lengths, memory_of))
 
     def as_input(self, memory: Tensor) -> Tensor:
         """Return memory `(…, hidden)` in the scale in which it was read in stage 1."""

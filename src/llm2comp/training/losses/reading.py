@@ -14,7 +14,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.reading.answering import TOKENS, answers, asked
 from llm2comp.inference.reading.reader import Reader, require_readable
 from llm2comp.model.causal_lm.parts import token_table
-from llm2comp.model.compressor import Decoder, map_length_buckets
+from llm2comp.model.compressor import Decoder
 from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Contrastive, Recipe, Supervised
 from llm2comp.training.losses.matryoshka import Losses
@@ -109,25 +109,8 @@ class ReadMemory(nn.Module):
             bos_id=decoder.bos_id,
             pad_id=self.reader.encoder.tokenizer.pad_token_id,
         ).to(self.reader.model.device)
-        memory = decoder.as_input(self.compress(batch))
+        memory = decoder.as_input(self.reader.memory(batch.input_ids, batch.attention_mask))
         return self.objective.loss_from_memory(decoder, memory, batch)
-
-    def compress(self, batch: Batch) -> Tensor:
-        """Return the memory `(batch, k, hidden)` of passages, with a gradient."""
-        transformer, k = self.reader.encoder[0], self.reader.k
-        lengths = batch.attention_mask.sum(1)
-
-        def memory_of(rows: Tensor) -> Iterable[Tensor]:
-            ends = lengths[rows]
-            longest = int(ends.max())
-            features = {
-                "input_ids": batch.input_ids[rows, :longest],
-                "attention_mask": batch.attention_mask[rows, :longest],
-            }
-            states = transformer(features)["token_embeddings"]
-            return [row[end - k : end] for row, end in zip(states, ends, strict=True)]
-
-        return torch.stack(map_length_buckets(lengths, memory_of))
 
 
 class WithReading(nn.Module):

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 from llm2comp.training.monitoring.run_log import RunLog
 
@@ -74,6 +75,23 @@ class HealthWatch:
         self.warned_of_a_spike = False
         self.warned_of_a_dead_part = False
         self.zero_steps: dict[str, int] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what was seen so far, for a checkpoint, as JSON takes it."""
+        return {
+            "values": {name: list(finder.values) for name, finder in self.finders.items()},
+            "zero_steps": self.zero_steps,
+            "warned_of_a_spike": self.warned_of_a_spike,
+            "warned_of_a_dead_part": self.warned_of_a_dead_part,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, so that a continued run warns as another does."""
+        for name, finder in self.finders.items():
+            finder.values.extend(state["values"][name])
+        self.zero_steps = dict(state["zero_steps"])
+        self.warned_of_a_spike = state["warned_of_a_spike"]
+        self.warned_of_a_dead_part = state["warned_of_a_dead_part"]
 
     def observe(self, step: int, loss: float, gradients: Mapping[str, float]) -> None:
         """Look at one step.
