@@ -106,6 +106,12 @@ def supports(task: AbsTask) -> bool:
     return isinstance(task, AbsTaskSTS | AbsTaskPairClassification | AbsTaskClassification)
 
 
+def score(items: Mapping[str, Any]) -> float:
+    """Return the score in percent that the result of `items`, which is not empty, stands for."""
+    predicted, gold = np.array(items["predicted"]), np.array(items["gold"])
+    return 100 * float(STATISTICS[items["statistic"]](predicted, gold))
+
+
 def difference(model: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float]:
     """Return the 95 % interval of the score of `model` minus that of `reference`, in percent.
 

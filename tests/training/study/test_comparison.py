@@ -1,6 +1,8 @@
 """The paired bootstrap between the settings of a study, against a slow literal one."""
 
 import json
+import lzma
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from llm2comp.errors import UserError
 from llm2comp.evaluation import intervals
 from llm2comp.evaluation.store import Score
-from llm2comp.training.study import results
+from llm2comp.training.study import kept_items, results
 from llm2comp.training.study.comparison import Comparison, Run, compare
 from llm2comp.training.study.plan import load_study
 
@@ -159,21 +161,63 @@ def test_a_study_that_asks_for_it_compares_its_settings(
     assert "| MNTP - CTKD | 1 |" in (out / "results.md").read_text()
     assert results.read(out, "tiny").comparison == found.comparison
     assert go(study_file, out).comparison == found.comparison
-    # Without the items, what results.json says stays; another reference has no intervals then.
-    (out / "scores").rename(tmp_path / "scores")
-    assert go(study_file, out).comparison == found.comparison
+    # The items are kept beside the results, so another machine needs nothing more.
+    shutil.rmtree(out / "scores")
     (other,) = go(edit(study_file, compare="MNTP"), out).comparison.differences
     assert other.setting == "CTKD"
-    assert other.tasks["SQuADRetrieval"].interval is None
+    assert other.tasks["SQuADRetrieval"].interval == pytest.approx((-high, -low))
     # Scores of other runs are not compared with these.
-    written = json.loads((out / "results.json").read_text())
+    path = out / "results.json"
+    text = path.read_text()
+    written = json.loads(text)
     written["cells"]["ctkd-seed0"]["scores"]["after stage 1"][0]["main_score"] += 1
-    (out / "results.json").write_text(json.dumps(written))
-    (tmp_path / "scores").rename(out / "scores")
+    path.write_text(json.dumps(written))
     (edited,) = go(edit(study_file, compare="CTKD"), out).comparison.differences
     assert edited.tasks["SQuADRetrieval"].interval is None
+    # Without the items, what results.json says stays; another reference has no intervals then.
+    path.write_text(text)
+    (out / "items.json.xz").unlink()
+    kept = go(edit(study_file, compare="MNTP"), out).comparison
+    assert kept.reference == "MNTP"
+    assert kept.differences == [other]
+    (bare,) = go(edit(study_file, compare="CTKD"), out).comparison.differences
+    assert bare.tasks["SQuADRetrieval"].interval is None
     assert go(edit(study_file, compare=None), out).comparison is None
     assert len(trained) == 2
+
+
+def test_a_study_continued_on_another_machine_compares_as_one_that_was_not_stopped(
+    study_file: Path, tmp_path: Path, sets: object, trained: list[str]
+) -> None:
+    recipe = yaml.safe_load(study_file.read_text())["recipe"]
+    recipe["evaluation"]["tasks"] = ["SQuADRetrieval", "STS17"]
+    edit(study_file, tuning=None, compare="CTKD", recipe=recipe)
+    here, there = tmp_path / "here", tmp_path / "there"
+    whole = go(study_file, here)
+    there.mkdir()
+    for name in ("study.yaml", "results.json", "items.json.xz"):
+        shutil.copy(here / name, there)
+    written = json.loads((there / "results.json").read_text())
+    removed = [name for name in written["cells"] if name.endswith("seed1")]
+    for name in removed:
+        del written["cells"][name]
+    (there / "results.json").write_text(json.dumps(written))
+    items = {name: one for name, one in kept_items.read(there).items() if "seed1" not in name}
+    kept_items.write(there, items)
+    trained.clear()
+    continued = go(study_file, there)
+    assert sorted(trained) == sorted(removed)
+    assert continued.comparison == whole.comparison
+    (one,) = whole.comparison.differences
+    assert one.seeds == [0, 1]
+    assert all(gap.interval for gap in one.tasks.values())
+
+
+@pytest.mark.parametrize("broken", [b"", b"not xz", lzma.compress(b"{")])
+def test_items_that_cannot_be_read_are_named(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "items.json.xz").write_bytes(broken)
+    with pytest.raises(UserError, match=r"items\.json\.xz cannot be read; remove it"):
+        kept_items.read(tmp_path)
 
 
 def test_the_reference_must_be_a_setting(study_file: Path) -> None:

@@ -19,7 +19,7 @@ from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
 from llm2comp.recipe_parts import Evaluation
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
-from llm2comp.training.study import comparison, provenance, results
+from llm2comp.training.study import comparison, kept_items, provenance, results
 from llm2comp.training.study.plan import Study, Trial, read_study, trial
 from llm2comp.training.study.provenance import Session
 from llm2comp.training.study.results import TrialResult
@@ -39,9 +39,10 @@ class StudyRun:
     """A study in its folder.
 
     The folder gets `study.yaml`, one run folder per trial under `cells/`, one result per stage and
-    task under `scores/`, and `results.json` and `results.md`, which are written again after every
-    trial. A trial whose scores are in `results.json` is not run again, so its run folder may be
-    removed.
+    task under `scores/`, and `results.json`, `results.md` and `items.json.xz`, which are written
+    again after every trial. These four files are all that a study needs to continue, also on
+    another machine: a trial whose scores are in `results.json` is not run again, and settings are
+    compared by the items that are kept.
 
     A trial whose first stages are those of another trial of this study, or of a study in `reuse`,
     copies these stages and does not train them again.
@@ -74,6 +75,7 @@ class StudyRun:
         self.reuse = reuse
         self.console = console or Console(stderr=True)
         self.results = results.read(out, study.name)
+        self.items = kept_items.read(out)
         self.store = ResultStore(out / SCORES)
         self.session = Session.begin()
 
@@ -142,7 +144,21 @@ class StudyRun:
         if name not in self.session.names:
             self.session.names.append(name)
         self.session.end = provenance.now()
+        self._keep_items()
         self.results.write(self.out)
+
+    def _keep_items(self) -> None:
+        """Write the items of the trials that are scored, if there are new ones."""
+        scored = {
+            (stored_name(name, label), score.task)
+            for name, result in self.results.trials.items()
+            for label, row in result.scores.items()
+            for score in row
+        }
+        known = self.items
+        self.items = kept_items.add_stored(known, self.store, scored)
+        if self.items != known:
+            kept_items.write(self.out, self.items)
 
     def _judge(self, candidate: Trial, result: TrialResult) -> None:
         """Train a trial and score its last stage on the development tasks."""
@@ -250,25 +266,24 @@ class StudyRun:
     def _compare(self) -> None:
         """Compare the settings, if the study asks for it, and write the results.
 
-        A folder that has only its `results.json` keeps the comparison that is in it, because the
-        items are not there.
+        A folder that has its `results.json` and no items keeps the comparison that is in it.
         """
+        self._keep_items()
         known, reference = self.results.comparison, self.study.compare
-        if known and known.reference == reference and not self.store.folder.exists():
+        if known and known.reference == reference and not self.items:
             return
         if reference is None:
             self.results.comparison = None
         else:
-            # A stored result counts only if it is the one that results.json has.
-            stored = {(one.model, one.score): one.items for one in self.store.all()}
             scores, items = {}, {}
             for name, result in self.results.trials.items():
                 for label, row in result.scores.items():
                     run = comparison.Run(result.setting, result.seed, label)
                     scores[run] = row
+                    kept = self.items.get(stored_name(name, label), {})
                     for score in row:
-                        found = stored.get((stored_name(name, label), score), {})
-                        items[run, score.task] = found
+                        found = kept.get(score.task, {})
+                        items[run, score.task] = found if kept_items.explains(found, score) else {}
             self.results.comparison = comparison.compare(scores, items, reference)
         if self.results.comparison != known:
             self.results.write(self.out)
