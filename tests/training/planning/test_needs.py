@@ -131,7 +131,7 @@ def test_the_count_of_a_stage_is_that_of_the_formula_in_the_guide() -> None:
     states = []
 
     def step() -> None:
-        states.append(on_meta._read(model, rows, length))
+        states.append(on_meta.read(model, rows, length))
 
     kept = count(step, model).bytes
     assert kept == pytest.approx(rows * length * layers * (36 * hidden + 10 * inner), rel=0.1)

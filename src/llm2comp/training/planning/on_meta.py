@@ -15,13 +15,14 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from llm2comp.model.causal_lm.few_layers import random_model
 from llm2comp.model.causal_lm.parts import token_table
-from llm2comp.model.compressor import Compressor
+from llm2comp.model.compressor import Compressor, Decoder
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.recipe import Contrastive, Pretext
 from llm2comp.training.objectives.chunked_loss import sum_over_chunks
 from llm2comp.training.objectives.distillation import Distillation
 from llm2comp.training.objectives.embedding_prediction import EmbeddingPrediction
 from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
+from llm2comp.training.objectives.objective import Objective
 from llm2comp.training.objectives.reconstruction import Reconstruction
 from llm2comp.training.planning.meter import Need, count
 from llm2comp.training.planning.step import Trained
@@ -41,7 +42,7 @@ def pretext_need(stage: Pretext, trained: Trained, rows: int, length: int, split
         length: tokens of a passage.
         split: tokens of a passage's text.
     """
-    model = _model(trained, head=True)
+    model = whole_model(trained, head=True)
     compressor = Compressor(
         model,
         trained.memory_embeddings,
@@ -53,7 +54,7 @@ def pretext_need(stage: Pretext, trained: Trained, rows: int, length: int, split
         compressor.enable_gradient_checkpointing()
     compressor.train()
     passes = _Passes(stage, trained, compressor, rows, length, split)
-    return _count(trained, compressor, passes.loss)
+    return count_on_meta(trained, compressor, passes.loss)
 
 
 def contrastive_need(
@@ -68,20 +69,34 @@ def contrastive_need(
         length: tokens of each, those around it included.
         backward: whether gradients are computed too.
     """
-    body = _model(trained, head=False)
+    body = encoder(stage, trained)
+    return count_on_meta(
+        trained, body, lambda: read(body, rows, length).float().sum(), backward=backward
+    )
+
+
+def encoder(stage: Contrastive, trained: Trained) -> PreTrainedModel:
+    """Return the whole body that stage 2 or 3 trains."""
+    body = whole_model(trained, head=False)
     body.requires_grad_(stage.lora is None)
     if stage.lora is not None:
         add_adapter(body, stage.lora, trained.memory_embeddings)
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     body.train()
-    return _count(trained, body, lambda: _read(body, rows, length).float().sum(), backward=backward)
+    return body
 
 
-def _model(trained: Trained, *, head: bool) -> PreTrainedModel:
-    """Return the whole model with memory embeddings."""
+def whole_model(trained: Trained, *, head: bool, memory: bool = True) -> PreTrainedModel:
+    """Return the whole model.
+
+    Args:
+        trained: what the run trains.
+        head: whether it has a language-modelling head.
+        memory: whether it has memory embeddings.
+    """
     config = type(trained.config).from_dict(trained.config.to_dict())
-    config.vocab_size += trained.memory_embeddings
+    config.vocab_size += trained.memory_embeddings * memory
     model = random_model(
         config,
         head=head,
@@ -94,9 +109,17 @@ def _model(trained: Trained, *, head: bool) -> PreTrainedModel:
     return model
 
 
-def _count(
+def count_on_meta(
     trained: Trained, model: nn.Module, loss: Callable[[], Tensor], *, backward: bool = True
 ) -> Need:
+    """Return what a loss and its gradients need.
+
+    Args:
+        trained: what the run trains.
+        model: what the loss is computed with. Its weights are not counted.
+        loss: returns the loss.
+        backward: whether gradients are computed too.
+    """
     # Autocast, which does nothing on this device, computes the LoRA in the precision of training.
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.to(trained.dtype)
@@ -126,54 +149,70 @@ class _Passes:
         objective, compressor = objective_of(self.stage), self.compressor
         specials = self.trained.specials
         if issubclass(objective, MaskedNextTokenPrediction):
-            states = _read(compressor.body, self.rows, specials + self.length).flatten(0, 1)
+            states = read(compressor.body, self.rows, specials + self.length).flatten(0, 1)
             drawn = int(self.stage.mask_probability * self.rows * self.length)
             return _token_loss(compressor, states[: max(1, drawn)])
-        text = self._memory()
+        memory = self._memory()
         if issubclass(objective, EmbeddingPrediction):
             losses = [
-                _token_loss(compressor, part.flatten(0, 1)) for part in (text, self._memory())
+                _token_loss(compressor, part.flatten(0, 1)) for part in (memory, self._memory())
             ]
             return torch.stack(losses).sum()
-        whole = issubclass(objective, Reconstruction)
-        wanted = self.split if whole else self.length - self.split
-        with compressor.frozen():
-            states = _read_on(compressor, text, wanted)
-            if not issubclass(objective, Distillation):
-                return _token_loss(compressor, states)
-            with torch.no_grad():
-                teacher = _read(compressor.body, self.rows, 1 + self.length)
-        return _token_loss(compressor, states, teacher[:, -1 - wanted :].flatten(0, 1))
+        return loss_from_memory(objective, compressor, memory, self.split, self.length - self.split)
 
     def _memory(self) -> Tensor:
         """Return the states `(rows, k, hidden)` at the memory tokens."""
         assert self.trained.lineage.method is not None
         k = self.trained.lineage.method[1].tokens
         length = self.trained.specials + self.split
-        return _read(self.compressor.body, self.rows, length)[:, -k:]
+        return read(self.compressor.body, self.rows, length)[:, -k:]
 
 
-def _read(body: PreTrainedModel, rows: int, length: int) -> Tensor:
+def loss_from_memory(
+    objective: type[Objective], decoder: Decoder, memory: Tensor, text: int, after: int
+) -> Tensor:
+    """Return what has the gradients of an objective's loss given memory, on any device.
+
+    Args:
+        objective: compresses.
+        decoder: reads the memory.
+        memory: `(rows, k, hidden)`.
+        text: tokens of a text.
+        after: tokens after it.
+    """
+    wanted = text if issubclass(objective, Reconstruction) else after
+    with decoder.frozen():
+        states = _read_on(decoder, memory, wanted)
+        if not issubclass(objective, Distillation):
+            return _token_loss(decoder, states)
+        with torch.no_grad():
+            teacher = read(decoder.body, len(memory), 1 + text + after)
+    return _token_loss(decoder, states, teacher[:, -1 - wanted :].flatten(0, 1))
+
+
+def read(body: PreTrainedModel, rows: int, length: int) -> Tensor:
     """Return the states `(rows, length, hidden)` of texts."""
-    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    return cast(Tensor, body(ids).last_hidden_state)
+    return cast(Tensor, body(_ids(body, rows, length)).last_hidden_state)
 
 
-def _read_on(compressor: Compressor, memory: Tensor, tokens: int) -> Tensor:
+def _ids(body: PreTrainedModel, rows: int, length: int) -> Tensor:
+    device = token_table(body).weight.device
+    return torch.zeros(rows, length, dtype=torch.long, device=device)
+
+
+def _read_on(decoder: Decoder, memory: Tensor, tokens: int) -> Tensor:
     """Return the states at the last memory position and at so many tokens after it."""
-    table = token_table(compressor.body)
-    ids = torch.zeros(len(memory), 1 + tokens, dtype=torch.long, device="meta")
-    embedded = table(ids)
+    embedded = token_table(decoder.body)(_ids(decoder.body, len(memory), 1 + tokens))
     inputs = torch.cat([embedded[:, :1], memory.to(embedded.dtype), embedded[:, 1:]], dim=1)
-    states: Tensor = compressor.body(inputs_embeds=inputs).last_hidden_state
+    states: Tensor = decoder.body(inputs_embeds=inputs).last_hidden_state
     return states[:, memory.shape[1] :].flatten(0, 1)
 
 
-def _token_loss(compressor: Compressor, states: Tensor, teacher: Tensor | None = None) -> Tensor:
+def _token_loss(decoder: Decoder, states: Tensor, teacher: Tensor | None = None) -> Tensor:
     """Return a loss of logits, computed in chunks as the objectives do."""
 
     def loss(states: Tensor, *others: Tensor) -> Tensor:
-        parts = [compressor.logits(part).log_softmax(-1) for part in (states, *others)]
+        parts = [decoder.logits(part).log_softmax(-1) for part in (states, *others)]
         return sum(part.sum() for part in parts)  # type: ignore[return-value]
 
     return sum_over_chunks(loss, states, *([] if teacher is None else [teacher]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from llm2comp.model.causal_lm.parts import body_of
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
-from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage
+from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage, Supervised
 from llm2comp.training.dry_run import count_trained, disk_needed
 from llm2comp.training.planning.machines import UTILISATION, Gpu
 from llm2comp.training.planning.rows import some_rows
@@ -41,6 +42,8 @@ CONTEXT = 1e9
 
 SAME_RESULT = ("gradient_checkpointing", "mini_batch_size")
 """Settings that do not change what is trained. All others of `smaller` do."""
+PASSAGES = "reading.passages"
+"""A setting of stage 3."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,15 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
     }
     counts = count_trained(body, recipe.stages, trained.lineage)
     room = _room(gpu)
-    stages = [
-        _stage_plan(stage, trained, count, frozen[isinstance(stage, Pretext)], gpu, room)
+    weights = [
+        (frozen[isinstance(stage, Pretext)] if stage.lora is not None else 0)
+        + count * OPTIMISER_BYTES
+        + _reads(stage) * numbers[True] * trained.dtype.itemsize
         for stage, count in zip(recipe.stages, counts, strict=True)
+    ]
+    stages = [
+        _stage_plan(stage, trained, count, size, gpu, room)
+        for stage, count, size in zip(recipe.stages, counts, weights, strict=True)
     ]
     during, written = recipe.evaluation.during, compute_dtype(recipe.save_dtype)
     keeps_best = during is not None and during.keep_best
@@ -127,6 +136,9 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
     on_host: list[float] = [(MAPPED + number) * numbers[True]]
     if gpu is None and not torch.cuda.is_available():
         on_host += [stage.memory for stage in stages]
+        # The model that reads is loaded when the encoder is there.
+        loading = zip(recipe.stages, weights, strict=True)
+        on_host += [size + MAPPED * numbers[True] for stage, size in loading if _reads(stage)]
     return Plan(
         stages,
         numbers[False],
@@ -136,6 +148,11 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         room,
         in_4bit,
     )
+
+
+def _reads(stage: Stage) -> bool:
+    """Return whether a stage has the frozen language model beside the encoder."""
+    return isinstance(stage, Supervised) and stage.reading is not None
 
 
 def _room(gpu: Gpu | None) -> float:
@@ -148,10 +165,9 @@ def _room(gpu: Gpu | None) -> float:
 
 
 def _stage_plan(
-    stage: Stage, trained: Trained, count: int, frozen: float, gpu: Gpu | None, room: float
+    stage: Stage, trained: Trained, count: int, weights: float, gpu: Gpu | None, room: float
 ) -> StagePlan:
     """Return what a stage needs, and what would make it fit."""
-    weights = (frozen if stage.lora is not None else 0) + count * OPTIMISER_BYTES
     if not stage.steps:
         return StagePlan(stage.stage, 0, count, Step(0.0, 0.0, 0.0, 0.0), weights, 0.0)
     rows = some_rows(trained.recipe, stage, trained.tokenizer)
@@ -163,11 +179,21 @@ def _stage_plan(
     changes: dict[str, int | bool] = {}
     for change in smaller(stage):
         changes |= change
-        changed = stage_step(stage.model_copy(update=changes), trained, rows)
+        changed = stage_step(_changed(stage, changes), trained, rows)
         if weights + changed.peak <= room:
             named = [f"{stage.stage}.{key}={str(value).lower()}" for key, value in changes.items()]
             return replace(plan, changes=named)
     return replace(plan, changes=[])
+
+
+def _changed(stage: Stage, changes: dict[str, int | bool]) -> Stage:
+    """Return a stage with settings that `smaller` yields."""
+    update: dict[str, Any] = {key: value for key, value in changes.items() if key != PASSAGES}
+    if PASSAGES in changes:
+        assert isinstance(stage, Supervised)
+        assert stage.reading is not None
+        update["reading"] = stage.reading.model_copy(update={"passages": changes[PASSAGES]})
+    return stage.model_copy(update=update)
 
 
 def smaller(stage: Stage) -> Iterator[dict[str, int | bool]]:
@@ -182,6 +208,11 @@ def smaller(stage: Stage) -> Iterator[dict[str, int | bool]]:
     while size > 1:
         size //= 2
         yield {name: size}
+    if isinstance(stage, Supervised) and stage.reading is not None:
+        size = min(stage.reading.passages, stage.batch_size)
+        while size > 1:
+            size //= 2
+            yield {PASSAGES: size}
     if isinstance(stage, Contrastive):  # a batch with scores is not cut into mini-batches
         size = stage.batch_size
         while size > 2:

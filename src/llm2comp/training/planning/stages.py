@@ -1,20 +1,23 @@
 """One step of each kind of stage, at the lengths of its rows."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llm2comp.data.drawn.pair_file import texts_of
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model.attention import record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.lora import add_adapter
-from llm2comp.recipe import Contrastive, Pretext, Unsupervised
+from llm2comp.recipe import Contrastive, Pretext, Supervised, Unsupervised
 from llm2comp.training.planning import on_meta
 from llm2comp.training.planning.meter import Need
+from llm2comp.training.planning.reading import reading_step
 from llm2comp.training.planning.step import Step, Trained, whole_need
 from llm2comp.training.pretext import pretext_model
 
@@ -61,6 +64,7 @@ def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) ->
     is encoded once more, without gradients (GradCache). A batch with scores or a teacher is in
     memory at once. With `matryoshka_tokens` and bidirectional attention, a text is read once for
     each number of memory tokens. A guide is not counted.
+    With `reading`, what reads memory is counted beside the texts.
 
     Args:
         stage: the stage.
@@ -95,7 +99,10 @@ def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) ->
         tokens += share * step_tokens
         flops += share * times * sum(need.flops for need in passes)
         seconds += share * times * sum(need.seconds for need in passes)
-    return Step(both.bytes, tokens, flops, seconds)
+    step = Step(both.bytes, tokens, flops, seconds)
+    if isinstance(stage, Supervised) and stage.reading is not None:
+        return step.beside(reading_step(stage, trained, data, partial(_encoder, stage, trained)))
+    return step
 
 
 def _encoder_step(
@@ -105,6 +112,14 @@ def _encoder_step(
 
     Pooling and loss need next to nothing beside it.
     """
+    body = _encoder(stage, trained, layers)
+    ids = torch.zeros(count, length, dtype=torch.long, device=trained.device)
+    mask = torch.ones_like(ids)
+    return body, lambda: body(ids, attention_mask=mask).last_hidden_state.float().sum()
+
+
+def _encoder(stage: Contrastive, trained: Trained, layers: int) -> PreTrainedModel:
+    """Return a body of few layers, as stage 2 or 3 trains it."""
     body, _ = trained.of_layers(layers, head=False)
     if trained.lineage.method is not None:
         record_attention(body.config, causal=_is_causal(stage, trained))
@@ -117,9 +132,7 @@ def _encoder_step(
     if stage.gradient_checkpointing:
         body.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     body.train()
-    ids = torch.zeros(count, length, dtype=torch.long, device=trained.device)
-    mask = torch.ones_like(ids)
-    return body, lambda: body(ids, attention_mask=mask).last_hidden_state.float().sum()
+    return body
 
 
 def _is_causal(stage: Contrastive, trained: Trained) -> bool:

@@ -136,6 +136,11 @@ class Step:
     flops: float
     seconds: float
 
+    def beside(self, other: "Step") -> "Step":
+        """Return what this step needs with a further part, whose tensors are there at once."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Step(*(one + two for one, two in pairs))
+
 
 Build = Callable[[int, int], tuple[nn.Module, Callable[[], Tensor]]]
 """Takes numbers of layers and rows, and returns a model and what computes its loss."""
