@@ -127,7 +127,7 @@ def licence_of(name: str, revision: str | None = None) -> str | None:
     """
     if name in PACKAGED:
         return catalog.entry(name).licence.lower()
-    return licence_in(backbone_folder(name, revision))
+    return licence_in(backbone_folder(name, revision, weights=False))
 
 
 def licence_in(folder: Path) -> str | None:

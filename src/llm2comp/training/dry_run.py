@@ -26,10 +26,9 @@ from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.lora import add_adapter, trainable_parameters
 from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
-from llm2comp.recipe import Contrastive, Pretext, Stage, StageBase
-from llm2comp.training.losses.late_interaction import require_several_tokens
-from llm2comp.training.losses.matryoshka import require_counts, require_dims
-from llm2comp.training.losses.reading import require_memory
+from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage, StageBase
+from llm2comp.training.losses.matryoshka import require_dims
+from llm2comp.training.planning.fitting import require_fitting
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
 from llm2comp.utils.hardware import compute_dtype
@@ -51,22 +50,21 @@ def rehearse(context: StageContext[Stage]) -> None:
         context: the stage.
 
     Raises:
-        UserError: if there are too few memory tokens for `vectors: k`, the disk is too small, the
-            LoRA of this or a later stage fits no layer, or the encoder that is saved would not load
-            again or would encode otherwise.
+        UserError: if the encoder lacks what the stages train, the disk is too small, the LoRA of
+            this or a later stage fits no layer, or the encoder that is saved would not load again
+            or would encode otherwise.
     """
     backbone, lineage = context.recipe.backbone, _lineage(context)
     stages = context.recipe.stages
     remaining = stages[[stage.stage for stage in stages].index(context.stage.stage) :]
-    require_several_tokens(context.recipe, lineage.num_memory_tokens)
-    require_memory(context.recipe, lineage)
+    require_fitting(context.recipe, lineage)
     if lineage.method is None:
         _rehearse_others(context, lineage, remaining)
         return
     config, tokenizer = _read(context)
     head, code = context.source is None, backbone.trust_remote_code
     whole = body_of(random_model(config, head=head, device="meta", trust_remote_code=code))
-    _require_matryoshka(remaining, token_table(whole).weight.shape[1], lineage)
+    _require_matryoshka(context.recipe, token_table(whole).weight.shape[1])
     trained = count_trained(whole, remaining, lineage)
     _require_space(context, sum(p.numel() for p in whole.parameters()), trained)
     _say_4bit(context, whole)
@@ -105,21 +103,15 @@ def _rehearse_others(
     Its modules need not be able to have few layers, so it is saved and loaded whole.
 
     Raises:
-        UserError: as `rehearse`, or if a stage wants another attention.
+        UserError: as `rehearse`.
     """
-    for stage in remaining:
-        if stage.attention is not None:
-            raise UserError(
-                f"{stage.stage}.attention: the attention of {lineage.bases[0].name} stays as it "
-                "is, because it is no encoder of llm2comp; leave the key out"
-            )
     model = SentenceTransformer(
         str(context.source),
         device="cpu",
         trust_remote_code=context.recipe.backbone.trust_remote_code,
         model_kwargs={"dtype": torch.float32},
     )
-    _require_matryoshka(remaining, require_dim(model, None), lineage)
+    _require_matryoshka(context.recipe, require_dim(model, None))
     body = encoder.encoder_body(model)
     trained = count_trained(body, remaining, lineage)
     _require_space(context, sum(p.numel() for p in model.parameters()), trained)
@@ -127,12 +119,14 @@ def _rehearse_others(
     _train_nothing_and_save(context, model, body, lineage, causal=None)
 
 
-def _require_matryoshka(stages: list[Stage], dimension: int, lineage: Lineage) -> None:
-    """Check what all stages nest, so that none is wrong after hours."""
-    for stage in stages:
+def _require_matryoshka(recipe: Recipe, dimension: int) -> None:
+    """Check the dimensions that all stages nest, so that none is wrong after hours."""
+    for stage in recipe.stages:
         if isinstance(stage, Contrastive):
-            require_dims(stage.stage, stage.matryoshka, dimension)
-            require_counts(stage.stage, stage.matryoshka_tokens, lineage.num_memory_tokens)
+            try:
+                require_dims(stage.stage, stage.matryoshka, dimension)
+            except UserError as error:
+                raise UserError(f"recipe {recipe.name}: {error}") from error
 
 
 def _say_4bit(context: StageContext[Stage], body: PreTrainedModel) -> None:

@@ -29,6 +29,7 @@ from llm2comp.training.monitoring.development import check_during
 from llm2comp.training.monitoring.divergence import has_diverged, with_remedies
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.monitoring.trackers import require_trackers
+from llm2comp.training.planning.fitting import lineage_before, require_fitting
 from llm2comp.training.pretext import train_pretext
 from llm2comp.training.run_folder import (
     LOG,
@@ -78,7 +79,8 @@ def train(
 ) -> Path:
     """Run a recipe's stages and return the folder of the final encoder, `out/model`.
 
-    The folder gets one encoder folder per stage, `model`, `recipe.yaml` and `run.jsonl`. A stage
+    A run that is refused before it has trained leaves no new folder. The folder gets one encoder
+    folder per stage, `model`, `recipe.yaml` and `run.jsonl`. A stage
     whose folder exists is skipped. A stage that was stopped resumes from its last checkpoint, and
     the result is the same, bit for bit.
 
@@ -100,6 +102,7 @@ def train(
     with world.joined(), ExitStack() as stack:
         require_possible(recipe, planned=plan is not None)
         require_trainable(recipe.backbone)
+        world.from_main(lambda: _require_startable(recipe, out))
         world.from_main(lambda: stack.enter_context(alone_in(out)))
         log = RunLog(out / LOG, console or Console(stderr=True, quiet=not world.is_main()))
         recipe = world.from_main(lambda: _begin(recipe, out, log, planned=plan is not None))
@@ -108,6 +111,17 @@ def train(
             recipe = _run_stage(recipe, name, source, out, log, plan)
             source = out / STAGE_FOLDERS[name]
         return world.from_main(lambda: _copy_last(recipe, out))
+
+
+def _require_startable(recipe: Recipe, out: Path) -> None:
+    """Check what the recipe and the lineage of its encoder tell, before there is a folder.
+
+    Raises:
+        UserError: as `train`.
+    """
+    require_trackers(recipe.report_to)
+    if not (out / RECIPE).exists():  # a run that continues has chosen its encoder
+        require_fitting(recipe, lineage_before(recipe))
 
 
 def _begin(recipe: Recipe, out: Path, log: RunLog, *, planned: bool) -> Recipe:
@@ -124,13 +138,6 @@ def _begin(recipe: Recipe, out: Path, log: RunLog, *, planned: bool) -> Recipe:
             "encode_query and search will put nothing before a query; set prompts.query to one "
             "of the instructions and a colon (each is stored as a prompt of its source's name)"
         )
-    first = recipe.stages[0]
-    if not isinstance(first, Pretext) and recipe.base is None:
-        raise UserError(
-            f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
-            "before it"
-        )
-    require_trackers(recipe.report_to)
     waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
     check_during(recipe, waiting)
     for stage in waiting:

@@ -3,8 +3,9 @@
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,13 @@ Scores = dict[str, list[store.Score]]
 def alone_in(out: Path) -> Iterator[None]:
     """Make a run folder, and keep other runs from training in it within the block.
 
+    A folder that was made for a run that is then refused is removed, because nobody needs it.
+
     Raises:
         UserError: if another run trains in it, or it cannot be written.
     """
     require_folder(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK, blocking=False)
     try:
@@ -62,8 +66,25 @@ def alone_in(out: Path) -> Iterator[None]:
     try:
         with removed_at_exit(functools.partial((out / LOCK).unlink, missing_ok=True)):
             yield
+    except UserError:
+        if made and not _has_work(out):
+            shutil.rmtree(out)
+            with suppress(OSError):  # another run may be in the folder above by now
+                for above in made[1:]:
+                    above.rmdir()
+        raise
     finally:
         lock.release()
+
+
+def _has_work(out: Path) -> bool:
+    """Return whether a run folder holds what took long: steps, labels or mined negatives."""
+    encoders = [out / name for name in STAGE_FOLDERS.values()]
+    work = [f".*.work/{name}" for name in ("checkpoint-*", "diverged.txt", "rows/teacher*")]
+    found = [path for pattern in (*work, ".*.work/rows/mined-*") for path in out.glob(pattern)]
+    if found or any(folder.exists() for folder in encoders):
+        return True
+    return any("step" in event for _, event in read_lines(out / LOG))
 
 
 def as_yaml(recipe: Recipe) -> str:

@@ -19,7 +19,8 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
-from llm2comp.inference.reading.reader import READABLE, Reader
+from llm2comp.inference.reading.backbone import READABLE
+from llm2comp.inference.reading.reader import Reader
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.training import run_folder

@@ -19,19 +19,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.data.hub import download_encoder
 from llm2comp.errors import UserError
-from llm2comp.inference.load import load, trusted
+from llm2comp.inference.load import load
+from llm2comp.inference.reading.backbone import (
+    FOLDER_OPTION,
+    load_reading_backbone,
+    require_readable,
+    require_same_model,
+)
 from llm2comp.model import released
-from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import Head, body_of, positions_of, token_table
 from llm2comp.model.compressor import map_length_buckets, mean_norm, scaled
 from llm2comp.model.encoder import encoder_body
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.model.loading.tokenizer import needed_first_token
-from llm2comp.recipe_parts import Backbone
 from llm2comp.utils.choices import Precision
 
-READABLE = "memory"
-"""The prompt format of the objectives whose memory the frozen model reads in training."""
 ROWS = 128
 """States whose logits are computed at once."""
 TEXTS = 16
@@ -94,6 +96,7 @@ class Reader:
         lineage: Lineage,
         dtype: torch.dtype,
         backbone: str | Path | None,
+        remedy: str = FOLDER_OPTION,
     ) -> "Reader":
         """Put the backbone beside an encoder that is loaded.
 
@@ -103,6 +106,7 @@ class Reader:
             lineage: of the encoder, which `require_readable` accepts.
             dtype: of the backbone.
             backbone: as `open` takes it.
+            remedy: what to do if it cannot be had or is another one.
 
         Raises:
             UserError: if the backbone cannot be had, or is another one.
@@ -110,8 +114,8 @@ class Reader:
         assert lineage.backbone is not None
         assert lineage.memory is not None
         weights = token_table(encoder_body(encoder)).weight
-        model, tokenizer = _load_backbone(name, lineage.backbone, backbone, dtype)
-        _require_same_model(name, lineage, token_table(model).weight, weights)
+        model, tokenizer = load_reading_backbone(name, lineage.backbone, backbone, dtype, remedy)
+        require_same_model(name, lineage, token_table(model).weight, weights, remedy)
         rows = token_table(model).num_embeddings
         norm = mean_norm(token_table(model), rows) if lineage.memory.scale != "none" else None
         model.requires_grad_(False)
@@ -331,70 +335,3 @@ class Reader:
             student, wanted = (self._head(x).float().log_softmax(-1) for x in (own, other))
             parts.append(kl_div(student, wanted, reduction="none", log_target=True).sum(-1))
         return torch.cat(parts).cpu()
-
-
-def require_readable(name: str, lineage: Lineage) -> None:
-    """Check that an encoder has memory that a language model can read.
-
-    Args:
-        name: of the encoder, for the message.
-        lineage: of the encoder.
-
-    Raises:
-        UserError: if it has none, with the reason.
-    """
-    if lineage.backbone is None:
-        raise UserError(f"{name} has no memory to read: it began as an encoder of others")
-    if lineage.prompt_format != READABLE:
-        objective = lineage.stages[0].objective if lineage.stages else lineage.prompt_format
-        raise UserError(
-            f"{name} has no memory to read: its stage 1 was trained with {objective}; take an "
-            "encoder whose stage 1 compresses (continuation, distillation, reconstruction)"
-        )
-    if lineage.compiled is not None or lineage.last_token:
-        raise UserError(f"{name} is an export; give the folder that it was made from")
-
-
-def _load_backbone(
-    name: str, recorded: Backbone, given: str | Path | None, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the backbone of an encoder.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
-    wanted = str(given or recorded.name)
-    try:
-        return load_backbone(
-            wanted,
-            dtype=dtype,
-            bidirectional=False,  # the frozen model is causal, whatever the encoder is
-            trust_remote_code=recorded.trust_remote_code and trusted(),
-            revision=recorded.revision if wanted == recorded.name else None,
-        )
-    except UserError as error:
-        raise UserError(
-            f"the memory of {name} is read by its backbone {recorded.name}, which cannot be had "
-            f"({error}); name its folder with --backbone"
-        ) from error
-
-
-def _require_same_model(name: str, lineage: Lineage, own: Tensor, merged: Tensor) -> None:
-    """Check that a backbone is the one that an encoder was made of, by the token embeddings.
-
-    Stages with a LoRA leave those as they are, except for the memory tokens at the end.
-
-    Raises:
-        UserError: if it is another one.
-    """
-    shape = (len(merged) - lineage.num_memory_tokens, merged.shape[1])
-    same = tuple(own.shape) == shape
-    if same and all(stage.lora is not None for stage in lineage.stages):
-        saved = getattr(torch, lineage.dtype or "float32")  # the folder may have rounded them
-        first, second = (table.cpu().to(saved) for table in (own, merged[: len(own)]))
-        same = torch.equal(first, second)
-    if not same:
-        raise UserError(
-            f"{name} was not made of this backbone: the token embeddings differ; name the folder "
-            f"of {lineage.backbone.name if lineage.backbone else ''} with --backbone"
-        )

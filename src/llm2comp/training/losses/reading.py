@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.answering import TOKENS, answers, asked
-from llm2comp.inference.reading.reader import Reader, require_readable
+from llm2comp.inference.reading.backbone import require_backbone, require_readable
+from llm2comp.inference.reading.reader import Reader
 from llm2comp.model.causal_lm.parts import token_table
 from llm2comp.model.compressor import Decoder
 from llm2comp.model.lineage import Lineage
@@ -27,6 +28,9 @@ from llm2comp.utils.hardware import compute_dtype
 
 FEWEST = 24
 """Tokens of the shortest passage that is read."""
+KEY = "supervised.reading"
+REMEDY = "put the folder of that backbone into the present one, or leave the key out"
+"""What to do if the backbone of a base is not found, or is another one."""
 CONTRASTIVE = "contrastive"
 """Name of the other part of the loss."""
 
@@ -175,9 +179,11 @@ def _reader(context: StageContext[Contrastive], model: SentenceTransformer) -> R
     recipe, lineage = context.recipe, context.lineage
     # A folder keeps only the last part of a local path.
     local = None if recipe.base is not None else recipe.backbone.name
-    return Reader.beside(
-        model, str(recipe.base or recipe.name), lineage, compute_dtype(recipe.backbone.dtype), local
-    )
+    name, dtype = str(recipe.base or recipe.name), compute_dtype(recipe.backbone.dtype)
+    try:
+        return Reader.beside(model, name, lineage, dtype, local, REMEDY)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {KEY}: {error}") from error
 
 
 def require_memory(recipe: Recipe, lineage: Lineage) -> None:
@@ -195,10 +201,12 @@ def require_memory(recipe: Recipe, lineage: Lineage) -> None:
         return
     if recipe.backbone.load_in_4bit:
         raise UserError(
-            "supervised.reading is not trained on weights in 4 bits; leave it out, or "
-            "backbone.load_in_4bit"
+            f"{KEY} is not trained on weights in 4 bits; leave it out, or backbone.load_in_4bit"
         )
+    name = str(recipe.base or recipe.name)
     try:
-        require_readable(str(recipe.base or recipe.name), lineage)
+        require_readable(name, lineage)
+        if recipe.base is not None and lineage.backbone is not None:
+            require_backbone(name, lineage.backbone, REMEDY)
     except UserError as error:
-        raise UserError(f"supervised.reading: {error}") from error
+        raise UserError(f"{KEY}: {error}") from error

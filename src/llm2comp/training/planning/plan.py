@@ -9,7 +9,6 @@ import torch
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
-from llm2comp.errors import UserError
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.base import open_base, transformer_folder
 from llm2comp.model.causal_lm.dropout import remove_dropout
@@ -20,6 +19,7 @@ from llm2comp.model.loading import four_bit
 from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage, Supervised
 from llm2comp.training.dry_run import count_trained, disk_needed
+from llm2comp.training.planning.fitting import lineage_before, require_fitting
 from llm2comp.training.planning.machines import UTILISATION, Gpu
 from llm2comp.training.planning.rows import some_rows
 from llm2comp.training.planning.stages import contrastive_step, pretext_step
@@ -107,8 +107,10 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         gpu: where it will run; None is this machine.
 
     Raises:
-        UserError: if the backbone, the base or the data cannot be had.
+        UserError: if the backbone, the base or the data cannot be had, or the encoder lacks what
+            the stages train.
     """
+    require_fitting(recipe, lineage_before(recipe))
     trained = _trained(recipe, gpu)
     whole = trained.on_meta()
     body = body_of(whole)
@@ -243,18 +245,14 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     """Return what a run trains, without reading its weights.
 
     Raises:
-        UserError: if it starts from nothing, or the base or the backbone cannot be read.
+        UserError: if the base or the backbone cannot be read.
     """
     if recipe.base is not None:
         base = open_base(recipe)
         folder, name, lineage = transformer_folder(base.folder), recipe.base, base.lineage
     else:
         backbone, (first, *_) = recipe.backbone, recipe.stages
-        if not isinstance(first, Pretext):
-            raise UserError(
-                f"recipe {recipe.name}: {first.stage} needs an encoder; set base, or put pretext "
-                "before it"
-            )
+        assert isinstance(first, Pretext)  # as `lineage_before` has checked
         code = backbone.trust_remote_code
         folder = backbone_folder(backbone.name, backbone.revision, code=code, weights=False)
         name, lineage = backbone.name, Lineage.start(recipe, objective_of(first).prompt_format)
