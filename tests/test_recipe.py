@@ -1,9 +1,11 @@
 """Recipes: the shipped ones, overrides, and messages about mistakes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llm2comp import recipe as recipe_module
 from llm2comp.data.pairs import add_instruction
@@ -103,7 +105,7 @@ def test_the_value_of_an_override_is_yaml(minimal: Path) -> None:
         ("unsupervised.lora.rr=1", r"stages\.1\.unsupervised\.lora\.rr: .*did you mean 'r'"),
         ("memory.size=8", r"memory\.size: unknown key; use tokens, init, init_text, scale$"),
         ("pretext.steps=-1", r"steps.*greater than or equal to 0"),
-        ("pretext.steps=many", r"steps.*integer"),
+        ("pretext.steps=many", r"steps: must be a whole number \(got 'many'\)$"),
         ("memory.tokens=33", r"tokens.*less than or equal to 32"),
         ("pretext.split.ramp_steps=5", r"ramp_steps needs start"),
         ("pretext.data=[]", r"data.*at least 1 item"),
@@ -126,6 +128,70 @@ def test_a_wrong_override_is_named_in_one_line(minimal: Path, override: str, mes
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(minimal, [override])
     assert "\n" not in str(caught.value)
+
+
+SETTINGS = "must be a mapping of settings"
+
+
+@pytest.mark.parametrize("given", ["true", "false", "yes please", "3", "[1]"])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("backbone", rf"{SETTINGS} \(name, .*\); {{}} takes the defaults"),
+        ("memory", rf"{SETTINGS} \(tokens, .*\); {{}} takes the defaults"),
+        ("evaluation", rf"{SETTINGS} \(tasks, .*\); {{}} takes the defaults"),
+        ("evaluation.during", rf"{SETTINGS} \(tasks, .*\); give every at least"),
+        ("pretext.lora", rf"{SETTINGS} \(r, .*\); {{}} takes the defaults"),
+        ("pretext.passages", rf"{SETTINGS} \(min_chars, .*\); {{}} takes the defaults"),
+        ("pretext.split", rf"{SETTINGS} \(low, .*\); {{}} takes the defaults"),
+        ("pretext.data.0", rf"{SETTINGS} \(source, .*\); give source at least"),
+        ("pretext.data.0.columns", r"must be a mapping, such as {key: value}"),
+        ("prompts", r"must be a mapping, such as {key: value}"),
+        ("stages.0", rf"{SETTINGS}, such as {{stage: supervised, ...}}"),
+        ("stages.2", rf"{SETTINGS}, such as {{stage: supervised, ...}}"),
+        ("supervised.reading", rf"{SETTINGS} \(weight, passages\); {{}} takes the defaults"),
+        ("supervised.mining", rf"{SETTINGS} \(negatives, .*\); {{}} takes the defaults"),
+    ],
+)
+def test_a_value_where_settings_are_wanted_is_one_line_of_ours(
+    tmp_path: Path, key: str, message: str, given: str
+) -> None:
+    """pydantic says "Input should be a valid dictionary or instance of Reading"."""
+    path = tmp_path / "mine.yaml"
+    stage = {"data": [{"source": "a"}], "steps": 1, "batch_size": 2, "learning_rate": 1}
+    stages = [{"stage": name, **stage} for name in ("pretext", "unsupervised", "supervised")]
+    path.write_text(yaml.safe_dump({"name": "mine", "stages": stages}))
+    with pytest.raises(UserError) as error:
+        load_recipe(path, [f"{key}={given}"])
+    named = key.replace("pretext.", r"stages\.0\.pretext\.")
+    named = named.replace("supervised.", r"stages\.2\.supervised\.")
+    value = re.escape(repr(yaml.safe_load(given)))
+    said = re.escape(f"recipe {path}: ") + rf"{named}: {message} \(got {value}\)"
+    assert re.fullmatch(said, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages=pretext", r"stages: must be a list, such as \[first, second\] \(got 'pretext'\)"),
+        ("stages={}", r"stages: must be a list, .* \(got a mapping\)"),
+        ("stages=[{steps: 1}]", r"stages\.0: lacks the key 'stage', which says what"),
+        ("pretext.stage=third", r"stages\.0: 'stage' is third, and it must be one of 'pretext', "),
+        ("pretext.steps={a: 1}", r"steps: must be a whole number \(got a mapping\)"),
+        ("pretext.compile=maybe", r"compile: must be true or false \(got 'maybe'\)"),
+        ("pretext.learning_rate=fast", r"learning_rate: must be a number \(got 'fast'\)"),
+        (
+            "pretext.attention=both",
+            r"attention: must be 'causal' or 'bidirectional' \(got 'both'\)",
+        ),
+        ("name=3", r"name: must be a text \(got 3\)"),
+    ],
+)
+def test_a_value_of_another_kind_is_said_in_our_words(
+    minimal: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(minimal, [override])
 
 
 @pytest.mark.parametrize(

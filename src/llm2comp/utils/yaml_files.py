@@ -14,6 +14,29 @@ UNKNOWN_KEY = "unknown_key"
 """Type of the validation error for a key that a model does not have."""
 
 
+NO_MAPPING = "no_mapping"
+"""Type of the validation error for a value where a model's keys are wanted."""
+_WORDS = {
+    "missing": "is missing",
+    "dict_type": "must be a mapping, such as {{key: value}}",
+    "list_type": "must be a list, such as [first, second]",
+    "model_attributes_type": "must be a mapping of settings, such as {{stage: supervised, ...}}",
+    "union_tag_not_found": "lacks the key {discriminator}, which says what the settings are for",
+    "union_tag_invalid": "{discriminator} is {tag}, and it must be one of {expected_tags}",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+"""What a validation error of pydantic is called, by its type."""
+_SCALARS = ("string_type", "int_type", "float_type", "bool_type", "literal_error")
+"""Types of errors for a value that is no text, number or choice."""
+
+
 class Strict(BaseModel):
     """A mapping that may hold known keys only."""
 
@@ -24,6 +47,12 @@ class Strict(BaseModel):
     def _refuse_unknown_key(cls, values: Any) -> Any:
         """Refuse the first unknown key with a hint, before pydantic looks at the values."""
         known = list(cls.model_fields)
+        if not isinstance(values, dict | cls):
+            needed = [key for key, field in cls.model_fields.items() if field.is_required()]
+            hint = f"give {', '.join(needed)} at least" if needed else "{} takes the defaults"
+            context = {"keys": ", ".join(known), "hint": hint}
+            message = "must be a mapping of settings ({keys}); {hint}"
+            raise PydanticCustomError(NO_MAPPING, message, context)
         for key in map(str, values) if isinstance(values, dict) else ():
             if key not in known:
                 nearest = difflib.get_close_matches(key, known, n=1)
@@ -183,10 +212,14 @@ def _list_index(items: list[Any], key: str, override: str) -> int:
 def explain_validation_error(error: ValidationError) -> str:
     """Return the first thing that is wrong in one line, beginning with the dotted key."""
     first = error.errors()[0]
-    location = list(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
+    location, given = list(map(str, first["loc"])), first["input"]
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if first["type"] in _WORDS:
+        message = _WORDS[first["type"]].format(**first.get("ctx", {}))
     if first["type"] == UNKNOWN_KEY:
         location.append(first["ctx"]["key"])
-    elif not isinstance(first["input"], dict):  # settings that do not go together are not repeated
-        message += f" (got {one_line(repr(first['input']), limit=60)})"
+    elif isinstance(given, dict) and first["type"] in ("list_type", *_SCALARS):
+        message += " (got a mapping)"
+    elif not isinstance(given, dict):  # settings that do not go together are not repeated
+        message += f" (got {one_line(repr(given), limit=60)})"
     return f"{'.'.join(location)}: {message}" if location else message

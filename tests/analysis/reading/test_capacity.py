@@ -220,7 +220,7 @@ def test_a_folder_that_was_written_is_read_again(tmp_path: Path) -> None:
     for content, said in (
         (
             "[{}]",
-            r"capacity\.json is not what `llm2comp capacity` writes: 0\.model: Field required",
+            r"capacity\.json is not what `llm2comp capacity` writes: 0\.model: is missing",
         ),
         ("{", r"capacity\.json is not what"),
         (
