@@ -1,4 +1,4 @@
-"""The exceptions for mistakes that the user can correct, and how an error becomes one line."""
+"""The exceptions for mistakes that the user can correct, and how messages say things."""
 
 
 class UserError(Exception):
@@ -23,3 +23,14 @@ def one_line(error: object, limit: int | None = 200) -> str:
     """
     text = " ".join(str(error).split())
     return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return how many things there are, as a message says it: `1 text`, `1,024 texts`.
+
+    Args:
+        number: of the things.
+        one: the word for one of them, with what else changes with the number (`text is`).
+        many: the same for several; by default `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from llm2comp.errors import counted
 from llm2comp.utils.choices import AttnImplementation, Precision, VectorCount
 from llm2comp.utils.texts import NotBlank, Prefix
 from llm2comp.utils.yaml_files import Strict
@@ -185,8 +186,9 @@ class HardNegatives(Strict):
     def _check_ranks(self) -> "HardNegatives":
         if self.ranks is not None and self.ranks[1] - self.ranks[0] < self.negatives:
             raise ValueError(
-                f"ranks {self.ranks} leave {max(0, self.ranks[1] - self.ranks[0])} texts for "
-                f"{self.negatives} negatives; give a wider range"
+                f"ranks {self.ranks} leave "
+                f"{counted(max(0, self.ranks[1] - self.ranks[0]), 'text')} for "
+                f"{counted(self.negatives, 'negative')}; give a wider range"
             )
         return self
 

@@ -76,7 +76,7 @@ def test_the_table_counts_rows_lengths_and_what_was_left_out(shown: Recipe) -> N
     rows = [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
     assert [row["column"] for row in rows] == ["text", "text", "anchor", "positive", "negative"]
     assert rows[2]["rows"] == "3"
-    assert rows[2]["left out"] == "1 bad rows, 1 rows or texts that are there twice"
+    assert rows[2]["left out"] == "1 bad row, 1 row or text that is there twice"
 
 
 def test_the_command_shows_them_and_writes_nothing(
@@ -91,7 +91,7 @@ def test_the_command_shows_them_and_writes_nothing(
     assert result.exit_code == 0, result.output
     assert "supervised, " in result.output
     assert "<|memory_3|>" in result.output
-    assert "1 rows or texts that are there twice" in result.output
+    assert "1 row or text that is there twice" in result.output
     assert sorted(tmp_path.iterdir()) == before
     result = CliRunner().invoke(app, ["data", "show", str(file), "supervised.data.0.source=no.csv"])
     assert result.exit_code == 2

@@ -57,7 +57,7 @@ def test_passages_are_filtered_by_characters_and_tokens(
     assert load(min_chars=5, max_tokens=longest) == [texts[1], texts[0]]
     cut = load(min_chars=6, max_tokens=longest, crop=True)
     assert cut == [texts[1], tokenizer.decode(ids[2][:longest])]
-    with pytest.raises(UserError, match=r"a\.txt: no passage has at least 1000 characters"):
+    with pytest.raises(UserError, match=r"a\.txt: no passage has at least 1,000 characters"):
         load()
     with pytest.raises(UserError, match="no passage has"):  # one token cannot be cut in two
         load(min_chars=1, max_tokens=1, crop=True)

@@ -33,7 +33,7 @@ BAD_FILES = {
     "null.jsonl": (b'{"text": null}\n{"text": "a"}\n', 1, "holds NoneType"),
     "other.jsonl": (b'{"text": "a"}\n{"title": "b"}\n', 2, "no column 'text'; there are title"),
     "surrogate.jsonl": (b'{"text": "\\ud800"}\n{"text": "a"}\n', 1, "not valid Unicode"),
-    "fields.csv": (b'text,n\n"a\nb",1\nc\n', 4, "1 fields where the header has 2"),
+    "fields.csv": (b'text,n\n"a\nb",1\nc\n', 4, "1 field where the header has 2"),
     "blank.csv": (b"text,n\na,1\n ,2\n", 3, "empty"),
     "latin.csv": (b"text\ncaf\xe9\na\n", 2, "not valid Unicode"),
     "quote.csv": (b'text\na\n"b\nc\n', 3, "broken CSV"),
@@ -55,7 +55,7 @@ def test_a_bad_row_is_reported_with_its_line(
     with caplog.at_level(logging.WARNING, "llm2comp"):
         assert all(row["text"].strip() for row in read(path, "skip"))
     (message,) = caplog.messages
-    assert message.startswith(f"{path}: skipped 1 bad rows of ")
+    assert message.startswith(f"{path}: skipped 1 bad row of ")
 
 
 def test_a_bad_row_of_parquet_is_reported_with_its_number(tmp_path: Path) -> None:
@@ -202,5 +202,5 @@ def test_blank_lines_of_a_csv_file_are_no_rows(tmp_path: Path, end: str) -> None
     path.write_bytes(f"\ntext,n\none,1\n\ntwo,2{end}".encode())
     assert read(path) == [{"text": "one"}, {"text": "two"}]
     path.write_bytes(f"\ntext,n\none,1\n\ntwo{end}".encode())
-    with pytest.raises(UserError, match=r"a\.csv:5: 1 fields where the header has 2"):
+    with pytest.raises(UserError, match=r"a\.csv:5: 1 field where the header has 2"):
         read(path)

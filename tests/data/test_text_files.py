@@ -45,7 +45,7 @@ def test_line_breaks_within_a_csv_cell_stay_in_the_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: 'text' is not a string but int"),
         ("a.jsonl", b'{"body": "y"}\n', r"a\.jsonl:1: no 'text'; it has body"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1: a JSON object was expected"),
-        ("a.csv", b"id,text\n1,x\n2\n", r"a\.csv:3: 1 fields where the header has 2"),
+        ("a.csv", b"id,text\n1,x\n2\n", r"a\.csv:3: 1 field where the header has 2"),
         ("a.csv", b"id,body\n1,x\n", r"a\.csv:2: no 'text'; it has id, body"),
         ("a.txt", b"fine\n\xff\xfe\n", r"a\.txt:2: not UTF-8"),
         ("a.parquet", b"PAR2 nothing", r"a\.parquet: "),

@@ -328,7 +328,7 @@ def test_a_full_queue_a_timeout_and_a_signal(
     assert "llm2comp_waiting_searches 2.0" in running.get("/metrics").text
     assert_problem(running.search("whales", by="text"), 429, "Retry-After")
     assert held[1].cancel()
-    assert_problem(running.search("whales", by="text"), 503, "no answer within 1 seconds")
+    assert_problem(running.search("whales", by="text"), 503, "no answer within 1 second;")
     wait_for(lambda: searcher.waiting == 1)  # what took too long is not searched for
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(running.search, "whales", by="text")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.sample import Sample
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.evaluation.metrics import memory_tokens, neighbours
 from llm2comp.evaluation.metrics.memory_tokens import MemoryTokens
 from llm2comp.evaluation.metrics.spectrum import RowSums, Spectrum, spectrum
@@ -130,7 +130,7 @@ def analyze_embeddings(file: Path, name: str) -> Analysis:
         raise UserError(f"{file} is not a NumPy array: {error}") from error
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise UserError(f"{file} holds {rows.dtype} of shape {rows.shape}, not rows of floats")
-    note = f"{len(rows):,} embeddings of {file.name}"
+    note = f"{counted(len(rows), 'embedding')} of {file.name}"
     return measure(name, note, Encoded(rows, None, None), start)
 
 

@@ -24,7 +24,7 @@ from llm2comp.data.pairs import dataset_names, module_name, row_prompts, write_p
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import draw_sentences
 from llm2comp.data.sources import SCORE
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.model.backbone import backbone_folder
 from llm2comp.model.base import open_base, transformer_folder
 from llm2comp.model.lineage import Lineage
@@ -101,7 +101,7 @@ def table(found: Iterable[Preview]) -> Cells:
     """Return a table with a row for each column of each source."""
     cells = [["source", "stage", "rows", "column", "median", "95 %", "longest", "cut", "left out"]]
     for one in found:
-        left_out = ", ".join(f"{n:,} {REASONS[reason]}" for reason, n in one.left_out.items())
+        left_out = ", ".join(counted(n, *REASONS[reason]) for reason, n in one.left_out.items())
         for place, (column, lengths) in enumerate(one.lengths.items()):
             first = place == 0
             tokens = np.quantile(lengths, [0.5, 0.95, 1.0], method="inverted_cdf").tolist()

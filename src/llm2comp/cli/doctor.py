@@ -14,6 +14,7 @@ import psutil
 import torch
 from huggingface_hub import constants as hub
 
+from llm2comp.errors import counted
 from llm2comp.utils.files import cache_dir
 from llm2comp.utils.hardware import native_bfloat16
 from llm2comp.version import __version__
@@ -76,7 +77,7 @@ def _versions() -> list[Finding]:
 def _cores() -> Finding:
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     threads = torch.get_num_threads()
-    value = f"{cores} physical, torch uses {threads} threads"
+    value = f"{cores} physical, torch uses {counted(threads, 'thread')}"
     if threads > cores:
         remedy = f"OMP_NUM_THREADS={cores} is usually faster than more threads than cores"
         return Finding("cores", "note", value, remedy)

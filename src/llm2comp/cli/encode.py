@@ -18,7 +18,7 @@ from llm2comp.cli.shared import (
     StoredPrecision,
     preload,
 )
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.utils.choices import (
     Engine,
     IndexPrecision,
@@ -161,24 +161,27 @@ def encode(
         dim=dim,
         precision=precision,
     )
-    typer.echo(f"{out}: {rows:,} embeddings")
+    typer.echo(f"{out}: {counted(rows, 'embedding')}")
 
 
 def _report(done: "Encoded", out: str) -> None:
     """Print what was encoded, and exit with status 1 if files failed."""
     before = f", {done.unchanged:,} of them before" if done.unchanged else ""
-    typer.echo(f"{out}: {done.rows:,} embeddings; {done.files:,} files are encoded{before}")
+    files = counted(done.files, "file is", "files are")
+    typer.echo(f"{out}: {counted(done.rows, 'embedding')}; {files} encoded{before}")
     if done.skipped:
         typer.echo(
-            f"llm2comp: {done.skipped:,} bad rows were left out; {done.skipped_folder} lists them",
+            f"llm2comp: {counted(done.skipped, 'bad row was', 'bad rows were')} left out; "
+            f"{done.skipped_folder} lists {'it' if done.skipped == 1 else 'them'}",
             err=True,
         )
     for error in islice(done.failed.values(), SHOWN):
         typer.echo(f"llm2comp: {error}", err=True)
     if done.failed:
+        them = "it" if len(done.failed) == 1 else "them"
         typer.echo(
-            f"llm2comp: {len(done.failed):,} files failed; {done.failed_file} lists them; correct "
-            "them and repeat the command",
+            f"llm2comp: {counted(len(done.failed), 'file')} failed; {done.failed_file} lists "
+            f"{them}; correct {them} and repeat the command",
             err=True,
         )
         raise typer.Exit(1)
@@ -349,7 +352,7 @@ def index(
         vectors=vectors,
     )
     typer.echo(
-        f"{out}: {len(made):,} texts ({done.added:,} added, {done.updated:,} updated, "
+        f"{out}: {counted(len(made), 'text')} ({done.added:,} added, {done.updated:,} updated, "
         f"{done.unchanged:,} unchanged)"
     )
 
@@ -371,4 +374,5 @@ def delete(
     store = Store(folder)
     with writing(folder):
         gone = store.delete([require_id(one, "delete") for one in ids])
-    typer.echo(f"{folder}: deleted {gone:,} of {len(set(ids)):,}; {len(store):,} texts are left")
+    left = counted(len(store), "text is", "texts are")
+    typer.echo(f"{folder}: deleted {gone:,} of {len(set(ids)):,}; {left} left")

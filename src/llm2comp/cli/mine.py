@@ -7,6 +7,7 @@ import typer
 
 from llm2comp import api_mining
 from llm2comp.cli.shared import BatchSize, Dtype, ModelName, preload
+from llm2comp.errors import counted
 
 
 def mine(
@@ -92,4 +93,4 @@ def mine(
     typer.echo("")
     for line in summary.notes():
         typer.echo(line)
-    typer.echo(f"{out}: {len(summary.rows):,} rows")
+    typer.echo(f"{out}: {counted(len(summary.rows), 'row')}")

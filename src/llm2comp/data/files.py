@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError, counted, one_line
 from llm2comp.utils.standard_input import STANDARD_INPUT, open_bytes
 
 NUL = "\0"
@@ -164,9 +164,9 @@ def _read_json(path: Path, columns: Sequence[str] | None) -> Iterator[NumberedRo
     if not text.startswith("[", place):
         yield from _read_jsonl(path, columns)
         return
-    line, counted, closing = 1, 0, "]"
+    line, upto, closing = 1, 0, "]"
     while not text.startswith(closing, place := _after_space(text, place + 1)):
-        line, counted = line + text.count("\n", counted, place), place
+        line, upto = line + text.count("\n", upto, place), place
         try:
             row, place = _JSON.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
@@ -176,7 +176,7 @@ def _read_json(path: Path, columns: Sequence[str] | None) -> Iterator[NumberedRo
         yield line, row if isinstance(row, dict) else BadRow("a JSON object was expected")
         place = _after_space(text, place)
         if not text.startswith((",", closing), place):
-            line += text.count("\n", counted, place)
+            line += text.count("\n", upto, place)
             raise UserError(f"{path}:{line}: broken JSON (a comma or ] is missing)")
         if text.startswith(closing, place):
             break
@@ -212,7 +212,8 @@ def _read_csv(path: Path, _: Sequence[str] | None) -> Iterator[NumberedRow]:
             # Spreadsheets add columns without a name, and nobody can ask for those.
             _require_distinct(f"{path}:{number}", filter(str.strip, header))
         elif len(cells) != len(header):
-            yield number, BadRow(f"{len(cells)} fields where the header has {len(header)}")
+            fields = counted(len(cells), "field")
+            yield number, BadRow(f"{fields} where the header has {len(header)}")
         elif any(NUL in cell for cell in cells):
             yield number, HOLDS_NUL
         else:

@@ -13,7 +13,7 @@ from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.pair_file import PairFile
 from llm2comp.data.drawn.rows import RowFiles, Summary
 from llm2comp.data.sources import NEGATIVE, SCORE
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Supervised
 from llm2comp.recipe_parts import DataSource
 
@@ -67,7 +67,7 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
                 held_out.append(row)
     total = sum(part.rows for part in parts)
     if total < trained:
-        logger.warning("%d pairs, %d were asked for", total, trained)
+        logger.warning("%s, %d were asked for", counted(total, "pair"), trained)
     for part in parts:
         part.require_batches(stage.batch_size, trained)
         left_out.count("false_negatives", part.source.source, part.tell_positives_apart())

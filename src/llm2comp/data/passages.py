@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe_parts import DataSource, Passages
 
 logger = logging.getLogger("llm2comp")
@@ -69,11 +69,13 @@ def draw_passages(
     names = ", ".join(source.source for source in sources)
     if not passages:
         raise UserError(
-            f"{names}: no passage has at least {limits.min_chars} characters and at most "
-            f"{limits.max_tokens} tokens; lower passages.min_chars or set passages.crop"
+            f"{names}: no passage has at least {counted(limits.min_chars, 'character')} and at "
+            f"most {counted(limits.max_tokens, 'token')}; lower passages.min_chars or set "
+            "passages.crop"
         )
     if passages < count:
-        logger.warning("%s: %d passages fit, %d were asked for", names, passages, count)
+        fit = counted(passages, "passage fits", "passages fit")
+        logger.warning("%s: %s, %d were asked for", names, fit, count)
 
 
 def _tokenize(

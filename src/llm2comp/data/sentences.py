@@ -10,7 +10,7 @@ from llm2comp.data.crops import TEXT_WORDS, Crops
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.rows import RowFiles, Summary
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Unsupervised
 from llm2comp.recipe_parts import DataSource
 
@@ -52,8 +52,8 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
     texts = min(count, trained)
     if min(texts, stage.batch_size) < 2:
         raise UserError(
-            f"unsupervised: {texts} texts in batches of {stage.batch_size}: every text is alone, "
-            "and the other texts of its batch are its negatives; give more texts and set "
+            f"unsupervised: {counted(texts, 'text')} in batches of {stage.batch_size}: every text "
+            "is alone, and the other texts of its batch are its negatives; give more texts and set "
             "unsupervised.batch_size to 2 or more"
         )
     too_short = {"too_short": crops.too_short} if crops and crops.too_short else {}
@@ -95,11 +95,12 @@ def draw_sentences(
     left_out.log()
     names = ", ".join(source.source for source in sources)
     if crops and crops.too_short:
-        short = f"{crops.too_short} texts have fewer than {TEXT_WORDS} words, too few to crop"
+        short = counted(crops.too_short, "text has", "texts have")
+        short += f" fewer than {TEXT_WORDS} words, too few to crop"
         if not texts:
             raise UserError(f"{names}: all {short}; give longer texts or set views: dropout")
         logger.warning("%s: %s; they are left out", names, short)
     if not texts:
         raise UserError(f"{names}: there are no texts; name a source that has some")
     if texts < count:
-        logger.warning("%s: %d texts, %d were asked for", names, texts, count)
+        logger.warning("%s: %s, %d were asked for", names, counted(texts, "text"), count)

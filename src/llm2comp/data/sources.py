@@ -17,7 +17,7 @@ from llm2comp.data.formats import parts, saved
 from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.expand import expanded
 from llm2comp.data.formats.layouts import LISTS, PROMPT, Layout, recognise
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
@@ -101,7 +101,7 @@ def require_good_row(
     for row in _checked(numbered, source, wanted, on_bad_row, tally, left_out):
         return row
     if tally.read:
-        what = " and ".join(REASONS[reason] for reason in left_out.counts)
+        what = " and ".join(REASONS[reason][1] for reason in left_out.counts)
         raise UserError(f"{source.source}: no row is left, because all have {what}")
     raise UserError(f"{source.source}: there are no rows in it")
 
@@ -240,9 +240,9 @@ def _logged(
     left_out: LeftOut | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the good rows, and log at the end how many others there were."""
-    tally, name, counted = _Tally(), source.source, left_out or LeftOut()
+    tally, name, others = _Tally(), source.source, left_out or LeftOut()
     try:
-        yield from _checked(numbered, source, columns, on_bad_row, tally, counted)
+        yield from _checked(numbered, source, columns, on_bad_row, tally, others)
     finally:
         if tally.skipped > LOUD_SHARE * tally.read:
             logger.error(
@@ -253,10 +253,11 @@ def _logged(
                 tally.first,
             )
         elif tally.skipped:
-            logger.warning("%s: skipped %d bad rows of %d", name, tally.skipped, tally.read)
-        counted.count("skipped", name, tally.skipped)
+            bad = counted(tally.skipped, "bad row")
+            logger.warning("%s: skipped %s of %d", name, bad, tally.read)
+        others.count("skipped", name, tally.skipped)
         if left_out is None:
-            counted.log()
+            others.log()
 
 
 def _checked(
@@ -291,7 +292,8 @@ def _checked(
         place = f"row {number}" if file == name else f"{file}:{number}"
         tally.first = tally.first or f"{place}: {problem}"
     if tally.skipped and tally.skipped == tally.read:
-        raise UserError(f"{name}: all {tally.read} rows are bad; the first is {tally.first}")
+        which = "the only row is" if tally.read == 1 else f"all {tally.read} rows are"
+        raise UserError(f"{name}: {which} bad; the first is {tally.first}")
 
 
 def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:

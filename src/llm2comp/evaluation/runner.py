@@ -16,7 +16,7 @@ from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import BrokenModelError
+from llm2comp.errors import BrokenModelError, counted
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.late_interaction import LateInteractionEncoder
@@ -291,7 +291,8 @@ def _task_result(
 
 
 def _print(progress: Progress, name: str, score: Score, note: str = "") -> None:
-    cost = f"in {score.seconds:.0f} s ({score.texts:,} texts, {score.texts_per_second:,.0f}/s)"
+    texts = counted(score.texts, "text")
+    cost = f"in {score.seconds:.0f} s ({texts}, {score.texts_per_second:,.0f}/s)"
     if not score.texts:
         cost = "from the same embeddings"
     progress.console.print(

@@ -9,7 +9,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.text_files import read_texts, require_texts
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.compiled import CompiledEncoder
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import (
@@ -94,7 +94,8 @@ def encode_file(
                     writer.close()
         if done != total:
             raise UserError(
-                f"{file} changed while it was read: it had {total} rows, then {done}; run it again"
+                f"{file} changed while it was read: it had {counted(total, 'row')}, then "
+                f"{done}; run it again"
             )
     return done
 

@@ -13,7 +13,7 @@ from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import WordWeights
 from transformers import PreTrainedModel
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError, counted, one_line
 from llm2comp.inference import compiled
 from llm2comp.inference.precision import HalfPrecisionError, load_checked
 from llm2comp.inference.token_batching import TokenBatched
@@ -110,7 +110,7 @@ def load(
         logger.info("%s: keeps the precision that it was compiled in", name)
     else:
         label = name if merge_threshold is None else f"{name}, merged at {merge_threshold:g}"
-        label += f", {memory_tokens} memory tokens" if memory_tokens is not None else ""
+        label += f", {counted(memory_tokens, 'memory token')}" if memory_tokens is not None else ""
         label += f", {attn_implementation}" if attn_implementation else ""
         model = load_checked(label, dtype, build, source)
     if lineage and memory_tokens not in (None, lineage.num_memory_tokens, *lineage.token_counts):

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.text_files import read_texts, replace_surrogates, require_texts
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import Content, content_of, read_vectors, sample_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
@@ -197,8 +197,8 @@ def _require_same(model: SentenceTransformer, file: Path, content: Content) -> N
     own = memory_tokens_of(model)
     if None not in (tokens, own) and tokens != own:
         raise UserError(
-            f"{file} holds vectors of {tokens} memory tokens, and this encoder appends "
-            f"{own}; load it with memory_tokens={tokens}"
+            f"{file} holds vectors of {counted(tokens or 0, 'memory token')}, and this encoder "
+            f"appends {own}; load it with memory_tokens={tokens}"
         )
     known, stored = sample_vectors(file, content, CHECKED)
     rows = [row for row, text in enumerate(known) if text.strip()]

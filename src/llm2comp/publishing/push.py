@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
 from llm2comp.data.sources import HUB_ID
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation.store import ResultStore
 from llm2comp.model.folder.card import known_licence
 from llm2comp.publishing.card import CARD, card_on_hub
@@ -114,7 +114,11 @@ def _say_what(
         logger.info("%14s bytes  %s", f"{size:,}", path)
     total = sum(sizes.values()) / 1e6
     logger.info(
-        "uploading %d files, %s MB, to %s/%s", len(sizes), f"{total:,.1f}", constants.ENDPOINT, repo
+        "uploading %s, %s MB, to %s/%s",
+        counted(len(sizes), "file"),
+        f"{total:,.1f}",
+        constants.ENDPOINT,
+        repo,
     )
     if not results:
         logger.info("the card has no scores of MTEB; `llm2comp evaluate` stores them")

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.vector_format import Embeddings, require_vectors
 from llm2comp.utils.choices import IndexPrecision, VectorCount
 
@@ -83,8 +83,8 @@ class About(BaseModel):
         """
         if None not in (self.memory_tokens, memory_tokens) and self.memory_tokens != memory_tokens:
             raise UserError(
-                f"{folder} holds vectors of {self.memory_tokens} memory tokens, and this encoder "
-                f"appends {memory_tokens}; load it with "
+                f"{folder} holds vectors of {counted(self.memory_tokens or 0, 'memory token')}, "
+                f"and this encoder appends {memory_tokens}; load it with "
                 f"memory_tokens={self.memory_tokens}, or make another index"
             )
         for kind, own, other in (

@@ -10,7 +10,7 @@ from pathlib import Path
 from llm2comp.data import files, text_files
 from llm2comp.data.formats import saved
 from llm2comp.data.formats.parts import local_files
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.retrieval.rows import ID, Kinds, Row, from_csv, row_of
 from llm2comp.utils.standard_input import STANDARD_INPUT
 
@@ -67,7 +67,7 @@ class Corpus:
         if not corpus.total:
             raise UserError(f"{name}: there are no texts in it")
         if blank:
-            logger.warning("%s: left out %d rows without a text", name, blank)
+            logger.warning("%s: left out %s without a text", name, counted(blank, "row"))
         if left_out:
             shown = ", ".join(sorted(left_out))
             logger.warning("%s: left out the columns %s, for they hold lists", name, shown)

@@ -14,7 +14,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.text_files import require_id
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
@@ -108,7 +108,7 @@ class Index:
         return self._store.kinds.known
 
     def __repr__(self) -> str:
-        return f"Index({str(self.folder)!r}, {len(self):,} texts)"
+        return f"Index({str(self.folder)!r}, {counted(len(self), 'text')})"
 
     @functools.cached_property
     def encoder(self) -> SentenceTransformer:

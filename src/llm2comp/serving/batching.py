@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.length_batching import batch_by_tokens
+from llm2comp.errors import counted
 from llm2comp.inference.embed import embed
 from llm2comp.inference.token_batching import TokenBatched, count_tokens
 from llm2comp.inference.vector_format import Embeddings
@@ -36,7 +37,7 @@ class QueueFullError(Exception):
     """
 
     def __init__(self, seconds: int) -> None:
-        super().__init__(f"try again in {seconds} seconds")
+        super().__init__(f"try again in {counted(seconds, 'second')}")
         self.seconds = seconds
 
 
@@ -258,7 +259,7 @@ class Batcher:
             # Padding may take more than the budget, and must not divide the batch again.
             vectors = embed(self._encoder, texts, 2 * self._batch_size, batch[0].job.prompt)
         except Exception as error:
-            logger.exception("a batch of %d texts failed", len(batch))
+            logger.exception("a batch of %s failed", counted(len(batch), "text"))
             for row in batch:
                 _fail(row.job, error)
             return

@@ -101,16 +101,18 @@ class Bounded:
         )
 
     def _late(self, exchange: "_Exchange") -> Problem:
+        limit = self.limits.seconds
+        seconds = f"{limit:g} {'second' if limit == 1 else 'seconds'}"
         if not exchange.body_read.is_set():
             return Problem(
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"the body did not come within {self.limits.seconds:g} seconds",
+                f"the body did not come within {seconds}",
                 "send it faster, or in several requests",
                 headers={"Connection": "close"},
             )
         return Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            f"there was no answer within {self.limits.seconds:g} seconds",
+            f"there was no answer within {seconds}",
             "send fewer texts per request, or try again after the seconds in Retry-After",
             headers={"Retry-After": "5"},
         )

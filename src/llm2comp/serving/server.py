@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.serving.app import create_app
 from llm2comp.serving.loading import load_all, named_indexes, named_models
 from llm2comp.serving.observation import log_json_lines
@@ -73,7 +73,8 @@ def serve(
     server.run(sockets=[listening])
     if server.force_exit or not service.idle:
         # Python would wait for the threads that still compute.
-        logger.warning("stopped with %d requests unanswered", service.waiting)
+        waiting = counted(service.waiting, "request")
+        logger.warning("stopped with %s unanswered", waiting)
         logging.shutdown()
         os._exit(1)
     service.close()

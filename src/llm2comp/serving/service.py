@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.search import require_query
 from llm2comp.inference.vector_format import Embeddings, require_dim, truncate
 from llm2comp.retrieval.filters import require_filter
@@ -171,7 +171,7 @@ class Service:
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
                 f"a request finds at most {MOST_HITS} texts, and top_k asks for {top_k} for each "
-                f"of {len(queries)} queries",
+                f"of {counted(len(queries), 'query', 'queries')}",
                 "ask for fewer",
                 param="top_k",
             )

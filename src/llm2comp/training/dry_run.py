@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError, counted, one_line
 from llm2comp.inference.vector_format import require_dim
 from llm2comp.model import encoder
 from llm2comp.model.backbone import backbone_folder
@@ -222,7 +222,7 @@ def _require_space(context: StageContext[Stage], numbers: int, trained: list[int
     if needed - written > free:
         raise UserError(
             f"{out} is on a disk with {free / 1e9:.1f} GB free, and the run needs "
-            f"{(needed - written) / 1e9:.1f} GB: {len(trained)} encoder folders of "
+            f"{(needed - written) / 1e9:.1f} GB: {counted(len(trained), 'encoder folder')} of "
             f"{size / 1e9:.1f} GB and checkpoints; free some space or give another --out"
         )
 

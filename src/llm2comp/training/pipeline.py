@@ -10,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from llm2comp.data.drawn.preflight import require_sources
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.model.backbone import pinned, require_trainable
 from llm2comp.model.base import BaseEncoder, open_base, pinned_base
 from llm2comp.recipe import (
@@ -177,7 +177,9 @@ def _run_stage(
         world.from_main(lambda: _require_same_base(base, workdir))
         source, begun = base.folder, base.lineage
     stage, folder = _stage(recipe, name), out / STAGE_FOLDERS[name]
-    log.console.print(f"[bold]{folder.name}[/bold]: {stage.steps} steps of {stage.batch_size}")
+    log.console.print(
+        f"[bold]{folder.name}[/bold]: {counted(stage.steps, 'step')} of {stage.batch_size}"
+    )
     world.from_main(lambda: start_log(log, name, workdir))
     _train_stage(StageContext(recipe, stage, source, folder, workdir, log, begun))
     return recipe

@@ -159,7 +159,7 @@ def test_parquet_parts_are_those_of_the_split(
     assert read(tmp_path, split="test") == ["test 0"]
     assert caplog.messages == [
         f"{tmp_path}: reads the 2 files of split train of 3",
-        f"{tmp_path}: reads the 1 files of split test of 3",
+        f"{tmp_path}: reads the 1 file of split test of 3",
     ]
     with pytest.raises(UserError, match="has no files of split 'dev', only of train, test"):
         read(tmp_path, split="dev")
@@ -177,7 +177,7 @@ def test_files_of_one_split_among_others_are_told(
     for name in ("mined", "train"):
         (folder / f"{name}.jsonl").write_bytes(lines([name]))
     assert read(folder) == ["train"]
-    assert caplog.messages == [f"{folder}: reads the 1 files of split train of 2"]
+    assert caplog.messages == [f"{folder}: reads the 1 file of split train of 2"]
 
 
 def test_a_folder_that_cannot_be_meant_is_one_line(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ GOOD: dict[str, object] = {"anchor": "a", "positive": "p"}
         (pairs(GOOD | {"score": "x"}), "dev.jsonl:1: column 'score' holds 'x', not a number"),
         (pairs(GOOD | {"score": 1}, GOOD | {"score": 1.0}), "dev.jsonl: all 2 scores are equal"),
         (pairs(GOOD, GOOD | {"anchor": "b"}), "dev.jsonl: all rows have one positive"),
-        (text("dev.csv", "anchor,positive\na,p\nb\n"), "dev.csv:3: 1 fields where the header has"),
+        (text("dev.csv", "anchor,positive\na,p\nb\n"), "dev.csv:3: 1 field where the header has"),
         (text("dev.jsonl", "{}\nnot JSON\n"), "dev.jsonl:1: no column 'anchor'"),
         (text("dev.txt", "text\n"), "dev.txt: cannot be evaluated on; give a file of pairs"),
         (lambda folder, _: folder / "no.jsonl", "no.jsonl: cannot be read: No such file"),

@@ -201,8 +201,7 @@ def test_a_broken_row_is_named_and_the_other_files_go_on(
     first = f"{broken}:6: no 'text'; it has id, words, other"
     assert ended.stderr.splitlines()[-2:] == [
         f"llm2comp: {first}",
-        f"llm2comp: 1 files failed; {out}/_failed.jsonl lists them; correct them and repeat the "
-        "command",
+        f"llm2comp: 1 file failed; {out}/_failed.jsonl lists it; correct it and repeat the command",
     ]
     assert names(out) == ["_encoding.json", "_failed.jsonl", "_writer.lock"] + [
         f"part-0{number}.parquet" for number in (0, 2)

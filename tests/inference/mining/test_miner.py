@@ -228,5 +228,5 @@ def test_a_classifier_of_several_labels_is_no_reranker(
 
 
 def test_ranks_must_hold_the_negatives() -> None:
-    with pytest.raises(ValidationError, match="leave 1 texts for 2 negatives"):
+    with pytest.raises(ValidationError, match="leave 1 text for 2 negatives"):
         HardNegatives(ranks=(3, 4), negatives=2)

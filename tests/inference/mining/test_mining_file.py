@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.data import sources
+from llm2comp.errors import counted
 from llm2comp.evaluation import baselines
 from llm2comp.recipe_parts import DataSource
 
@@ -59,7 +60,7 @@ def test_the_rows_are_read_back_as_triples(
         assert row["positive"].startswith(row["anchor"])
         assert set(row["negative"]) <= set(sentences) - {row["positive"]}
     full = sum(len(row["negative"]) == negatives for row in read)
-    assert f"{full} of 8 pairs have {negatives} hard negatives" in said
+    assert f"{full} of 8 pairs have {counted(negatives, 'hard negative')}" in said
     assert f"{out}: {len(written)} rows" in said
     shown = [line for line in said.splitlines() if line.startswith("query ")]
     assert len(shown) == min(3, len(written))
@@ -95,7 +96,7 @@ def test_a_corpus_is_searched_too_and_may_be_standard_input(encoder: Path, pairs
         (["--out", "."], "it is a folder"),
         (["missing.txt", "--out", "mined.jsonl"], "missing.txt: cannot be read"),
         (["pairs.jsonl", "--out", "mined.jsonl"], "pairs.jsonl:1: no column 'text'"),
-        (["--ranks", "3", "3", "--out", "mined.jsonl"], "leave 0 texts for 1 negatives"),
+        (["--ranks", "3", "3", "--out", "mined.jsonl"], "leave 0 texts for 1 negative"),
         (
             ["--ranks", "9", "20", "--out", "mined.jsonl"],
             "no hard negative was found for any pair; lower the margins, or widen the ranks, or",
@@ -182,7 +183,8 @@ def test_negatives_of_the_file_are_kept_and_searched(
         (row["positive"], own[row["positive"]]) for row in written
     ]
     had = [texts for texts in own.values() if texts]
-    said = f"{len(had)} had {sum(map(len, had))} negatives of their own, which come first"
+    negatives = counted(sum(map(len, had)), "negative")
+    said = f"{len(had)} had {negatives} of their own, which come first"
     assert any(line.startswith(said) for line in summary.notes())
 
 

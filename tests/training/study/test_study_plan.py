@@ -34,7 +34,7 @@ def test_quick_changes_what_the_study_says_it_should(study_file: Path) -> None:
         ({"tuning": {"key": "pretext.steps", "values": [2, 2]}}, "must differ"),
         (
             {"tuning": {"key": "pretext.steps", "values": [1, 2], "values_of": {"MNTP": [1]}}},
-            "values_of: MNTP has 1 values, and tuning.values has 2; .* same budget",
+            "values_of: MNTP has 1 value, and tuning.values has 2; .* same budget",
         ),
         (
             {"tuning": {"key": "pretext.steps", "values": [1, 2], "values_of": {"M": [1, 2]}}},

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from llm2comp.analysis.reading.texts import SHUFFLE_SEED, last_tokens
 from llm2comp.data import catalog
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.evaluation.intervals import interval, resampled
 from llm2comp.evaluation.metrics.answers import exact_match, f1
 from llm2comp.inference.reading.answering import PROMPT, TOKENS, answers, asked, in_words
@@ -133,9 +133,10 @@ class Answers:
     def lines(self) -> list[str]:
         """Say what the table does not, and the notes."""
         return [
-            f"{self.model}: a memory of {self.k} tokens takes {self.compress_seconds:.2f} s per "
-            f"passage, once; the nearest of {len(self.questions)} passages is the right one for "
-            f"{self.found:.0%} of the questions",
+            f"{self.model}: a memory of {counted(self.k, 'token')} takes "
+            f"{self.compress_seconds:.2f} s per passage, once; the nearest of "
+            f"{counted(len(self.questions), 'passage')} is the right one for {self.found:.0%} "
+            "of the questions",
             *self.notes,
         ]
 

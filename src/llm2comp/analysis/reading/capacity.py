@@ -18,7 +18,7 @@ from llm2comp.analysis.reading import gap
 from llm2comp.analysis.reading.gap import Floats, Interval
 from llm2comp.analysis.reading.passages import draw_held_out
 from llm2comp.analysis.reading.texts import last_tokens
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.reading.reader import Reader
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -209,7 +209,9 @@ def measure(
     if not lengths or lengths[-1] > most:
         raise UserError(f"{reader.name} can be measured up to {most} tokens; give shorter lengths")
     if max(ks) > reader.k:
-        raise UserError(f"{reader.name} has {reader.k} memory tokens, and k is {max(ks)}")
+        raise UserError(
+            f"{reader.name} has {counted(reader.k, 'memory token')}, and k is {max(ks)}"
+        )
     drawn, notes = draw_held_out(reader, data, lengths[-1] + CONTINUATION, passages, seed)
     rows = []
     for passage in drawn:

@@ -4,7 +4,7 @@ from typing import Any
 
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sample import draw
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.reading.reader import Reader
 from llm2comp.model.folder.names import base_name
 from llm2comp.recipe_parts import Passages
@@ -44,9 +44,11 @@ def draw_held_out(
             drawn.append(ids[:tokens])
             if len(drawn) == count:
                 return drawn, notes
+    have = "has" if len(drawn) == 1 else "have"
     raise UserError(
-        f"{data}: {len(drawn)} texts that stage 1 was not trained on have {tokens} tokens or more, "
-        f"and {count} are asked for; give fewer passages, shorter lengths or other data"
+        f"{data}: {counted(len(drawn), 'text')} that stage 1 was not trained on {have} "
+        f"{counted(tokens, 'token')} or more, and {count} are asked for; give fewer passages, "
+        "shorter lengths or other data"
     )
 
 

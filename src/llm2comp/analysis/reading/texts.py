@@ -16,7 +16,7 @@ import torch
 from llm2comp.analysis.reading.gap import TOO_SMALL, Interval, gap_closed, in_words
 from llm2comp.data.files import READERS, kind_of
 from llm2comp.data.text_files import read_texts, replace_surrogates
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.embed import as_texts
 from llm2comp.inference.reading.going_on import Sampling, go_on
 from llm2comp.inference.reading.reader import Reader
@@ -181,10 +181,11 @@ class Reading:
         predicted = mean(len(text.predicted) for text in self.texts)
         what = "the same tokens" if "reconstruction" in self.objective else "tokens after them"
         share = self.gap_closed
+        memory = counted(round(compressed), "token")
         closes = f"it closes {in_words(share)} of the gap" if share else f"the gap is {TOO_SMALL}"
         return [
-            f"Memory of {compressed:.0f} tokens predicts {predicted:.0f} {what}; a memory token "
-            f"replaces {self.tokens_per_memory_token:.1f} tokens",
+            f"Memory of {memory} predicts {predicted:.0f} {what}; a memory token replaces "
+            f"{self.tokens_per_memory_token:.1f} tokens",
             f"It tells {self.bits:.1f} bits of them",
             f"From nothing to the full text, {closes}",
         ]
@@ -342,7 +343,7 @@ def _say(
     after = reader.embed(prompt_ids)
     (memory,) = reader.as_input(reader.compress([ids]))
     readings: Mapping[str, tuple[str, torch.Tensor]] = {
-        "memory": (f"{len(ids)} tokens in {reader.k} memory tokens", memory),
+        "memory": (f"{counted(len(ids), 'token')} in {counted(reader.k, 'memory token')}", memory),
         "full": ("the full text", reader.embed(ids)),
     }
     said = {}

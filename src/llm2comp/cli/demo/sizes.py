@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from llm2comp.errors import counted
 from llm2comp.recipe import Recipe, Stage
 
 BUDGET = 12 * 60.0
@@ -71,7 +72,7 @@ class Sizes:
         cost = planned.steps * STEP_COST[stage.stage] + CHECK_COST[stage.stage]
         self._begun = (now, cost)
         self.console.print(
-            f"{stage.stage}: {planned.steps} of {stage.steps} steps, "
+            f"{stage.stage}: {planned.steps} of {counted(stage.steps, 'step')}, "
             f"about {cost * step_seconds / 60:.1f} minutes"
         )
         return planned

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llm2comp.data.drawn.rows import RowFiles, Summary, arrow_writer
 from llm2comp.data.length_batching import group_by_length
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Pretext
 from llm2comp.recipe_parts import Split
 
@@ -139,8 +139,9 @@ def _write_passages(
                 trained.write({"input_ids": ids})
     if held_out < 2 or len(lengths) < stage.batch_size:
         raise UserError(
-            f"pretext has {held_out + len(lengths)} passages after the filter, too few for batches "
-            f"of {stage.batch_size} and {stage.eval_passages} held out; loosen passages.min_chars"
+            f"pretext has {counted(held_out + len(lengths), 'passage')} after the filter, too few "
+            f"for batches of {stage.batch_size} and {stage.eval_passages} held out; loosen "
+            "passages.min_chars"
         )
     return np.array(lengths, dtype=np.int32)
 

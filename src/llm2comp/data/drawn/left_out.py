@@ -2,17 +2,25 @@
 
 import logging
 
+from llm2comp.errors import counted
+
 logger = logging.getLogger("llm2comp")
 
 REASONS = {
-    "skipped": "bad rows",
-    "repeated": "rows or texts that are there twice",
-    "too_short": "texts that are too short",
-    "too_long": "texts that are too long",
-    "false_negatives": "negatives that are positives of their query",
-    "same_as_query": "positives or negatives that are the query itself",
+    "skipped": ("bad row", "bad rows"),
+    "repeated": ("row or text that is there twice", "rows or texts that are there twice"),
+    "too_short": ("text that is too short", "texts that are too short"),
+    "too_long": ("text that is too long", "texts that are too long"),
+    "false_negatives": (
+        "negative that is a positive of its query",
+        "negatives that are positives of their query",
+    ),
+    "same_as_query": (
+        "positive or negative that is the query itself",
+        "positives or negatives that are the query itself",
+    ),
 }
-"""The reasons in words."""
+"""The reasons in words, for one and for several."""
 
 
 class LeftOut:
@@ -35,4 +43,4 @@ class LeftOut:
         """Log a line for each reason and source, but for bad rows, which have a line already."""
         for reason in [one for one in REASONS if one != "skipped"]:
             for source, number in self.counts.get(reason, {}).items():
-                logger.info("%s: left out %s %s", source, f"{number:,}", REASONS[reason])
+                logger.info("%s: left out %s", source, counted(number, *REASONS[reason]))

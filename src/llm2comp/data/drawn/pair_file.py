@@ -26,7 +26,7 @@ from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.rows import RowFiles
 from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
@@ -127,7 +127,7 @@ class PairFile:
         if not self.rows:
             raise UserError(
                 f"{self.source.source}: no pairs to draw; it is empty, or its weight is too small "
-                f"for {asked} pairs in all"
+                f"for {counted(asked, 'pair')} in all"
             )
         if SCORE in self._columns:
             logger.info("%s has scores: its loss is CoSENT, which ranks pairs by score", self.name)
@@ -135,9 +135,9 @@ class PairFile:
         lonely = min(self.rows, batch_size) < 2
         if lonely and not self._has_negatives:
             raise UserError(
-                f"{self.name}: {self.rows} pairs in batches of {batch_size}: every pair is alone, "
-                "and the other pairs of its batch are its negatives; give more pairs or negatives, "
-                "and set supervised.batch_size to 2 or more"
+                f"{self.name}: {counted(self.rows, 'pair')} in batches of {batch_size}: every pair "
+                "is alone, and the other pairs of its batch are its negatives; give more pairs "
+                "or negatives, and set supervised.batch_size to 2 or more"
             )
         self._require_full_batches(batch_size)
 
@@ -154,7 +154,8 @@ class PairFile:
             return
         found = (
             f"{self.name}: one text is in {commonest} of {self.rows} rows, and a batch holds a "
-            f"text once, so at most {fit} rows fit into {batches} batches of {size}; leave out "
+            f"text once, so at most {counted(fit, 'row fits', 'rows fit')} into "
+            f"{counted(batches, 'batch', 'batches')} of {size}; leave out "
             "rows with that text, or give more rows without it"
         )
         if fit < FILLED * self.rows or commonest == self.rows:

@@ -11,7 +11,7 @@ from datasets.data_files import DataFilesList, EmptyDatasetError, get_data_patte
 
 from llm2comp.data import files
 from llm2comp.data.formats import saved
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.utils.standard_input import STANDARD_INPUT
 
 logger = logging.getLogger("llm2comp")
@@ -40,7 +40,8 @@ def local_files(name: str, split: str, *, announced: bool = False) -> list[Path]
         every = DataFilesList.from_patterns(["**"], base_path=glob.escape(str(path)))
         count = sum(files.kind_of(Path(one)) in files.READERS for one in every)
         if announced and len(found) < count:
-            logger.info("%s: reads the %d files of split %s of %d", name, len(found), split, count)
+            read = counted(len(found), "file")
+            logger.info("%s: reads the %s of split %s of %d", name, read, split, count)
     elif path == STANDARD_INPUT or path.exists():
         return [path]
     elif glob.has_magic(name):

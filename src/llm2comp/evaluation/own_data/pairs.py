@@ -95,8 +95,9 @@ def _scored(path: Path, pairs: Iterator[NumberedPair]) -> Scored:
         positives.append(str(positive))
         scores.append(float(str(score)))
     if len(set(scores)) < 2:
+        same = "there is one score" if len(scores) == 1 else f"all {len(scores)} scores are equal"
         raise UserError(
-            f"{path}: all {len(scores)} scores are equal, so there is no order to compare with; "
+            f"{path}: {same}, so there is no order to compare with; "
             "leave the column out to search for the positives"
         )
     return Scored(anchors, positives, scores)

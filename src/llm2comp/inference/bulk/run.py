@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rich.progress import Progress
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.bulk.encoding import Encoding, Settings
 from llm2comp.inference.bulk.shards import Result, Shard, find_shards
 from llm2comp.inference.bulk.vector_folder import FAILED, SKIPPED, VectorFolder
@@ -122,7 +122,7 @@ def _encode_all(
                 else:
                     done.append(result)
                     failed.pop(result.name, None)
-                progress.update(task, description=f"{len(done):,} of {len(todo):,} files")
+                progress.update(task, description=f"{len(done):,} of {counted(len(todo), 'file')}")
             left = [shard for shard in left if shard.name in again]
     return done, failed
 

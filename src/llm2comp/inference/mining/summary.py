@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm2comp.errors import counted
 from llm2comp.inference.mining.miner import Mined
 from llm2comp.utils.tables import Cells
 
@@ -53,17 +54,19 @@ class Summary:
         full = sum(len(row.negatives) == self.wanted for row in self.rows)
         none = self.pairs - len(self.rows)
         own = [row for row in self.rows if row.own]
-        lines = [f"{full:,} of {self.pairs:,} pairs have {self.wanted} hard negatives"]
+        pairs = counted(self.pairs, "pair has", "pairs have")
+        lines = [f"{full:,} of {pairs} {counted(self.wanted, 'hard negative')}"]
         if own:
             count = sum(len(row.own) for row in own)
             lines[0] += " that were found"
             lines.append(
-                f"{len(own):,} had {count:,} negatives of their own, which come first in their rows"
+                f"{len(own):,} had {counted(count, 'negative')} of their own, which come first "
+                "in their rows"
             )
         if len(self.rows) > full:
-            lines.append(f"{len(self.rows) - full:,} have fewer")
+            lines.append(f"{counted(len(self.rows) - full, 'has', 'have')} fewer")
         if none:
-            lines.append(f"{none:,} have none and are not in the file")
+            lines.append(f"{counted(none, 'has none and is', 'have none and are')} not in the file")
         if full < self.pairs:
             lines.append(f"for more negatives, {self.remedy}")
         return lines

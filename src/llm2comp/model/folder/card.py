@@ -193,8 +193,9 @@ def _fewer_tokens(lineage: Lineage) -> str:
     if len(counts) < 2 or lineage.last_token:
         return ""
     listed = ", ".join(map(str, reversed(counts[1:])))
+    tokens = "memory token" if listed == "1" else "memory tokens"
     return (
-        f"\nThe last stage trained the mean over the first {listed} memory tokens beside the mean "
+        f"\nThe last stage trained the mean over the first {listed} {tokens} beside the mean "
         f"over all\n{counts[0]}. llm2comp loads it with fewer:\n\n```python\n"
         f'model = llm2comp.load("path/to/this/folder", memory_tokens={counts[-1]})\n```\n'
     )

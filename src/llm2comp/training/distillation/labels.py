@@ -15,7 +15,7 @@ from llm2comp.data.drawn.pair_file import WRITTEN_TOGETHER, negatives_of, texts_
 from llm2comp.data.drawn.rows import arrow_writer
 from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import NEGATIVE, SCORE
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load_in
 from llm2comp.inference.mining.reranker import is_reranker, load_reranker
@@ -125,7 +125,7 @@ def _scores(name: str, part: Dataset, teacher: str) -> Iterator[list[float]]:
             "have none; mine some with llm2comp mine"
         )
     reranker = load_reranker(teacher)
-    logger.info("%s: %s scores %d rows", name, teacher, len(part))
+    logger.info("%s: %s scores %s", name, teacher, counted(len(part), "row"))
     options: dict[str, Any] = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
     columns = []
     with text_progress() as progress:

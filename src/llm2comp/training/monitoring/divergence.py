@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Recipe, StageBase
 from llm2comp.training.checkpoints import step_of
 from llm2comp.training.stage_context import StageContext
@@ -58,7 +58,8 @@ def stop(
     parts = [f"{name} diverged at step {step} (learning rate {rate}): {what}"]
     if rows:
         shown = ", ".join(repr(row) for row in rows[:SHOWN])
-        parts.append(f"its {len(rows)} rows begin with {shown} ({log.path} has all)")
+        begin = counted(len(rows), "row begins", "rows begin")
+        parts.append(f"its {begin} with {shown} ({log.path} has all)")
     checkpoints = sorted(context.workdir.glob("checkpoint-*"), key=step_of)
     good = [c for c in checkpoints if step_of(c) < good_step]
     if resumed_step and has_diverged(context.workdir):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, counted
 from llm2comp.evaluation.store import folder_name
 from llm2comp.evaluation.tasks.registry import DEVELOPMENT
 from llm2comp.recipe import Recipe, parse_recipe
@@ -212,9 +212,9 @@ def _check_tuning(tuning: Tuning, study: Study, path: Path) -> None:
             )
         if len(values) != len(tuning.values):
             raise UserError(
-                f"study {path}: tuning.values_of: {setting} has {len(values)} values, and "
-                f"tuning.values has {len(tuning.values)}; give every setting the same number, so "
-                "that all have the same budget"
+                f"study {path}: tuning.values_of: {setting} has {counted(len(values), 'value')}, "
+                f"and tuning.values has {len(tuning.values)}; give every setting the same "
+                "number, so that all have the same budget"
             )
 
 

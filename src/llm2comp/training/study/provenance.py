@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from llm2comp.errors import counted
 from llm2comp.utils.hardware import processor_name
 from llm2comp.version import __version__
 
@@ -99,7 +100,7 @@ def describe(
         f"Code: {_distinct(code)}",
         f"Machine: {_distinct(machines)}; {_distinct(sorted(filter(None, precisions)))}",
         f"Time: {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, {hours:.1f} hours of training "
-        f"and scoring in {len(sessions)} {'call' if len(sessions) == 1 else 'calls'}",
+        f"and scoring in {counted(len(sessions), 'call')}",
     ]
     if before := names - {name for s in sessions for name in s.names}:
         lines.append(

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import UserError, one_line
+from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation import runner, store
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
@@ -221,7 +221,7 @@ class StudyRun:
         """Say how many trials are left and, once one is trained, how long they will take."""
         trained = [result.seconds for result in self.results.trials.values() if result.seconds]
         left = self.study.size - len(trained)
-        title = f"{planned.name}: {left} of {self.study.size} trials left"
+        title = f"{planned.name}: {left} of {counted(self.study.size, 'trial')} left"
         if trained:
             title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
         return title
