@@ -165,8 +165,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report absent --out /dev/null", "it is a device or a pipe"),
         ("analyze absent --out notes.txt", "notes.txt is a file and not a folder"),
         ("evaluate absent --out notes.txt", "notes.txt is a file and not a folder"),
-        ("export absent --to onnx --out notes.txt", "notes.txt exists and is not an export"),
-        ("export absent --to onnx --out notes.txt/x", "notes.txt is a file and not a folder"),
+        ("export absent --to last-token --out notes.txt", "notes.txt exists and is not an export"),
+        ("export absent --to last-token --out notes.txt/x", "notes.txt is a file and not a folder"),
+        (
+            "export absent --to multi-vector --out notes.txt",
+            "notes.txt exists and is not an export",
+        ),
         ("train demo evaluation.tasks=[] --out notes.txt", "notes.txt is a file and not a folder"),
         ("study pretext --out notes.txt/x", "notes.txt is a file and not a folder"),
         ("demo --out notes.txt", "notes.txt is a file and not a folder"),
@@ -201,7 +205,7 @@ def test_own_outputs_may_be_replaced_and_a_link_stays_a_link(encoder: Path, plac
     ("command", "said"),
     [
         ("encode", "Missing argument 'MODEL'; see "),
-        ("encode a b --out c.npy --batch 3", "No such option: --batch"),
+        ("encode a b --out c.npy --batch 3", "No such option"),
         ("encode a b --out c.npy --prompt passage", "'query', 'document'"),
         ("search a b c --top-k 0", "'--top-k'"),
         ("enocde", "No such command 'enocde'"),

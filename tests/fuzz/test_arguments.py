@@ -114,7 +114,6 @@ ODD_VALUES = [
     "x" * 300,
     "x/" * 3000,
     "w" * 100_000,
-    "a\x00b",
     "line\nbreak",
     "\udcff",
     "\U0001f600",
@@ -124,7 +123,8 @@ ODD_VALUES = [
     "https://example.org/x",
     "..\\x",
 ]
-argument_values = st.one_of(st.sampled_from(ODD_VALUES), st.sampled_from(ODD_VALUES), texts)
+words = texts.filter(lambda text: "\x00" not in text)  # no command line can hold that character
+argument_values = st.one_of(st.sampled_from(ODD_VALUES), st.sampled_from(ODD_VALUES), words)
 assigned = st.builds("{}={}".format, st.sampled_from(OPTIONS), argument_values)
 arguments = st.lists(
     st.one_of(

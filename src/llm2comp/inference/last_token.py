@@ -79,10 +79,10 @@ def export(name: str, out: Path, memory_tokens: int | None = None) -> Difference
         UserError: if the encoder cannot be loaded, its embedding is not the output of one causal
             memory token, `out` holds something else, or the embeddings differ.
     """
-    source, lineage = _require_one_causal_token(name, memory_tokens)
     if out.exists() and not _is_export(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
+    source, lineage = _require_one_causal_token(name, memory_tokens)
     encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
     texts = texts_to_compare(encoder)
     expected = embed(encoder, texts, len(texts))

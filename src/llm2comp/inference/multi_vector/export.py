@@ -67,14 +67,14 @@ def export(name: str, out: Path, memory_tokens: int | None = None) -> Difference
         UserError: if the encoder cannot be loaded or does not pool several memory tokens, `out`
             holds something else, or the vectors differ.
     """
+    if out.exists() and not is_multi_vector(out):
+        raise UserError(f"{out} exists and is not an export; choose another --out")
+    require_folder(out)
     source, lineage = released.local_encoder(name), released.lineage_of(name)
     if source is None:
         raise UserError(f"{name} is no folder of this machine; download it first")
     if lineage and (lineage.compiled or lineage.last_token):
         raise UserError(f"{name} is an export already; name the encoder that it was made from")
-    if out.exists() and not is_multi_vector(out):
-        raise UserError(f"{out} exists and is not an export; choose another --out")
-    require_folder(out)
     encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
     if lineage:
         lineage = lineage_with(lineage, encoder, memory_tokens)
