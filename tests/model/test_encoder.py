@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]
     assert "Embeddings have\n32 dimensions and unit length." in card
     lineage = Lineage.read(folder)
     assert lineage.memory.tokens == 4
-    assert lineage.versions["torch"] == torch.__version__
+    assert lineage.versions["torch"] == version("torch")
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as adapter:
         names = set(adapter.keys())
     assert not [name for name in names if "embed" in name and "delta" not in name]
