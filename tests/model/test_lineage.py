@@ -72,7 +72,7 @@ def test_the_format_of_version_1_follows_from_its_objective(
     [
         ({"format_version": FORMAT_VERSION + 1}, "is of a later llm2comp"),
         ({"prompt_format": "haiku"}, "'haiku' is unknown"),
-        ({"backbone": 1}, "backbone Input should be"),
+        ({"backbone": 1}, "backbone must be a mapping of settings"),
     ],
 )
 def test_a_lineage_that_cannot_be_used_is_one_clear_line(
