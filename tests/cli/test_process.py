@@ -1,6 +1,7 @@
 """The process of a command: any encoding, closed streams and pipes, standard input, outputs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("report absent --out /dev/null", "it is a device or a pipe"),
         ("analyze absent --out notes.txt", "notes.txt is a file and not a folder"),
         ("evaluate absent --out notes.txt", "notes.txt is a file and not a folder"),
+        ("export absent --to onnx --out notes.txt", "notes.txt exists and is not an export"),
+        ("export absent --to onnx --out notes.txt/x", "notes.txt is a file and not a folder"),
         ("export absent --to last-token --out notes.txt", "notes.txt exists and is not an export"),
         ("export absent --to last-token --out notes.txt/x", "notes.txt is a file and not a folder"),
         (
@@ -180,6 +183,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_an_output_that_cannot_be_is_refused_at_once(command: str, said: str, place: Path) -> None:
+    if "onnx" in command:
+        pytest.importorskip("onnxruntime")
     before = {path: path.stat().st_mtime_ns for path in place.iterdir()}
     words = command.format(long="x" * 300).split()
     result = RUNNER.invoke(app, [" " if word == "blank" else word for word in words])
@@ -205,7 +210,7 @@ def test_own_outputs_may_be_replaced_and_a_link_stays_a_link(encoder: Path, plac
     ("command", "said"),
     [
         ("encode", "Missing argument 'MODEL'; see "),
-        ("encode a b --out c.npy --batch 3", "No such option"),
+        ("encode a b --out c.npy --batch 3", "No such option:? '?--batch"),
         ("encode a b --out c.npy --prompt passage", "'query', 'document'"),
         ("search a b c --top-k 0", "'--top-k'"),
         ("enocde", "No such command 'enocde'"),
@@ -216,7 +221,7 @@ def test_a_wrong_call_is_one_line(command: str, said: str) -> None:
     result = RUNNER.invoke(app, command.split())
     assert result.exit_code == 2
     assert result.stderr.startswith("llm2comp: ")
-    assert said in result.stderr
+    assert re.search(said, result.stderr)
     assert result.stderr.endswith(" --help\n")
     assert len(result.stderr.splitlines()) == 1
 

@@ -12,8 +12,9 @@ from llm2comp.utils.checksums import require_unchanged
 logger = logging.getLogger("llm2comp")
 
 LOG_MARK = "log.json"
-HEALTH = "health.json"
 """File of a checkpoint with the place in the run's log that it belongs to."""
+HEALTH = "health.json"
+"""File of a checkpoint with what the health of the stage was judged by."""
 
 
 def last_checkpoint(workdir: Path) -> Path | None:

@@ -28,7 +28,7 @@ from llm2comp.model.lora_targets import adapted_layers
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.recipe import Contrastive, Pretext, Recipe, Stage, StageBase
 from llm2comp.training.losses.matryoshka import require_dims
-from llm2comp.training.planning.fitting import require_fitting
+from llm2comp.training.planning.fitting import named_by, require_fitting
 from llm2comp.training.pretext import objective_of
 from llm2comp.training.stage_context import StageContext
 from llm2comp.utils.hardware import compute_dtype
@@ -123,10 +123,8 @@ def _require_matryoshka(recipe: Recipe, dimension: int) -> None:
     """Check the dimensions that all stages nest, so that none is wrong after hours."""
     for stage in recipe.stages:
         if isinstance(stage, Contrastive):
-            try:
+            with named_by(recipe):
                 require_dims(stage.stage, stage.matryoshka, dimension)
-            except UserError as error:
-                raise UserError(f"recipe {recipe.name}: {error}") from error
 
 
 def _say_4bit(context: StageContext[Stage], body: PreTrainedModel) -> None:

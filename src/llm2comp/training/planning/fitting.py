@@ -25,7 +25,7 @@ def lineage_before(recipe: Recipe) -> Lineage:
     Raises:
         UserError: if it starts from nothing, or there is no such base, backbone or objective.
     """
-    with _named(recipe):
+    with named_by(recipe):
         if recipe.base is not None:
             folder = base_folder(recipe)
             if (folder / LINEAGE).is_file():
@@ -48,7 +48,7 @@ def require_fitting(recipe: Recipe, lineage: Lineage) -> None:
         UserError: if it has no memory to read, too few memory tokens or an attention of its own;
             the message names the recipe and the key.
     """
-    with _named(recipe):
+    with named_by(recipe):
         require_several_tokens(recipe, lineage.num_memory_tokens)
         require_memory(recipe, lineage)
         for stage in recipe.stages:
@@ -62,7 +62,7 @@ def require_fitting(recipe: Recipe, lineage: Lineage) -> None:
 
 
 @contextmanager
-def _named(recipe: Recipe) -> Iterator[None]:
+def named_by(recipe: Recipe) -> Iterator[None]:
     """Begin the message of a refusal in a block with the name of the recipe."""
     try:
         yield

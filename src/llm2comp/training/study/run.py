@@ -144,8 +144,8 @@ class StudyRun:
         if name not in self.session.names:
             self.session.names.append(name)
         self.session.end = provenance.now()
-        self._keep_items()
         self.results.write(self.out)
+        self._keep_items()
 
     def _keep_items(self) -> None:
         """Write the items of the trials that are scored, if there are new ones."""
