@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 # This must come before the client of the hub is imported. No test may wait for a network timeout.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +35,22 @@ SENTENCES = [
     "The museum keeps a small collection of Roman coins found near the harbour.",
     "Vaccines train the immune system to recognise a pathogen it has not met.",
 ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape lone surrogates that a test printed: a parallel worker could not report, and stops."""
+    return _escaped((yield))
+
+
+def _escaped(part: Any) -> Any:
+    if isinstance(part, str):
+        return part.encode(errors="backslashreplace").decode()
+    if isinstance(part, dict):
+        return {key: _escaped(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return type(part)(map(_escaped, part))
+    return part
 
 
 @pytest.fixture(scope="session", autouse=True)

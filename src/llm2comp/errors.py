@@ -1,5 +1,7 @@
 """The exceptions for mistakes that the user can correct, and how messages say things."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in the user's input, with a one-line message that names the remedy.
@@ -34,3 +36,11 @@ def counted(number: int, one: str, many: str = "") -> str:
         many: the same for several; by default `one` with an s.
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return the names of a file's columns as a message lists them: `text, label`.
+
+    A byte that is not UTF-8 is escaped, so that every log and file can hold the message.
+    """
+    return ", ".join(map(str, names)).encode(errors="backslashreplace").decode()

@@ -11,6 +11,7 @@ import pytest
 from llm2comp.data import sources
 from llm2comp.data.text_files import read_texts
 from llm2comp.errors import UserError
+from llm2comp.evaluation.own_data.pairs import read_pairs
 from llm2comp.recipe_parts import DataSource
 
 CONTENT = {
@@ -119,3 +120,11 @@ def test_a_broken_text_is_one_line(with_a_broken_column: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"copy\.parquet: ") as raised:
         read(copy, columns={"text": "beside"})
     assert "\n" not in str(raised.value)
+
+
+def test_a_column_that_is_not_utf_8_is_named_in_text(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes(b"caf\xe9\na\n")
+    for reader in (read, read_pairs, lambda file: list(read_texts(file))):
+        with pytest.raises(UserError, match=r"caf\\udce9"):
+            reader(path)

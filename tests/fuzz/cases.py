@@ -132,7 +132,8 @@ def refused_or(call: Callable[[], T]) -> T | None:
     """Return what a call returns, or nothing if it refuses its input in one line."""
     try:
         return call()
-    except UserError:
+    except UserError as error:
+        str(error).encode()
         return None
 
 

@@ -1,6 +1,7 @@
 """An encoder and a run to break, and a cache and a home folder of their own."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "extract_members", refuse)
     # `auto` would load every model twice.
     monkeypatch.setattr(hardware, "_processor_flags", lambda: frozenset({"avx2"}))
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_text(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Check that every message of the log can be written to a file."""
+    yield
+    for record in caplog.get_records("call"):
+        record.getMessage().encode()
 
 
 @pytest.fixture(scope="session")

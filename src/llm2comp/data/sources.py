@@ -17,7 +17,7 @@ from llm2comp.data.formats import parts, saved
 from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.expand import expanded
 from llm2comp.data.formats.layouts import LISTS, PROMPT, Layout, recognise
-from llm2comp.errors import UserError, counted
+from llm2comp.errors import UserError, counted, listed
 from llm2comp.recipe_parts import DataSource
 
 logger = logging.getLogger("llm2comp")
@@ -199,7 +199,7 @@ class _Columns:
             theirs = self._theirs(ours)
             if ours not in values:
                 mappable = theirs == ours and self.layout is not None and not self.layout.tool
-                return f"no column {theirs!r}; there are {', '.join(map(str, row))}" + (
+                return f"no column {theirs!r}; there are {listed(row)}" + (
                     f" (map it: columns: {{{ours}: ...}})" if mappable else ""
                 )
             if ours == NEGATIVE and not is_given(values[ours]):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llm2comp.data import files
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, listed
 
 COLUMN = "text"
 """The column of the text, in all files but .txt."""
@@ -64,7 +64,7 @@ def _text(row: Mapping[str, object] | files.BadRow, file: Path) -> str:
     if isinstance(row, files.BadRow):
         raise ValueError(row.reason)
     if COLUMN not in row:
-        raise ValueError(f"no {COLUMN!r}; it has {', '.join(map(str, row))}")
+        raise ValueError(f"no {COLUMN!r}; it has {listed(row)}")
     text = row[COLUMN]
     if not isinstance(text, str):
         raise ValueError(f"{COLUMN!r} is not a string but {type(text).__name__}")

@@ -9,7 +9,7 @@ from llm2comp.data.files import BadRow
 from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.layouts import Layout
 from llm2comp.data.sources import SCORE, is_given, problem_of_value
-from llm2comp.errors import UserError
+from llm2comp.errors import UserError, listed
 from llm2comp.evaluation.own_data.rows import Retrieval, Scored
 
 TEXTS = ("anchor", "positive")
@@ -58,7 +58,7 @@ def _problem(values: Mapping[str, object], row: Mapping[str, object]) -> str | N
     for column in TEXTS:
         if column not in values:
             return (
-                f"no column {column!r} among {', '.join(map(str, row)) or 'none'}; a file to "
+                f"no column {column!r} among {listed(row) or 'none'}; a file to "
                 "evaluate on has anchor and positive, and score if its pairs are scored"
             )
         problem = problem_of_value(values[column], column)
