@@ -179,6 +179,9 @@ def test_a_value_where_settings_are_wanted_is_one_line_of_ours(
         ("pretext.stage=third", r"stages\.0: 'stage' is third, and it must be one of 'pretext', "),
         ("pretext.steps={a: 1}", r"steps: must be a whole number \(got a mapping\)"),
         ("pretext.compile=maybe", r"compile: must be true or false \(got 'maybe'\)"),
+        ("pretext.steps=true", r"steps: must be a whole number \(got True\)"),
+        ("unsupervised.matryoshka=[true]", r"matryoshka: must be a whole number \(got \[True\]\)"),
+        ("pretext.learning_rate=yes", r"learning_rate: must be a number \(got True\)"),
         ("pretext.learning_rate=fast", r"learning_rate: must be a number \(got 'fast'\)"),
         (
             "pretext.attention=both",

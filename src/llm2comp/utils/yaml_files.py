@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -12,8 +12,8 @@ from llm2comp.errors import UserError, one_line
 
 UNKNOWN_KEY = "unknown_key"
 """Type of the validation error for a key that a model does not have."""
-
-
+NO_NUMBER = "no_number"
+"""Type of the validation error for `true` where a number is wanted."""
 NO_MAPPING = "no_mapping"
 """Type of the validation error for a value where a model's keys are wanted."""
 _WORDS = {
@@ -60,6 +60,32 @@ class Strict(BaseModel):
                 context = {"key": key, "hint": hint}
                 raise PydanticCustomError(UNKNOWN_KEY, "unknown key; {hint}", context)
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_for_a_number(cls, values: Any) -> Any:
+        """Refuse `true` where a number is wanted. Pydantic would read it as 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            wanted = _number_of(cls.model_fields[key].annotation) if key in cls.model_fields else ""
+            given = value if isinstance(value, list) else [value]
+            if wanted and any(isinstance(one, bool) for one in given):
+                context = {"key": key, "wanted": wanted, "given": one_line(repr(value), 60)}
+                raise PydanticCustomError(NO_NUMBER, "must be {wanted} (got {given})", context)
+        return values
+
+
+def _number_of(annotation: Any) -> str:
+    """Return what to call the number that an annotation wants; "" if it takes something else."""
+    kinds = _kinds(annotation)
+    if bool in kinds:
+        return ""
+    return "a number" if float in kinds else "a whole number" if int in kinds else ""
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types that an annotation is made of."""
+    parts = get_args(annotation)
+    return [kind for part in parts for kind in _kinds(part)] if parts else [annotation]
 
 
 class _Loader(yaml.SafeLoader):
@@ -216,7 +242,7 @@ def explain_validation_error(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if first["type"] in _WORDS:
         message = _WORDS[first["type"]].format(**first.get("ctx", {}))
-    if first["type"] == UNKNOWN_KEY:
+    if first["type"] in (UNKNOWN_KEY, NO_NUMBER):
         location.append(first["ctx"]["key"])
     elif isinstance(given, dict) and first["type"] in ("list_type", *_SCALARS):
         message += " (got a mapping)"
