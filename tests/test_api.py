@@ -208,11 +208,12 @@ def test_type_checkers_are_told_of_every_function() -> None:
 @pytest.mark.slow
 def test_mypy_knows_the_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mypy = pytest.importorskip("mypy.api")
-    monkeypatch.setenv("MYPYPATH", str(Path(inspect.getfile(llm2comp)).parents[1]))
     names = "\n".join(f"reveal_type(llm2comp.{name})" for name in FUNCTIONS)
     (tmp_path / "user.py").write_text(f"import llm2comp\n{names}\n")
-    options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
-    output, errors, _ = mypy.run([*options, str(tmp_path / "user.py")])
+    # The folder, settings and paths of `make lint`, whose cache then serves here, too.
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setenv("MYPYPATH", "src")
+    output, errors, _ = mypy.run(["--strict", str(tmp_path / "user.py")])
     revealed = [line for line in output.splitlines() if "Revealed type" in line]
     assert len(revealed) == len(FUNCTIONS), output + errors
     assert not [line for line in revealed if 'is "Any"' in line]

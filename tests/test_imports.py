@@ -42,16 +42,18 @@ def name_of(file: Path) -> str:
     return ".".join(file.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
+KNOWN = {name_of(module) for module in MODULES}
+
+
 def imported(file: Path) -> Iterator[str]:
     """Yield the modules of this package that a file imports, anywhere in it."""
-    known = {name_of(module) for module in MODULES}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (one.name for one in node.names if one.name in known)
-        if isinstance(node, ast.ImportFrom) and node.module in known:
+            yield from (one.name for one in node.names if one.name in KNOWN)
+        if isinstance(node, ast.ImportFrom) and node.module in KNOWN:
             for one in node.names:
                 whole = f"{node.module}.{one.name}"
-                yield whole if whole in known else node.module
+                yield whole if whole in KNOWN else node.module
 
 
 def layer(module: str) -> int | None:

@@ -137,6 +137,12 @@ def test_an_encoder_of_others_keeps_its_token_types_and_pooling(
 
 
 @pytest.mark.parametrize("to", BACKENDS)
+@pytest.mark.parametrize(
+    "folder",
+    [True, pytest.param(False, marks=pytest.mark.exhaustive)],
+    indirect=True,
+    ids=["causal", "bidirectional"],
+)
 def test_int8_is_smaller_and_another_model_in_the_results(
     to: Backend, folder: Path, tmp_path: Path
 ) -> None:

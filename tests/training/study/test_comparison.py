@@ -68,7 +68,11 @@ def test_a_statistic_of_many_resamples_is_that_of_each(name: str) -> None:
     np.testing.assert_allclose(found, expected)
 
 
-def test_intervals_are_those_of_a_literal_bootstrap(runs) -> None:  # noqa: ANN001
+def test_intervals_are_those_of_a_literal_bootstrap(
+    runs,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 100)
     scores, items = runs
     found = compare(scores, items, "CTKD")
     assert [(one.setting, one.stage, one.seeds) for one in found.differences] == [
