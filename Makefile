@@ -16,7 +16,7 @@ demo: .venv/.installed  ## a language model becomes a text encoder: three stages
 	$(BIN)/llm2comp demo --out runs/demo
 
 test: .venv/.dev  ## run the tests, with coverage
-	$(BIN)/python -m pytest $(PARALLEL) -m "not exhaustive" --cov --cov-report=term
+	$(BIN)/python -m slipcover -m pytest $(PARALLEL) -m "not exhaustive"
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
 	.venv-minimum/bin/python -m pytest -m "not slow and not exhaustive"
@@ -58,7 +58,7 @@ release: .venv/.installed  ## train the released encoder anew, from nothing (see
 	$(BIN)/python tools/pack_release.py runs/release smollm2-135m-llm2comp
 
 clean:  ## remove what the other targets made, except runs/
-	rm -rf .venv .venv-minimum site .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf .venv .venv-minimum site .pytest_cache .mypy_cache .ruff_cache
 	rm -f docs/reference/commands.md docs/reference/recipe.md docs/reference/study.md
 
 # torch first and by its exact version: a CPU build that is at hand is then taken as it is.
