@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
+.PHONY: help demo test test-minimum test-exhaustive test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ test: .venv/.dev  ## run the tests, with coverage
 
 test-minimum: .venv-minimum/.dev  ## run the quick tests with the lowest versions allowed
 	.venv-minimum/bin/python -m pytest -m "not slow and not exhaustive"
+
+test-exhaustive: .venv/.dev  ## run the cases that the tests leave out, which takes hours; those of an extra need it installed
+	$(BIN)/python -m pytest $(PARALLEL) -m exhaustive
 
 test-backbones: .venv/.dev  ## take tiny models of all families, and all recipes, through the stages; writes docs/reference/backbones.md
 	LLM2COMP_WRITE_BACKBONES=1 $(BIN)/python -m pytest tests/backbones tests/training/test_shipped_recipes.py
