@@ -1,10 +1,17 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from mteb.abstasks import AbsTask, AbsTaskPairClassification, AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.mocks import mock_tasks
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, intervals, runner, suites
+from llm2comp.evaluation.results import Leaderboard
 from llm2comp.evaluation.store import ResultStore
 
 Sets = dict[str, list[dict[str, str]]]
@@ -46,3 +53,101 @@ def test_different_items_do_not_compare() -> None:
     one = {"statistic": "spearman", "predicted": [1.0, 2.0], "gold": [1.0, 2.0]}
     with pytest.raises(UserError, match="over different items"):
         intervals.difference(one, one | {"gold": [1.0, 3.0]})
+
+
+class Paraphrases(AbsTaskPairClassification):
+    """Pairs in one row whose columns are lists, as in old data sets, and labels of another name."""
+
+    metadata = mock_tasks.MockPairClassificationTask.metadata.model_copy(
+        update={"name": "Paraphrases", "main_score": "max_ap"}
+    )
+    label_column_name = "same"
+
+    def load_data(self, **_: Any) -> None:
+        words = ["river", "sea", "compiler", "museum", "whale", "garden"]
+        row = {
+            "sentence1": [f"the {word} and the {words[i - 1]}" for i, word in enumerate(words)],
+            "sentence2": [f"a {word}, a {words[i - 2]}" for i, word in enumerate(words)],
+            "same": [1, 0, 0, 1, 0, 1],
+        }
+        self.dataset = {"test": Dataset.from_list([row])}
+        self.data_loaded = True
+
+
+class Duplicates(AbsTaskRetrieval):
+    """Every query is itself in the corpus, and is not scored as its own answer."""
+
+    metadata = mock_tasks.MockRetrievalTask.metadata.model_copy(
+        update={"name": "Duplicates", "eval_splits": ["test"]}
+    )
+    ignore_identical_ids = True
+
+    def load_data(self, **_: Any) -> None:
+        texts = {"a": "whales breathe air", "b": "how do whales breathe", "c": "tomatoes"}
+        corpus = [{"id": name, "title": "", "text": text} for name, text in texts.items()]
+        split = RetrievalSplitData(
+            corpus=Dataset.from_list(corpus),
+            queries=Dataset.from_list([{"id": n, "text": texts[n]} for n in "ab"]),
+            relevant_docs={"a": {"b": 1}, "b": {"a": 1}},
+            top_ranked=None,
+        )
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
+class Toxic(mock_tasks.MockClassificationTask):
+    """Classes in a column of another name."""
+
+    metadata = mock_tasks.MockClassificationTask.metadata.model_copy(update={"name": "Toxic"})
+    label_column_name = "toxic"
+
+    def load_data(self, **options: Any) -> None:
+        super().load_data(**options)
+        self.dataset = self.dataset.rename_column("label", "toxic")
+
+
+class ByF1(mock_tasks.MockClassificationTask):
+    """The score is no mean over texts."""
+
+    metadata = mock_tasks.MockClassificationTask.metadata.model_copy(
+        update={"name": "ByF1", "main_score": "f1"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "statistic"),
+    [
+        (Paraphrases, "average_precision"),
+        (Duplicates, "mean"),
+        (Toxic, "mean"),
+        (ByF1, None),
+        (mock_tasks.MockPairClassificationTask, None),
+    ],
+)
+def test_other_tasks_of_mteb_have_items_that_explain_the_score_or_none(
+    task: type[AbsTask], statistic: str | None, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    model = baselines.build("weighted-mean", tiny_backbone)
+    results = ResultStore(tmp_path)
+    (score,) = runner.evaluate(model, "tiny", [task()], results)
+    (kept,) = results.all()
+    assert kept.items.get("statistic") == statistic
+    if statistic:
+        assert intervals.score(kept.items) == pytest.approx(score.main_score, abs=1e-3)
+
+
+def test_items_of_another_score_give_no_interval(
+    tiny_backbone: Path, sets: Sets, tmp_path: Path
+) -> None:
+    """Older versions stored such items."""
+    assert sets
+    results = ResultStore(tmp_path)
+    for name in ("mean", "last-token"):
+        runner.evaluate(
+            baselines.build(name, tiny_backbone), name, suites.tasks(["STS17"]), results
+        )
+    assert "[" in Leaderboard.of(results.all()).interval_cells("mean")[1][1]
+    for one in results.all():
+        other = replace(one.score, main_score=one.score.main_score + 1)
+        results.save(replace(one, score=other))
+    assert "[" not in Leaderboard.of(results.all()).interval_cells("mean")[1][1]

@@ -59,19 +59,31 @@ The numbers are `(..., items)`, and the score is `(...)`.
 """
 
 
-def items(task: AbsTask, folder: Path) -> dict[str, Any]:
+def items(task: AbsTask, folder: Path, main_score: float) -> dict[str, Any]:
     """Return the items that the score of a task is computed from: pairs, texts or questions.
 
     Args:
         task: the task after its evaluation.
         folder: mteb's `prediction_folder`.
+        main_score: the score in percent.
 
     Returns:
         `statistic` (key of `STATISTICS`), and the lists `predicted` and `gold` with one number per
-        item. The statistic of the lists is the main score. Empty if `supports` is false.
+        item. The statistic of the lists is the main score. Empty if `supports` is false, or if the
+        task computes its score in another way.
     """
     if not supports(task):
         return {}
+    found = _saved_items(task, folder)
+    return found if explains(found, main_score) else {}
+
+
+def explains(items: Mapping[str, Any], main_score: float) -> bool:
+    """Tell whether a score, in percent, is computed from these items and in no other way."""
+    return bool(items) and abs(score(items) - main_score) < 0.01
+
+
+def _saved_items(task: AbsTask, folder: Path) -> dict[str, Any]:
     file = folder / task.prediction_file_name
     content = json.loads(file.read_text(encoding="utf-8"))
     content.pop("mteb_model_meta")
@@ -84,11 +96,18 @@ def items(task: AbsTask, folder: Path) -> dict[str, Any]:
         scores = predictions["similarity_scores" if own else "cosine_scores"]
         return _items("spearman", scores, data[split]["score"])
     if isinstance(task, AbsTaskPairClassification):
-        return _best_distance(predictions, data[split]["labels"])
+        labels = data[split][task.label_column_name]
+        # Older data sets of mteb are one row, whose columns are the lists.
+        return _best_distance(predictions, labels[0] if len(data[split]) == 1 else labels)
     if isinstance(task, AbsTaskClassification):
-        gold = np.array(data[split]["label"])
+        gold = np.array(data[split][task.label_column_name])
         correct = [np.array(experiment) == gold for experiment in predictions]
         return _items("mean", np.mean(correct, axis=0), gold)
+    if task.ignore_identical_ids:  # mteb saves the query's own text too, and does not score it
+        predictions = {
+            query: {hit: score for hit, score in hits.items() if hit != query}
+            for query, hits in predictions.items()
+        }
     relevant = data[split]["relevant_docs"]
     judge = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"})
     judged = judge.evaluate(predictions)
@@ -101,9 +120,14 @@ def supports(task: AbsTask) -> bool:
     """Tell whether the score of a task is computed from items, in one subset and one split."""
     if len(task.metadata.eval_splits) > 1 or len(task.hf_subsets) > 1:
         return False
+    score = task.metadata.main_score
     if isinstance(task, AbsTaskRetrieval):
-        return bool(task.metadata.main_score == "ndcg_at_10")
-    return isinstance(task, AbsTaskSTS | AbsTaskPairClassification | AbsTaskClassification)
+        return bool(score == "ndcg_at_10")
+    if isinstance(task, AbsTaskPairClassification):
+        return bool(score == "max_ap")
+    if isinstance(task, AbsTaskClassification):
+        return bool(score == "accuracy")
+    return isinstance(task, AbsTaskSTS)
 
 
 def score(items: Mapping[str, Any]) -> float:

@@ -129,7 +129,9 @@ class Leaderboard:
         if result is None or reference is None:
             return MISSING
         gap = f"{result.score.main_score - reference.score.main_score:+.1f}"
-        if not (result.items and reference.items):
+        both = result, reference
+        # Older versions also stored items that a score is not computed from.
+        if not all(intervals.explains(one.items, one.score.main_score) for one in both):
             return gap
         low, high = intervals.difference(result.items, reference.items)
         return f"{gap} [{low:+.1f}, {high:+.1f}]"

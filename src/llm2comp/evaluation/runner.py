@@ -231,7 +231,8 @@ def _run(
         kept = predictions if intervals.supports(plan.task) else None
         result = _mteb_result(encoder, plan.task, batch_size, kept)
         seconds = perf_counter() - start
-        return result, intervals.items(plan.task, Path(predictions)), seconds
+        items = intervals.items(plan.task, Path(predictions), 100 * float(result.get_score()))
+        return result, items, seconds
 
 
 def _mteb_result(

@@ -2,13 +2,11 @@
 
 import json
 import lzma
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm2comp.errors import UserError
-from llm2comp.evaluation import intervals
-from llm2comp.evaluation.store import ResultStore, Score
+from llm2comp.evaluation.store import ResultStore
 from llm2comp.utils.files import atomic_file
 
 FILE = "items.json.xz"
@@ -54,8 +52,3 @@ def add_stored(items: Items, store: ResultStore, wanted: set[tuple[str, str]]) -
         if result.items and (result.model, result.score.task) in wanted:
             merged.setdefault(result.model, {})[result.score.task] = result.items
     return merged
-
-
-def explains(items: Mapping[str, Any], score: Score) -> bool:
-    """Tell whether a score is computed from these items, and not from those of another run."""
-    return bool(items) and abs(intervals.score(items) - score.main_score) < 0.01

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation import runner, store
+from llm2comp.evaluation.intervals import explains
 from llm2comp.evaluation.store import ResultStore, Score
 from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
 from llm2comp.recipe_parts import Evaluation
@@ -283,7 +284,7 @@ class StudyRun:
                     kept = self.items.get(stored_name(name, label), {})
                     for score in row:
                         found = kept.get(score.task, {})
-                        items[run, score.task] = found if kept_items.explains(found, score) else {}
+                        items[run, score.task] = found if explains(found, score.main_score) else {}
             self.results.comparison = comparison.compare(scores, items, reference)
         if self.results.comparison != known:
             self.results.write(self.out)
