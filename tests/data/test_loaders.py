@@ -137,6 +137,21 @@ def test_held_out_rows_are_not_trained_on_and_do_not_change_the_others(tmp_path:
         assert row["anchor"] == f"Find it:{row['positive'].replace('p', 'q')}\n"
 
 
+def test_no_held_out_pair_is_trained_on_where_rows_have_many_negatives(tmp_path: Path) -> None:
+    rows = [
+        {"anchor": f"q{i}", "positive": f"p{i}", "negative": [f"n{i}-{j}" for j in range(8)]}
+        for i in range(60)
+    ]
+    source = pair_source(tmp_path / "a.jsonl", rows)
+    drawn = draw_pairs(tmp_path, [source], count=60, held_out=8)
+    (trained,) = drawn.train.values()
+    assert len(trained) == 60
+    assert len(set(drawn.held_out["anchor"])) == len(drawn.held_out) == 8
+    assert set(trained["anchor"]).isdisjoint(drawn.held_out["anchor"])
+    # All 60 pairs are trained on, so that none is left to hold out.
+    assert len(draw_pairs(tmp_path, [source], count=470, held_out=8).held_out) == 0
+
+
 def test_a_source_that_is_used_twice_gives_two_datasets(tmp_path: Path) -> None:
     rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(10)]
     source = pair_source(tmp_path / "a.jsonl", rows)

@@ -1,7 +1,7 @@
 """Pairs for supervised contrastive learning: plain, with a hard negative, or with a score."""
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,7 +35,8 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     The name of a dataset is that of its source (`name#2` for the second use of a source). Its
     columns are those of `llm2comp.data.drawn.pair_file`.
     If a source has an instruction, its anchors are `instruction + ":" + query + "\n"` (paper,
-    stage 3). Rows with scores are held out only if there are no others.
+    stage 3). Rows with scores are held out only if there are no others. No held-out pair is trained
+    on.
 
     Args:
         files: where they are written.
@@ -54,17 +55,26 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     trained = stage.steps * stage.batch_size
     left_out = LeftOut()
     held_out: list[dict[str, Any]] = []
+    pairs = Distinct()
+    number = 0
+
+    def wanted(row: Mapping[str, Any]) -> bool:
+        # A row with many negatives is several rows with one anchor and positive.
+        is_new = pairs.is_new(row["anchor"], row["positive"])
+        return is_new or number < trained
+
     with ExitStack() as stack:
         parts = [
             PairFile(source, name, files, stack)
             for source, name in zip(stage.data, dataset_names(stage.data), strict=True)
         ]
-        drawn = draw_pairs(stage.data, trained + stage.eval_pairs, seed, on_bad_row, left_out)
-        for number, (place, row) in enumerate(drawn):
+        count = trained + stage.eval_pairs
+        for place, row in _draw_pairs(stage.data, count, seed, on_bad_row, left_out, wanted):
             if number < trained:
                 parts[place].write(row)
             else:
                 held_out.append(row)
+            number += 1
     total = sum(part.rows for part in parts)
     if total < trained:
         logger.warning("%s, %d were asked for", counted(total, "pair"), trained)
@@ -92,12 +102,13 @@ def row_prompts(sources: Sequence[DataSource], summary: Summary) -> list[list[st
     return [found.get(name, []) for name in dataset_names(sources)]
 
 
-def draw_pairs(
+def _draw_pairs(
     sources: Sequence[DataSource],
     count: int,
     seed: int,
     on_bad_row: str,
     left_out: LeftOut,
+    wanted: Callable[[Mapping[str, Any]], bool],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Draw distinct rows from a weighted mixture.
 
@@ -109,6 +120,7 @@ def draw_pairs(
         seed: the same seed gives the same rows in the same order.
         on_bad_row: `fail` or `skip`, as in `llm2comp.data.sources.rows`.
         left_out: counts what is left out of each source.
+        wanted: asked of each row just before it is drawn; the others are passed over.
 
     Yields:
         The place of a source, and its row with the instruction before the anchor.
@@ -118,7 +130,7 @@ def draw_pairs(
     """
     shuffled = mixture.shuffled_sources(sources, REQUIRED, seed, on_bad_row, OPTIONAL, left_out)
     streams = [
-        _distinct_rows(rows, source.source, left_out)
+        filter(wanted, _distinct_rows(rows, source.source, left_out))
         for source, rows in zip(sources, shuffled, strict=True)
     ]
     for place, row in mixture.draw(sources, streams, "pairs", count):

@@ -103,6 +103,7 @@ def _saved_items(task: AbsTask, folder: Path) -> dict[str, Any]:
         gold = np.array(data[split][task.label_column_name])
         correct = [np.array(experiment) == gold for experiment in predictions]
         return _items("mean", np.mean(correct, axis=0), gold)
+    assert isinstance(task, AbsTaskRetrieval)
     if task.ignore_identical_ids:  # mteb saves the query's own text too, and does not score it
         predictions = {
             query: {hit: score for hit, score in hits.items() if hit != query}
