@@ -6,7 +6,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.analysis import measure
-from llm2comp.data import sample
+from llm2comp.data import mixture, sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
 
@@ -30,6 +30,20 @@ def test_texts_and_pairs_are_drawn_by_a_seed(tmp_path: Path) -> None:
     assert pairs.note.startswith("all 20 pairs of ")
     with pytest.raises(UserError, match="neither texts"):
         sample.draw(lines(tmp_path / "other.jsonl", [{"positive": "x"}]), 5, seed=0)
+    low = [row | {"score": 0.9} for row in rows]
+    with pytest.raises(UserError, match="all 60 pairs have a score below 4"):
+        sample.draw(lines(tmp_path / "low.jsonl", low), 5, seed=0)
+
+
+def test_the_note_of_a_large_source_says_that_only_its_first_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixture.shuffle, "__defaults__", (10,))
+    texts = lines(tmp_path / "texts.jsonl", [{"text": f"text {i}"} for i in range(50)])
+    some = sample.draw(texts, 3, seed=0)
+    assert some.note.startswith("3 of the first 13 texts of ")
+    assert all(int(text.removeprefix("text ")) < 13 for text in some.texts)
+    assert sample.draw(texts, 45, seed=0).note.startswith("45 of 50 texts of ")
 
 
 def test_an_encoder_is_measured_with_its_memory_tokens(encoder: Path, sentences: list[str]) -> None:

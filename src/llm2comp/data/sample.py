@@ -24,20 +24,23 @@ class Sample:
         texts: the texts to analyse. For pairs, they are the anchors.
         positives: the positive of each text. It is empty if the source has no pairs.
         total: how many rows of the source could be drawn.
+        whole: whether these are all; of a large source, only the first rows are read.
     """
 
     source: str
     texts: list[str]
     positives: list[str]
     total: int
+    whole: bool = True
 
     @property
     def note(self) -> str:
         """How many texts were drawn from what, in words."""
         kind = "pairs" if self.positives else "texts"
-        if len(self.texts) == self.total:
+        if self.whole and len(self.texts) == self.total:
             return f"all {self.total:,} {kind} of {self.source}"
-        return f"{len(self.texts):,} of {self.total:,} {kind} of {self.source}, drawn by a seed"
+        of = "" if self.whole else "the first "
+        return f"{len(self.texts):,} of {of}{self.total:,} {kind} of {self.source}, drawn by a seed"
 
 
 def draw(source: str, count: int, seed: int) -> Sample:
@@ -53,21 +56,30 @@ def draw(source: str, count: int, seed: int) -> Sample:
     """
     if not source.strip():
         raise UserError("the name of the data is blank; give a file, a packaged source or a hub id")
-    total = 0
+    total = low = 0
+    whole = False
 
     def usable_rows() -> Iterator[dict[str, str]]:
-        nonlocal total
+        nonlocal total, low, whole
         for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS):
             if float(row.get("score", POSITIVE_SCORE)) >= POSITIVE_SCORE:
                 total += 1
                 yield row
+            else:
+                low += 1
+        whole = True
 
     rows = list(itertools.islice(mixture.shuffle(usable_rows(), f"{seed}/{source}"), count))
     if rows and "text" in rows[0]:
-        return Sample(source, [row["text"] for row in rows], [], total)
+        return Sample(source, [row["text"] for row in rows], [], total, whole)
     if rows and {"anchor", "positive"} <= rows[0].keys():
         anchors = [row["anchor"] for row in rows]
-        return Sample(source, anchors, [row["positive"] for row in rows], total)
+        return Sample(source, anchors, [row["positive"] for row in rows], total, whole)
+    if low and not total:
+        raise UserError(
+            f"{source}: all {low:,} pairs have a score below {POSITIVE_SCORE:g}, so none is a "
+            "positive pair; give pairs whose scores go up to 5, or leave the scores out"
+        )
     raise UserError(
         f"{source}: it has neither texts (column text) nor pairs (columns anchor and positive)"
     )

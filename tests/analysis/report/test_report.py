@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from sentence_transformers import SentenceTransformer
 
 import llm2comp
 from llm2comp import recipe
@@ -47,6 +49,15 @@ CAPACITY = Capacity(
     ],
 )
 """Read with two k: half of the gap is closed up to 32 tokens, and at all lengths."""
+
+
+class Longer(torch.nn.Module):
+    """Gives each embedding another length."""
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        embeddings = features["sentence_embedding"]
+        lengths = 1 + 10 * embeddings[:, :1].abs() / embeddings.norm(dim=1, keepdim=True)
+        return features | {"sentence_embedding": embeddings * 7 * lengths}
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +158,19 @@ def test_encoders_side_by_side(run: Path, sentences: list[str], tmp_path: Path) 
     assert own.count("Lineage of") == 2
     with pytest.raises(UserError, match="is a run; report it alone"):
         gather.gather([str(run), models[0]], sample, ["whales"])
+
+
+def test_searches_show_cosines_of_encoders_that_do_not_normalise(
+    run: Path, sentences: list[str]
+) -> None:
+    model = llm2comp.load(str(run / "model"))
+    longer = SentenceTransformer(modules=[*list(model)[:-1], Longer()])
+    sample = Sample("s", sentences, [], 8)
+    encoder = gather._encoder(longer, "longer", sample, ["whales"], None, 4)
+    (found,) = encoder.neighbours
+    ours = gather._encoder(model, "ours", sample, ["whales"], None, 4).neighbours[0]
+    assert [text for _, text in found] == [text for _, text in ours]
+    assert [cosine for cosine, _ in found] == pytest.approx([one for one, _ in ours], abs=1e-5)
 
 
 def test_a_stage_that_has_not_begun_has_no_plots(run: Path) -> None:

@@ -6,7 +6,7 @@ from llm2comp.data.passages import draw_passages
 from llm2comp.data.sample import draw
 from llm2comp.errors import UserError, counted
 from llm2comp.inference.reading.reader import Reader
-from llm2comp.model.folder.names import base_name
+from llm2comp.model.folder.names import base_name, is_local
 from llm2comp.recipe_parts import Passages
 
 CANDIDATES = 100_000
@@ -55,7 +55,8 @@ def draw_held_out(
 def _trained_starts(reader: Reader, data: str) -> tuple[set[tuple[int, ...]], list[str]]:
     """Return the first tokens of each passage of stage 1, if it was trained on these data.
 
-    The passages are drawn again as the lineage says.
+    The passages are drawn again as the lineage says. The order of a local file depends on its path,
+    which is not recorded, so its passages are known only if all of them were used.
 
     Returns:
         The first tokens, and a note if the passages cannot be drawn again.
@@ -68,12 +69,18 @@ def _trained_starts(reader: Reader, data: str) -> tuple[set[tuple[int, ...]], li
     try:
         limits = Passages.model_validate(recorded["passages"])
         count = stage.steps * stage.batch_size + recorded["eval_passages"]
-        passages = draw_passages(
+        drawn = draw_passages(
             stage.data, reader.encoder.tokenizer, limits, count, int(seed or 0), "skip"
         )
-        return {tuple(ids[:START]) for ids in passages}, []
+        passages = list(drawn)
     except (UserError, KeyError) as error:
         return set(), [
             f"{data} is what stage 1 was trained on, and its passages cannot be drawn again "
             f"({error}); some of these may be among them"
         ]
+    if is_local(data) and len(passages) == count:
+        return set(), [
+            f"{data} is what stage 1 was trained on, and which passages it took is not recorded; "
+            "some of these may be among them"
+        ]
+    return {tuple(ids[:START]) for ids in passages}, []

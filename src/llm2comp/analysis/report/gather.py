@@ -21,6 +21,7 @@ from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.reading.backbone import READABLE
 from llm2comp.inference.reading.reader import Reader
+from llm2comp.inference.vector_format import to_unit_length
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.training import run_folder
@@ -159,8 +160,8 @@ def _encoder(
     start = perf_counter()
     encoded = measure.encode(model, name, sample, batch_size)
     analysis = measure.measure(name, sample.note, encoded, start)
-    embeddings = np.asarray(encoded.embeddings, dtype=np.float32)
-    cosines = embed(model, list(queries), batch_size, "query") @ embeddings.T
+    embeddings = to_unit_length(np.asarray(encoded.embeddings, dtype=np.float32))
+    cosines = to_unit_length(embed(model, list(queries), batch_size, "query")) @ embeddings.T
     nearest = np.argsort(-cosines, axis=1)[:, :NEAREST]
     neighbours = [
         [(float(row[index]), sample.texts[index]) for index in indices]

@@ -22,6 +22,10 @@ def encoder_name(name: str) -> str:
 
 def base_name(name: str) -> str:
     """Return the last part of a local path; any other name, such as a hub id, is kept."""
+    return Path(name).expanduser().name if is_local(name) else name
+
+
+def is_local(name: str) -> bool:
+    """Tell whether a name is that of a file or folder, which may be on another machine."""
     path = Path(name).expanduser()
-    local = path.is_absolute() or path.exists() or files.kind_of(path) in (".gguf", *files.READERS)
-    return path.name if local else name
+    return path.is_absolute() or path.exists() or files.kind_of(path) in (".gguf", *files.READERS)
