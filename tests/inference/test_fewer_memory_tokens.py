@@ -19,6 +19,8 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import checked_export
 from llm2comp.evaluation import evaluate as evaluation
 from llm2comp.model.lineage import Lineage
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
+from llm2comp.serving.loading import load_all
 from llm2comp.training import pipeline
 from llm2comp.utils.checksums import CALIBRATION
 
@@ -197,6 +199,25 @@ def test_a_score_has_a_name_of_its_own(
     assert evaluation.CHANGED_MEMORY.search(short)
     assert not evaluation.CHANGED_MEMORY.search(whole)
     assert len(list((tmp_path / "scores").glob("*/*.json"))) == 2
+
+
+@pytest.mark.parametrize("models", [[], ["mine"]], ids=["alone", "beside its encoder"])
+@pytest.mark.parametrize("order", [["two", "whole"], ["whole", "two"]], ids=" ".join)
+def test_indexes_of_other_numbers_are_served_together(
+    models: list[str], order: list[str], encoder: Path, file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    numbers = {"two": 2, "whole": K}
+    for name in order:
+        llm2comp.index(encoder, file, tmp_path / name, dtype="float32", memory_tokens=numbers[name])
+    folders = {name: str(tmp_path / name) for name in order}
+    encoders, served = load_all(dict.fromkeys(models, str(encoder)), folders, "float32", None)
+    assert len(encoders) == 2
+    assert set(models) <= set(encoders)
+    for one in served:
+        assert memory_tokens_of(encoders[one.model]) == numbers[one.name]
+        alone = llm2comp.open_index(folders[one.name], dtype="float32").search("a river")
+        assert [hit.id for hit in one.index.search("a river")] == [hit.id for hit in alone]
 
 
 def test_the_sample_for_int8_of_all_tokens_is_not_taken(

@@ -7,6 +7,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
+from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.retrieval.index import Index, load_for, stored_name
 from llm2comp.serving.searching import ServedIndex
 from llm2comp.utils.choices import Precision
@@ -52,7 +53,8 @@ def load_all(
 
     Returns:
         The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
-        after the embedding.
+        after the embedding. An encoder of which an index has another number of memory tokens than
+        the model that is named is loaded again for it, as `NAME@2 tokens`.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
@@ -72,7 +74,7 @@ def load_all(
     }
     served: list[ServedIndex] = []
     for name, index in opened.items():
-        encoder = _served(index, named) or _fitting(index, encoders)
+        encoder = _served(index, named, encoders) or _fitting(index, encoders)
         if encoder is None:
             encoder, model = _own(index, named)
             named[encoder], encoders[encoder] = model, load_for(index.about, model, dtype)
@@ -98,10 +100,15 @@ def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> di
     return named
 
 
-def _served(index: Index, named: Mapping[str, str]) -> str | None:
-    """Return the name of the model that made an index, if it is served."""
-    made = index.about.model
-    return next((name for name, model in named.items() if stored_name(model) == made), None)
+def _served(
+    index: Index, named: Mapping[str, str], encoders: Mapping[str, SentenceTransformer]
+) -> str | None:
+    """Return the name of the model that made an index, if it is served with as many tokens."""
+    made, tokens = index.about.model, index.about.memory_tokens
+    for name, model in named.items():
+        if stored_name(model) == made and tokens in (None, memory_tokens_of(encoders[name])):
+            return name
+    return None
 
 
 def _fitting(index: Index, encoders: Mapping[str, SentenceTransformer]) -> str | None:
@@ -129,6 +136,8 @@ def _own(index: Index, named: Mapping[str, str]) -> tuple[str, str]:
     """Return the name, and the name or folder, of the encoder of an index."""
     made = str(index.about.model)
     name = Path(made).name if Path(made).is_dir() else made
+    if name in named and stored_name(named[name]) == made:
+        name += f"@{index.about.memory_tokens} tokens"  # the same folder, of which others read more
     if name in named:
         raise UserError(f"two models are named {name}; give one another name: NAME={made}")
     return name, made
