@@ -18,8 +18,8 @@ def plan(
 ) -> Plan:
     """Return what a run will need: tokens, operations, memory, disk and time of each stage.
 
-    A step of each stage is measured with a model of few layers and random weights, on rows that are
-    drawn as the run draws them. The weights of the backbone are not read.
+    A step of each stage is measured with a model of few layers and random weights, or with `gpu`
+    counted, on rows that are drawn as the run draws them. The weights of the backbone are not read.
 
     Args:
         recipe: as `train` takes it.
