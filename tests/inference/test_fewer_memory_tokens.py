@@ -2,11 +2,13 @@
 
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
@@ -18,6 +20,7 @@ from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import checked_export
 from llm2comp.evaluation import evaluate as evaluation
+from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.serving.loading import load_all
@@ -199,6 +202,25 @@ def test_a_score_has_a_name_of_its_own(
     assert evaluation.CHANGED_MEMORY.search(short)
     assert not evaluation.CHANGED_MEMORY.search(whole)
     assert len(list((tmp_path / "scores").glob("*/*.json"))) == 2
+
+
+def test_an_index_of_an_encoder_of_the_hub_keeps_its_number(
+    encoder: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb")
+    cached = tmp_path / "hub" / "models--me--nested"
+    shutil.copytree(encoder, cached / "snapshots" / ("a" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = tmp_path / "index"
+    llm2comp.index("me/nested", file, out, dtype="float32", memory_tokens=2)
+    wanted = llm2comp.search(encoder, file, "a river", dtype="float32", memory_tokens=2)
+    found = llm2comp.open_index(out, dtype="float32").search("a river")
+    assert [hit.text for hit in found] == [hit.text for hit in wanted]
+    lineage = released.lineage_of("me/nested")
+    assert lineage is not None
+    assert lineage.token_counts == [4, 2, 1]
 
 
 @pytest.mark.parametrize("models", [[], ["mine"]], ids=["alone", "beside its encoder"])

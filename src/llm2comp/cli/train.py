@@ -105,7 +105,8 @@ def plan(
     """Show what a run will need: tokens, operations, memory, disk and time.
 
     A step of each stage is measured here with few layers and random weights, or counted with
-    --gpu, which takes a minute or two. If a stage does not fit into memory, the last lines name the settings to change.
+    --gpu, which takes a minute or two. If a stage does not fit into memory, the last lines name
+    the settings to change.
 
     \b
     Examples:

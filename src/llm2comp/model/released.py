@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from llm2comp.data import catalog
-from llm2comp.data.hub import require_model
+from llm2comp.data.hub import cached_model, require_model
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
 from llm2comp.model.folder.layout import LAYOUT
@@ -122,7 +122,10 @@ def lineage_of(name: str) -> Lineage | None:
     """Return the lineage of an encoder; None if it was not made by this package.
 
     Args:
-        name: released encoder, local folder, or hub id.
+        name: released encoder, local folder, or hub id. That of a hub id is known once it was
+            loaded.
     """
     folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
+    if not folder.exists():
+        folder = cached_model(name) or folder
     return Lineage.read(folder) if (folder / LINEAGE).is_file() else None

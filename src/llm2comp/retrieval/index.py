@@ -19,7 +19,6 @@ from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load
 from llm2comp.inference.search import require_query
 from llm2comp.inference.vector_format import Embeddings, require_dim, to_unit_length, truncate
-from llm2comp.model import released
 from llm2comp.model.folder.reference import TEXTS
 from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.model.multi_vector.memory_vectors import memory_token_ids, sharing_memory_vectors
@@ -369,9 +368,11 @@ def load_for(about: About, model: str, dtype: Precision) -> SentenceTransformer:
     Raises:
         UserError: if it cannot be loaded.
     """
-    lineage, tokens = released.lineage_of(model), about.memory_tokens
-    fewer = lineage is not None and tokens is not None and tokens < lineage.num_memory_tokens
-    return load(model, dtype, memory_tokens=tokens if fewer else None)
+    encoder = load(model, dtype)
+    wanted, has = about.memory_tokens, memory_tokens_of(encoder)
+    if wanted is None or has is None or wanted >= has:
+        return encoder
+    return load(model, dtype, memory_tokens=wanted)
 
 
 def stored_name(model: str | SentenceTransformer) -> str | None:

@@ -63,6 +63,7 @@ def test_processes_do_not_plan(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatc
         (["supervised.mini_batch_size=3"], r"set supervised\.mini_batch_size=4"),
         (["supervised.guide=minilm"], r"supervised\.guide"),
         (["supervised.data.0.negatives=7"], r"set supervised\.mini_batch_size=28"),
+        (["supervised.matryoshka_tokens=[4, 1]"], r"set supervised\.mini_batch_size=8"),
         (["supervised.mining.negatives=2"], r"set supervised\.mini_batch_size=8"),
         (["evaluation.during.tasks=[STSBenchmarkDev]", "evaluation.during.every=2"], r"during"),
     ],

@@ -111,6 +111,8 @@ def _require_whole_batches(stage: Stage) -> None:
     if isinstance(stage, Supervised) and stage.mining is not None:
         most = max(most, stage.mining.negatives)
     texts = stage.batch_size // world.size() * most
+    if stage.attention != "causal":  # each number of memory tokens is a pass of its own
+        texts *= len(stage.matryoshka_tokens or [1])
     if texts > stage.mini_batch_size:
         raise UserError(
             f"{name}: a process has up to {texts} texts of a column at once, and {by} cannot cut "
