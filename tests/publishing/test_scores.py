@@ -104,6 +104,8 @@ def test_scores_of_the_run_count_and_those_of_evaluate_replace_them(
         ("STS17", {"precision": "int8"}, {}),
         ("STS17", {}, {"instruction": "Find: "}),
         ("STS17", {}, {"model": "first, merged at 0.8"}),
+        ("STS17", {}, {"model": "first@2 tokens"}),
+        ("SciFact", {}, {"model": "first, k vectors"}),
         ("STS17", {}, {"lineage": None}),
         ("TREC", {}, {}),
         ("STSBenchmarkDev", {}, {}),

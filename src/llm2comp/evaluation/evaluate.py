@@ -30,8 +30,8 @@ MANY_VECTORS = ", k vectors"
 """What it has if its k memory vectors are scored."""
 FIRST_TOKENS = "@{} tokens"
 """What it has if only so many memory tokens are appended."""
-CHANGED_MEMORY = re.compile(rf"{MERGED}|{FIRST_TOKENS.format('[0-9]+')}")
-"""What the name of a row has if the embedding is another than that of the encoder as it is."""
+CHANGED_MEMORY = re.compile(rf"{MERGED}|{MANY_VECTORS}|{FIRST_TOKENS.format('[0-9]+')}")
+"""What the name of a row has if what is scored is not the one embedding of the encoder as it is."""
 
 
 @dataclass(frozen=True)
