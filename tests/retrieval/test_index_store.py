@@ -139,6 +139,22 @@ def test_quantised_search_finds_what_exact_search_finds(
         assert hits / (count * len(queries)) >= least - 1e-9, count
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary"])
+def test_dimensions_that_are_not_divisible_by_8_are_searched_exactly(
+    new_store: Callable[..., Store], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "EXACT_UP_TO", 1_000)
+    store = new_store(12, precision)
+    texts, queries = clustered(3_000, 12)
+    store.put([Row(str(number), "") for number in range(3_000)], texts, Kinds())
+    store.optimize()
+    assert any(one.columns == ["vector"] for one in store.table.list_indices())
+    for query, own in zip(queries, queries @ texts.T, strict=True):
+        found = store.nearest(query, 10)
+        assert [int(row.id) for row, _ in found] == np.argsort(-own)[:10].tolist()
+        assert [score for _, score in found] == pytest.approx(np.sort(-own)[:10] * -1, abs=1e-5)
+
+
 def test_words_of_all_scripts_are_found(new_store: Callable[..., Store]) -> None:
     store = new_store(4)
     texts = ["日本語の文章です", "C++ error E1234-77", "naïve café", "whales", "x" * 100]

@@ -266,6 +266,8 @@ class Store:
     @property
     def _precision(self) -> IndexPrecision:
         """In which the one vector of each text is compared first."""
+        if self.about.dim % 8:  # the index of LanceDB for fewer bits takes no other dimensions
+            return "float32"
         return self.about.precision if self.about.vectors == 1 else "int8"
 
     def _shown(self) -> list[str]:
