@@ -62,6 +62,16 @@ def test_the_id_of_a_line_is_its_place(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
+@pytest.mark.parametrize("name", ["train-times.txt", "test-results.txt", "dev/a.txt"])
+def test_a_folder_is_read_whole_whatever_its_files_are_called(tmp_path: Path, name: str) -> None:
+    """A source of training data leaves out files whose names have the words of other splits."""
+    for one in ("whales.txt", name, ".hidden.txt", "notes.md"):
+        (tmp_path / one).parent.mkdir(exist_ok=True)
+        (tmp_path / one).write_text(f"{one}\n")
+    found = {row.text for row in Corpus.survey(str(tmp_path)).rows()}
+    assert found == {"whales.txt", name}
+
+
 def test_a_file_has_one_name_in_ids_however_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@ def draw(source: str, count: int, seed: int) -> Sample:
     """Draw texts (column `text`), or positive pairs (columns `anchor` and `positive`).
 
     Args:
-        source: a packaged source, a local file or a dataset of the hub, as in a recipe.
+        source: a packaged source, a local file, a folder with all its files, or a dataset of the
+            hub.
         count: how many to draw. If there are fewer, all are taken.
         seed: the same seed gives the same texts.
 
@@ -61,7 +62,7 @@ def draw(source: str, count: int, seed: int) -> Sample:
 
     def usable_rows() -> Iterator[dict[str, str]]:
         nonlocal total, low, whole
-        for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS):
+        for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS, whole=True):
             if float(row.get("score", POSITIVE_SCORE)) >= POSITIVE_SCORE:
                 total += 1
                 yield row

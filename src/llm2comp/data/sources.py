@@ -45,6 +45,8 @@ def rows(
     optional: Sequence[str] = (),
     left_out: LeftOut | None = None,
     seed: str | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Return an iterator over the rows of a source, under our column names.
 
@@ -63,6 +65,7 @@ def rows(
             not in others.
         left_out: counts what is left out of the source; by default, the log says it at the end.
         seed: if given, the files of a source of several are read in an order that depends on it.
+        whole: read all files of a folder, also if their names are like those of splits.
 
     Returns:
         Rows that map our column names to text. No text is blank. A score is the text of a number.
@@ -78,7 +81,8 @@ def rows(
             `FILE:LINE` if a row is to blame.
     """
     wanted = _Columns.of(source, columns, optional, announced=True)
-    return _logged(_numbered(source, wanted, seed), source, wanted, on_bad_row, left_out)
+    numbered = _numbered(source, wanted, seed, whole=whole)
+    return _logged(numbered, source, wanted, on_bad_row, left_out)
 
 
 def require_good_row(
@@ -296,12 +300,15 @@ def _checked(
         raise UserError(f"{name}: {which} bad; the first is {tally.first}")
 
 
-def _numbered(source: DataSource, columns: _Columns, seed: str | None) -> Iterator[PlacedRow]:
+def _numbered(
+    source: DataSource, columns: _Columns, seed: str | None, *, whole: bool = False
+) -> Iterator[PlacedRow]:
     name = source.source
     packaged = name in catalog.names()
     local = None
     if not packaged:
-        local = parts.local_files(name, source.split, announced=columns.announced)
+        split = None if whole else source.split
+        local = parts.local_files(name, split, announced=columns.announced)
     if source.revision and (packaged or local):
         raise UserError(f"{name}: is not on the hub; revision is for datasets of the hub")
     if source.split != "train" and (packaged or (local and not Path(name).expanduser().is_dir())):

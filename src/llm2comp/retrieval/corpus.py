@@ -138,7 +138,7 @@ def _files(name: str) -> list[tuple[Path, str]]:
     folder = Path(name).expanduser()
     if folder.is_dir() and saved.is_saved(folder):
         raise UserError(f"{name}: is a folder of save_to_disk; write its rows to a .parquet file")
-    found = local_files(name, "train", announced=True)
+    found = local_files(name, split=None)
     if found is None:
         raise UserError(
             f"{name}: no such file or folder; a corpus is a file of {', '.join(files.READERS)}, a "

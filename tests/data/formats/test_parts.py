@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm2comp.data import mixture, sources
+from llm2comp.data import mixture, sample, sources
 from llm2comp.data.drawn import origins
 from llm2comp.data.text_files import read_texts
 from llm2comp.errors import UserError
@@ -178,6 +178,13 @@ def test_files_of_one_split_among_others_are_told(
         (folder / f"{name}.jsonl").write_bytes(lines([name]))
     assert read(folder) == ["train"]
     assert caplog.messages == [f"{folder}: reads the 1 file of split train of 2"]
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_texts_that_are_analysed_are_all_of_a_folder(tmp_path: Path, name: str) -> None:
+    for one in ("mined", name):
+        (tmp_path / f"{one}.jsonl").write_bytes(lines([one]))
+    assert set(sample.draw(str(tmp_path), 10, seed=0).texts) == {"mined", name}
 
 
 def test_a_folder_that_cannot_be_meant_is_one_line(tmp_path: Path) -> None:

@@ -87,6 +87,22 @@ def test_a_corpus_is_searched_too_and_may_be_standard_input(encoder: Path, pairs
         assert raw not in done.stderr
 
 
+def test_a_corpus_is_all_files_of_a_folder(encoder: Path, pairs: Path) -> None:
+    out, corpus = pairs.parent / "mined.jsonl", pairs.parent / "corpus"
+    corpus.mkdir()
+    for name in ("whales", "train-times", "test-results"):
+        (corpus / f"{name}.txt").write_text(f"Only in {name}.\n")
+    options = ["--relative-margin", "0", "--negatives", "10", "--out", out]
+    status, said = run(encoder, pairs, corpus, *options)
+    assert status == 0, said
+    found = {text for line in out.read_text().splitlines() for text in json.loads(line)["negative"]}
+    assert {text for text in found if text.startswith("Only in")} == {
+        "Only in whales.",
+        "Only in train-times.",
+        "Only in test-results.",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -20,14 +20,15 @@ PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
 """The name of a part in the way of `datasets`, such as `train-00000-of-00008.parquet`."""
 
 
-def local_files(name: str, split: str, *, announced: bool = False) -> list[Path] | None:
+def local_files(name: str, split: str | None, *, announced: bool = False) -> list[Path] | None:
     """Return the files of a source in the order of their names, or None if it is not local.
 
     Args:
         name: standard input, a file, which may be missing, a folder of files, a folder of
             `save_to_disk`, or a pattern with `*`, `?` or `**`.
         split: of a folder whose files are named after splits, such as `data/train-*.parquet`, the
-            files of this split are taken. If they are named after none, all are `train`.
+            files of this split are taken. If they are named after none, all are `train`. None takes
+            all files, whatever their names: a corpus has no splits.
         announced: whether the log says so if they are not all files of the folder.
 
     Raises:
@@ -36,9 +37,9 @@ def local_files(name: str, split: str, *, announced: bool = False) -> list[Path]
     """
     path = Path(name).expanduser()
     if path.is_dir() and not saved.is_saved(path):
-        found = _in_folder(path, split)
-        every = DataFilesList.from_patterns(["**"], base_path=glob.escape(str(path)))
-        count = sum(files.kind_of(Path(one)) in files.READERS for one in every)
+        every = _matching(path, ["**"])
+        found = _readable(every if split is None else _of_split(path, split), str(path))
+        count = sum(files.kind_of(one) in files.READERS for one in every)
         if announced and len(found) < count:
             read = counted(len(found), "file")
             logger.info("%s: reads the %s of split %s of %d", name, read, split, count)
@@ -54,18 +55,26 @@ def local_files(name: str, split: str, *, announced: bool = False) -> list[Path]
     return found
 
 
-def _in_folder(folder: Path, split: str) -> list[Path]:
+def _of_split(folder: Path, split: str) -> list[Path]:
     """Return the files of a split, which `datasets` tells by their names."""
-    base = glob.escape(str(folder))
     try:
-        patterns = {str(key): value for key, value in get_data_patterns(base).items()}
+        found = get_data_patterns(glob.escape(str(folder)))
     except EmptyDatasetError:
-        patterns = {"train": []}
+        return []
+    patterns = {str(key): value for key, value in found.items()}
     if split not in patterns:
         splits = ", ".join(patterns)
         raise UserError(f"{folder}: has no files of split {split!r}, only of {splits}; set split")
-    found = DataFilesList.from_patterns(patterns[split], base_path=base)
-    return _readable(map(Path, sorted(set(found))), str(folder))
+    return _matching(folder, patterns[split])
+
+
+def _matching(folder: Path, patterns: list[str]) -> list[Path]:
+    """Return the files in a folder that patterns match, without hidden ones."""
+    try:
+        found = DataFilesList.from_patterns(patterns, base_path=glob.escape(str(folder)))
+    except FileNotFoundError:  # nothing matches
+        return []
+    return [Path(one) for one in sorted(set(found))]
 
 
 def _readable(paths: Iterable[Path], name: str) -> list[Path]:

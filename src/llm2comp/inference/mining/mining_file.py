@@ -59,7 +59,8 @@ def mine_file(
     Args:
         model: name or folder of an encoder.
         pairs: a source with the columns `anchor` and `positive`, and perhaps `negative`.
-        corpus: a source with the column `text`; None for the positives alone.
+        corpus: a source with the column `text`, or a folder, which is read whole; None for the
+            positives alone.
         out: the file to write. It must not exist.
         settings: which texts are taken.
         reranker: name or folder of a cross-encoder, if one is to score.
@@ -80,7 +81,8 @@ def mine_file(
         )
     texts = []
     if corpus is not None:
-        texts = [row["text"] for row in sources.rows(DataSource(source=corpus), ("text",), "fail")]
+        read = sources.rows(DataSource(source=corpus), ("text",), "fail", whole=True)
+        texts = [row["text"] for row in read]
     judge = None if reranker is None else load_reranker(reranker)
     encoder = load(model, dtype)
     own = list(_own(rows))
