@@ -29,6 +29,7 @@ from llm2comp.inference.compiled import Backend
 from llm2comp.inference.encode_file import encode_file
 from llm2comp.inference.load import load
 from llm2comp.model import encoder
+from llm2comp.model.lineage import Lineage
 from llm2comp.model.memory_tokens import add_memory_tokens
 from llm2comp.training import pipeline
 
@@ -42,6 +43,7 @@ BACKENDS = [
     )
     for to in compiled.PACKAGES
 ]
+SCORE = checked_export._score
 TEXTS = ["a", "The river rises in the mountains.", "Roman coins, found near here. " * 8]
 
 
@@ -176,6 +178,22 @@ def test_an_export_of_few_dimensions_gives_them_in_every_client(
     with pytest.raises(UserError, match="dim is 33; the embeddings have 32 dimensions"):
         checked_export.export(str(whole), to, tmp_path / "other", dim=33)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("to", BACKENDS[:1])
+def test_the_score_of_the_encoder_is_stored_with_its_lineage(
+    to: Backend, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, `push` would not know whose score it is."""
+    monkeypatch.setattr(checked_export, "_score", SCORE)
+    monkeypatch.setattr(checked_export, "LOSS", 200.0)
+    settings = recipe.load_recipe(tiny_recipe, ["pretext.steps=0"])
+    settings = settings.model_copy(update={"stages": settings.stages[:1]})
+    whole = pipeline.train(settings, tmp_path / "run")
+    checked_export.export(str(whole), to, tmp_path / "out")
+    (stored,) = store.ResultStore().all()
+    assert (stored.model, stored.score.task) == (str(whole), "STSBenchmark")
+    assert stored.lineage == Lineage.read(whole)
 
 
 @pytest.mark.parametrize("to", BACKENDS[:1])

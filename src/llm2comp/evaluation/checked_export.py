@@ -28,7 +28,7 @@ from llm2comp.model.encoder import encoder_body
 from llm2comp.model.folder import reference
 from llm2comp.model.folder.card import model_card
 from llm2comp.model.folder.layout import NEW_CLIENTS, write_layout
-from llm2comp.model.lineage import Compiled
+from llm2comp.model.lineage import Compiled, Lineage
 from llm2comp.model.loading.tokenizer import FILE
 from llm2comp.model.matryoshka.first_tokens import lineage_with, plain_tokenizer
 from llm2comp.model.modules import keep_dimensions
@@ -115,7 +115,7 @@ def export(
     texts = _texts()
     # Under the encoder's name are the scores of whole embeddings.
     scores = ResultStore() if (dim, memory_tokens) == (None, None) else None
-    expected, before = embed(encoder, texts, BATCH), _score(encoder, name, scores)
+    expected, before = embed(encoder, texts, BATCH), _score(encoder, name, scores, lineage)
     use_sdpa(encoder_body(encoder))
     encoder[0].model = compiled.Graph(compiled.compile_body(encoder, texts, to, int8), to)
     with atomic_folder(out) as partial:
@@ -153,6 +153,12 @@ def _texts() -> list[str]:
     return [*cut, *reference.TEXTS]
 
 
-def _score(encoder: SentenceTransformer, name: str, results: ResultStore | None = None) -> float:
-    (score,) = runner.evaluate(encoder, name, suites.tasks(["STSBenchmark"]), results)
+def _score(
+    encoder: SentenceTransformer,
+    name: str,
+    results: ResultStore | None = None,
+    lineage: Lineage | None = None,
+) -> float:
+    tasks = suites.tasks(["STSBenchmark"])
+    (score,) = runner.evaluate(encoder, name, tasks, results, lineage=lineage)
     return score.main_score

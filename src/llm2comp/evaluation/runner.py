@@ -207,8 +207,8 @@ def _warn_of_missing_instructions(
     ]
     if without:
         logger.warning(
-            "%s was trained with instructions but is scored without them on %s; --instructions "
-            "puts the paper's instructions before queries",
+            "%s was trained with instructions but is scored without them on %s; "
+            "evaluate --instructions puts the paper's instructions before queries",
             name,
             ", ".join(without),
         )
