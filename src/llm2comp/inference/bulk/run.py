@@ -79,7 +79,7 @@ def encode_files(
     """
     shards = find_shards(pattern)
     folder = VectorFolder(out)
-    folder.require_outside(shards, settings.model)
+    folder.require_outside(shards, pattern, settings.model)
     with _started(engine, settings, workers) as started:
         encoding = started.encoding(folder.encoding(), folder.name)
         todo = folder.missing(shards, encoding)

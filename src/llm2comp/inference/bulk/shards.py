@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
 from llm2comp.data import files
 from llm2comp.errors import UserError, one_line
@@ -81,7 +82,7 @@ def find_shards(pattern: str) -> list[Shard]:
         shards = [
             Shard(base + name, fs.unstrip_protocol(below + name), fs.ukey(below + name), _out(name))
             for name in names
-            if len(names) == 1 or not any(part[0] in "._" for part in name.split("/"))
+            if len(names) == 1 or not _is_hidden(name)
         ]
     except UserError:
         raise
@@ -97,6 +98,25 @@ def find_shards(pattern: str) -> list[Shard]:
             )
     _require_distinct(shards)
     return shards
+
+
+def would_find(pattern: str, url: str) -> bool:
+    """Return whether `find_shards` would find a file of this URL, which need not be there."""
+    fs, path = locate(pattern)
+    other, file = locate(url)
+    if fs != other:
+        return False
+    if fs.isdir(path):
+        below = path.rstrip("/") + "/"
+        matches = file.startswith(below)
+    else:
+        below = _fixed(MAGIC.split(path)[0])
+        matches = re.match(glob_translate(path), file) is not None
+    return matches and not _is_hidden(file.removeprefix(below))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[0] in "._" for part in name.split("/"))
 
 
 def _matches(fs: AbstractFileSystem, path: str, pattern: str) -> tuple[str, Iterable[str]]:

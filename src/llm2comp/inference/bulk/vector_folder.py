@@ -18,7 +18,7 @@ from llm2comp.inference.bulk.locations import (
     new_file,
     remove_partials,
 )
-from llm2comp.inference.bulk.shards import Shard
+from llm2comp.inference.bulk.shards import Shard, would_find
 from llm2comp.utils.files import require_folder
 
 ENCODING, FAILED, LOCK = "_encoding.json", "_failed.jsonl", "_writer.lock"
@@ -68,18 +68,28 @@ class VectorFolder:
         except Timeout as error:
             raise UserError(f"{self.name}: another process writes to it; wait for it") from error
 
-    def require_outside(self, shards: Sequence[Shard], model: str) -> None:
-        """Check that no file of texts is in the folder, and that it is not in that of the model.
+    def require_outside(self, shards: Sequence[Shard], pattern: str, model: str) -> None:
+        """Check that no file of texts is in the folder, and that no file of it is read later.
+
+        Args:
+            shards: the files of texts.
+            pattern: that names them.
+            model: name or folder of the model.
 
         Raises:
-            UserError: if one is, or it is. The vectors would be files of the model, and the same
-                call would find another model.
+            UserError: if a file of texts is in the folder, or the same call would later find
+                vectors as files of texts, or as files of the model, which would be another one.
         """
         if self.local is not None and self.local.resolve().is_relative_to(Path(model).resolve()):
             raise UserError(f"--out {self.name}: is in the folder of the model; name another")
         for shard in shards:
             if shard.url.startswith(f"{self.url}/"):
                 raise UserError(f"--out {self.name}: the input {shard.name} is in it; name another")
+        if any(would_find(pattern, f"{self.url}/{shard.output}") for shard in shards):
+            raise UserError(
+                f"--out {self.name}: is in the input {pattern}, so the next call would encode the "
+                "vectors; name another"
+            )
 
     def encoding(self) -> Encoding | None:
         """Return what the vectors of the folder are; None if nothing was encoded into it.
