@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,70 @@ def test_a_failure_leaves_the_old_folder_and_no_partial_one(tmp_path: Path) -> N
         write_and_stop(partial / "file")
     assert (path / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_stop_at_any_move_leaves_the_old_folder_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, moved: bool
+) -> None:
+    path, move, moves = tmp_path / "folder", Path.rename, []
+    path.mkdir()
+    (path / "file").write_text("old")
+
+    def stopping(self: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == step and not moved:
+            stop()
+        move(self, target)
+        if len(moves) == step and moved:
+            stop()
+
+    monkeypatch.setattr(Path, "rename", stopping)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as partial:
+        (partial / "file").write_text("new")
+    assert (path / "file").read_text() == ("new" if (step, moved) == (2, True) else "old")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_signal_between_the_moves_leaves_the_old_folder(tmp_path: Path) -> None:
+    """A signal runs the exit functions, and ends the process where it is."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file").write_text("old")
+    code = f"""
+import atexit, os
+from pathlib import Path
+from llm2comp.utils.files import atomic_folder
+rename = Path.rename
+def ended(self, target):
+    Path.rename = rename
+    rename(self, target) if self.name == "folder" else None
+    atexit._run_exitfuncs()
+    os._exit(3)
+Path.rename = ended
+with atomic_folder(Path({str(path)!r})) as partial:
+    (partial / "file").write_text("new")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 3
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_folder_goes_when_the_new_one_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file").write_text("old")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: stop())
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as partial:
+        (partial / "file").write_text("new")
+    assert (path / "file").read_text() == "new"
 
 
 def test_two_files_that_begin_alike_may_be_written_at_once(tmp_path: Path) -> None:

@@ -26,20 +26,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, and move it to `path` if the block succeeds.
 
     If anything stops the block (an exception, a full disk, a signal), `path` stays as it was and
-    the partial folder is removed.
+    the partial folder is removed. A folder that is replaced is moved aside, and removed only when
+    the new one is in its place. If the process is killed (`kill -9`) between the two, both lie
+    beside `path`.
 
     Args:
         path: the folder to write. One that exists is replaced; a link to it stays a link.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    with removed_at_exit(functools.partial(shutil.rmtree, partial, ignore_errors=True)):
+    partial, old = _partial(path), _partial(path)
+
+    def clean_up() -> None:
+        if partial.exists() and not path.exists():  # it was stopped between the two moves
+            with suppress(FileNotFoundError):
+                old.rename(path)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with removed_at_exit(clean_up):
         partial.mkdir()
         yield partial
         _follow_umask(partial)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.is_dir():
+            path.rename(old)
         partial.rename(path)
 
 
@@ -70,8 +80,8 @@ def removed_at_exit(remove: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
+        remove()  # first: a signal within it calls it again
         atexit.unregister(remove)
-        remove()
 
 
 def link_weights(source: str, target: str) -> None:
