@@ -21,7 +21,8 @@ from llm2comp.analysis.reading.write import as_dict
 from llm2comp.analysis.report import gather, plots, write
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
-from llm2comp.evaluation.store import Score
+from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.model.lineage import Lineage
 from llm2comp.training import pipeline, run_folder
 from llm2comp.training.run_folder import read_events
 
@@ -171,6 +172,32 @@ def test_searches_show_cosines_of_encoders_that_do_not_normalise(
     ours = gather._encoder(model, "ours", sample, ["whales"], None, 4).neighbours[0]
     assert [text for _, text in found] == [text for _, text in ours]
     assert [cosine for cosine, _ in found] == pytest.approx([one for one, _ in ours], abs=1e-5)
+
+
+def test_stored_scores_are_those_of_the_encoder_and_not_of_its_name(
+    run: Path, empty_cache: Path
+) -> None:
+    name, store, lineage = str(run / "model"), ResultStore(), Lineage.read(run / "model")
+    assert lineage is not None
+    before = lineage.model_copy(update={"seed": lineage.seed + 1})  # before it was trained again
+
+    def save(model: str, task: str, of: Lineage | None, value: float, *, quick: bool) -> None:
+        score = Score(task, "cosine_spearman", value, 1.0, 1, 1.0, 1, quick=quick)
+        store.save(TaskResult(model, score, "sts", "", {}, "", {}, of))
+
+    save(name, "STS17", before, 10.0, quick=False)
+    save(name, "STS17", lineage, 20.0, quick=True)
+    save(name, "STSBenchmark", lineage, 30.0, quick=False)
+    save(name, "STSBenchmark", lineage, 31.0, quick=True)
+    save("of others", "STS17", None, 40.0, quick=False)
+    save("of nobody", "STS17", None, 50.0, quick=False)
+    encoders: Any = [
+        SimpleNamespace(name=name, lineage=lineage),
+        SimpleNamespace(name="of others", lineage=None),
+    ]
+    rows = gather._stored_scores(encoders)
+    found = {row: {score.task: score.main_score for score in rows[row]} for row in rows}
+    assert found == {name: {"STSBenchmark": 30.0, "STS17": 20.0}, "of others": {"STS17": 40.0}}
 
 
 def test_a_stage_that_has_not_begun_has_no_plots(run: Path) -> None:

@@ -113,7 +113,7 @@ def gather(
         model = load(source, dtype)
         lineage = released.lineage_of(source)
         encoders.append(_encoder(model, label, sample, queries, lineage, batch_size))
-    rows = run.scores if run else _stored_scores(names)
+    rows = run.scores if run else _stored_scores(encoders)
     title = str(run.folder) if run else ", ".join(names)
     reading, unread = None, ""
     try:
@@ -170,11 +170,18 @@ def _encoder(
     return Encoder(name, analysis, embeddings, neighbours, lineage)
 
 
-def _stored_scores(names: Sequence[str]) -> run_folder.Scores:
-    """Return the stored scores of encoders. A quick score is used only if there is no other."""
+def _stored_scores(encoders: Sequence[Encoder]) -> run_folder.Scores:
+    """Return the stored scores of encoders. A quick score is used only if there is no other.
+
+    A name may have been that of another encoder, so the lineage is compared too. Encoders of others
+    have none.
+    """
+    lineages = {encoder.name: encoder.lineage for encoder in encoders}
     rows: run_folder.Scores = {}
     for result in sorted(ResultStore().all(), key=lambda result: result.score.quick):
-        known = {score.task for score in rows.get(result.model, [])}
-        if result.model in names and result.score.task not in known:
-            rows.setdefault(result.model, []).append(result.score)
+        name, task = result.model, result.score.task
+        if name not in lineages or result.lineage != lineages[name]:
+            continue
+        if task not in {score.task for score in rows.get(name, [])}:
+            rows.setdefault(name, []).append(result.score)
     return rows
