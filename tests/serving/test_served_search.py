@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -339,6 +340,35 @@ def test_a_full_queue_a_timeout_and_a_signal(
         assert accepted.result().status_code == 200
     running.thread.join(10)
     assert not running.thread.is_alive()
+
+
+def test_a_request_without_a_body_that_takes_too_long_is_ended(
+    serve: Start, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "THREADS", 1)
+    running, leave = serve(own, seconds=0.5), threading.Event()
+    running.service.searcher.submit(partial(leave.wait, 20))
+    answer = running.get("/indexes")
+    leave.set()
+    assert_problem(answer, 503, "no answer within 0.5 seconds;")
+    assert answer.headers["Retry-After"]
+
+
+def test_the_client_of_a_request_without_a_body_may_leave(
+    serve: Start, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "THREADS", 1)
+    running, leave = serve(own, seconds=60), threading.Event()
+    searcher = running.service.searcher
+    searcher.submit(partial(leave.wait, 40))
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.sendall(b"GET /indexes HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_for(lambda: searcher.waiting == 2)
+    wait_for(lambda: searcher.waiting == 1, seconds=20)
+    leave.set()
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(b"POST /search HTTP/1.1\r\nHost: a\r\n\r\n")  # its body is asked for
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
 
 
 def test_numbers_that_json_does_not_have(serve: Start, folder: Path, own: Path) -> None:

@@ -70,8 +70,7 @@ class Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        announced = int(Headers(scope=scope).get("content-length", 0))
-        exchange = _Exchange(receive, send, announced, self.limits.body)
+        exchange = _Exchange(receive, send, Headers(scope=scope), self.limits.body)
         answer = asyncio.create_task(self._answer(scope, exchange))
         gone = asyncio.create_task(exchange.client_gone())
         try:
@@ -121,13 +120,16 @@ class Bounded:
 class _Exchange:
     """The messages of a request and its response."""
 
-    def __init__(self, receive: Receive, send: Send, announced: int, most_bytes: int) -> None:
+    def __init__(self, receive: Receive, send: Send, headers: Headers, most_bytes: int) -> None:
         self._receive = receive
         self._send = send
-        self._announced = announced
+        self._announced = int(headers.get("content-length", 0))
         self._most_bytes = most_bytes
         self._bytes = 0
+        self._empty = not self._announced and "transfer-encoding" not in headers
         self.body_read = asyncio.Event()
+        if self._empty:  # nobody may ever ask for the body of a GET
+            self.body_read.set()
         self.started = False
         self.answered = False
 
@@ -137,6 +139,9 @@ class _Exchange:
         Raises:
             Problem: if the body is too large.
         """
+        if self._empty:  # `client_gone` may have taken the message already
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
         self._require_small(self._announced)
         message = await self._receive()
         self._bytes += len(message.get("body", b""))
