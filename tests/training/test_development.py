@@ -216,6 +216,22 @@ def test_the_best_step_is_the_result(recipe: Recipe, source: Path, tmp_path: Pat
     assert any(told in e.get("warning", "") for e in events(tmp_path / "last"))
 
 
+def test_a_stage_that_goes_on_after_its_last_step_trains_no_step_more(
+    recipe: Recipe, source: Path, tmp_path: Path
+) -> None:
+    """It was killed as it wrote its encoder. Two sources of 52 rows give 14 batches, not 13."""
+    stage = recipe.stages[-1].model_copy(update={"steps": 13, "scheduler": "constant_with_warmup"})
+    recipe = recipe.model_copy(update={"stages": [*recipe.stages[:-1], stage]})
+    whole = train(recipe, source, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, None)
+        with pytest.raises(StoppedError):
+            train(recipe, source, tmp_path / "stopped")
+    resumed = train(recipe, source, tmp_path / "stopped")
+    assert weights(resumed) == weights(whole)
+    assert measured(tmp_path / "stopped") == measured(tmp_path / "whole")
+
+
 ALSO = [pytest.param(step, marks=pytest.mark.exhaustive) for step in (2, 9, 11)]
 
 

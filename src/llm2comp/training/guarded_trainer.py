@@ -77,6 +77,17 @@ class GuardedTrainer(Trainer, ABC):
         """The optimiser's groups of parameters."""
         return cast(Optimizer, self.optimizer).param_groups
 
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        """Train an epoch, unless training goes on from the checkpoint after the last step.
+
+        The Trainer compares the steps with their number only after it has trained one.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        run_epoch: Any = super()._run_epoch
+        run_epoch(*args, **options)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any
     ) -> Tensor:
