@@ -42,6 +42,7 @@ from llm2comp.training.run_folder import (
     read_recipe,
     write_recipe,
 )
+from llm2comp.training.scoring import forget_scores
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.supervised import require_models, train_supervised
 from llm2comp.training.unsupervised import train_unsupervised
@@ -181,6 +182,7 @@ def _run_stage(
         f"[bold]{folder.name}[/bold]: {counted(stage.steps, 'step')} of {stage.batch_size}"
     )
     world.from_main(lambda: start_log(log, name, workdir))
+    world.from_main(lambda: forget_scores(name, out))
     _train_stage(StageContext(recipe, stage, source, folder, workdir, log, begun))
     return recipe
 
@@ -357,6 +359,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         if not any(_has_started(stage, out) for stage in STAGE_FOLDERS):
             for stage in STAGE_FOLDERS:  # what was drawn for the recipe before
                 shutil.rmtree(_workdir(stage, out), ignore_errors=True)
+            (out / SCORES).unlink(missing_ok=True)
             write_recipe(wanted, out)
             return wanted
         raise UserError(

@@ -81,6 +81,22 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     return rows
 
 
+def forget_scores(stage: str, out: Path) -> None:
+    """Remove the scores of the encoder after a stage, because it is made anew.
+
+    Args:
+        stage: name of the stage.
+        out: the folder of the run.
+
+    Raises:
+        UserError: if `scores.json` is damaged.
+    """
+    label, rows = STAGE_LABELS[stage], read_scores(out)
+    kept = {n: row for n, row in rows.items() if n not in (label, f"{label}{MANY_VECTORS}")}
+    if kept != rows:
+        write_scores(out, kept)
+
+
 def baseline_models(recipe: Recipe) -> Models:
     """Return loaders of the recipe's baselines, in the precision of training."""
     backbone = recipe.backbone
