@@ -55,7 +55,9 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     """Score the recipe's baselines and the encoder after each stage.
 
     The models compute in the recipe's `backbone.dtype`, as in training. Each finished row is
-    written to `out/scores.json`, so that a stopped call does not compute it twice.
+    written to `out/scores.json`, so that a stopped call does not compute it twice. Of each row only
+    the tasks that have no score are scored, and the rows and tasks that an earlier evaluation named
+    stay in the file.
 
     Args:
         recipe: its `evaluation` names the tasks and the baselines.
@@ -65,7 +67,6 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         Scores by row, in the order of the table.
     """
     recipe, settings = as_begun(recipe, out), recipe.evaluation
-    wanted = [(task, settings.quick) for task in settings.tasks]
     known = read_scores(out)
     rows: Scores = {}
     commit = {"revision": read_recipe(out).backbone.revision}  # that was trained on
@@ -73,11 +74,18 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     models = stage_models(recipe, out)
     if settings.vectors == "k":  # a row of its own, because scores of a row are not computed again
         models = {f"{label}{MANY_VECTORS}": build for label, build in models.items()}
-    for name, load_model in (baseline_models(recipe) | models).items():
-        rows[name] = known.get(name, [])
-        if [(score.task, score.quick) for score in rows[name]] != wanted:
-            rows[name] = runner.evaluate(load_model(), name, tasks_of(settings))
-            write_scores(out, rows)
+    models = baseline_models(recipe) | models
+    for name, load_model in models.items():
+        found = {
+            score.task: score for score in known.get(name, []) if score.quick == settings.quick
+        }
+        missing = [task for task in tasks_of(settings) if task.metadata.name not in found]
+        if missing:
+            scores = runner.evaluate(load_model(), name, missing)
+            found |= {score.task: score for score in scores}
+            known[name] = list(found.values())
+            write_scores(out, {row: known[row] for row in [*models, *known] if row in known})
+        rows[name] = [found[task] for task in settings.tasks]
     return rows
 
 
