@@ -8,6 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
+    CachedGISTEmbedLoss,
     GISTEmbedLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
@@ -88,6 +89,35 @@ def test_what_the_guide_reads_is_the_text(
     monkeypatch.setattr(guide, "preprocess", lambda t, *a: (read.extend(t), original(t, *a))[1])
     loss(batch(model, columns), None)
     assert read == [text for column in columns for text in column]
+
+
+@pytest.mark.parametrize("limits", [{"mini_batch_size": 8}, {"mini_batch_tokens": 400}], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "add_bos"), [(2, None), (12, None), (8, False)], ids=["fewer", "more", "no BOS"]
+)
+def test_a_guide_with_other_memory_tokens_or_another_bos_reads_the_text_in_its_own_way(
+    model: SentenceTransformer,
+    tiny_backbone: Path,
+    columns: list[list[str]],
+    tokens: int,
+    add_bos: bool | None,
+    limits: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "max_seq_length", 200)  # training may read fewer tokens
+    body, tokenizer = load_backbone(str(tiny_backbone))
+    memory = Memory(tokens=tokens)
+    extended = add_memory_tokens(body, tokenizer, memory, seed=0, add_bos=add_bos)
+    guide = encoder.assemble(body, extended, tokens, causal=True)
+    loss = guided(model, stage(**limits), guide)
+    assert isinstance(loss, CachedGISTEmbedLoss)
+    for texts in columns:
+        features = model.preprocess(texts)
+        found = torch.cat(
+            [part for _, part, _ in loss.embed_minibatch_iter(features, False, False)]
+        )
+        expected = guide.encode(texts, convert_to_tensor=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_may_have_different_numbers_of_negatives(

@@ -128,9 +128,24 @@ def guided(
         "contrast_anchors": False,
         "contrast_positives": False,
     }
-    if tokens is not None:
-        return TokenLimitedGIST(model, guide, tokens, **options)
-    return CachedGISTEmbedLoss(model, guide, **options)
+    loss = (
+        CachedGISTEmbedLoss(model, guide, **options)
+        if tokens is None
+        else TokenLimitedGIST(model, guide, tokens, **options)
+    )
+    if not _reads_the_same(model, guide):
+        loss.must_retokenize, loss.tokenizer = True, model.tokenizer
+    return loss
+
+
+def _reads_the_same(model: SentenceTransformer, guide: SentenceTransformer) -> bool:
+    """Return whether a guide reads a text as the same ids as the encoder.
+
+    The loss compares the vocabularies, and neither memory tokens nor the choice of BOS are there.
+    """
+    texts = ["", "A text."]
+    ids, ids_of_guide = (one.tokenizer(texts)["input_ids"] for one in (model, guide))
+    return bool(ids == ids_of_guide)
 
 
 def _in_memory(model: SentenceTransformer, stage: Contrastive) -> tuple[int, int | None]:
