@@ -16,6 +16,9 @@ LOG_MARK = "log.json"
 HEALTH = "health.json"
 """File of a checkpoint with what the health of the stage was judged by."""
 
+MINED = "mined"
+"""Part of the name of a folder with the negatives of a round of mining, beside the rows."""
+
 
 def last_checkpoint(workdir: Path) -> Path | None:
     """Return the newest whole checkpoint in a stage's work folder; `None` if there is none."""
@@ -71,7 +74,7 @@ def _checkpoints(workdir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written, or negatives were mined."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

@@ -1,6 +1,7 @@
 """Mining while stage 3 trains: what is mined, with which weights, and a run that was stopped."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llm2comp.inference.mining.miner import mine
 from llm2comp.recipe import Recipe
 from llm2comp.recipe_parts import DataSource
 from llm2comp.training import pipeline
+from llm2comp.training.contrastive import ContrastiveTrainer
 from llm2comp.training.mining import rounds
 from llm2comp.training.trainer import WEIGHTS, AdapterCheckpoints
 
@@ -224,3 +226,23 @@ def test_negatives_that_are_missing_are_not_mined_with_other_weights(
     folder.rename(out / "away")
     with pytest.raises(UserError, match="mined-2 is missing, and supervised has gone on since"):
         train(settings, out)
+
+
+def test_negatives_that_a_diverged_encoder_mined_are_mined_again(
+    bert: Path, pairs: Path, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    """Step 3 diverges, so the weights after step 2, which mined its negatives, may be bad."""
+    settings, out = fine_tuning(bert, pairs, MINING, "supervised.save_steps=1"), tmp_path / "run"
+    compute = ContrastiveTrainer.compute_loss
+
+    def broken(trainer: ContrastiveTrainer, *args: Any, **options: Any) -> Any:
+        loss = compute(trainer, *args, **options)
+        return loss * math.nan if trainer.step == 3 else loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContrastiveTrainer, "compute_loss", broken)
+        with pytest.raises(UserError, match=r"diverged at step 3.* goes on from checkpoint-1"):
+            train(settings, out)
+    rows = out / ".3-supervised.work" / "rows"
+    assert [folder.name for folder in rows.glob("mined-*")] == ["mined-0"]
+    assert weights(train(settings, out)) == uninterrupted

@@ -17,16 +17,13 @@ from llm2comp.errors import UserError
 from llm2comp.inference.mining.miner import remedies
 from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Supervised
-from llm2comp.training.checkpoints import last_checkpoint, step_of
+from llm2comp.training.checkpoints import MINED, last_checkpoint, step_of
 from llm2comp.training.distributed import world
 from llm2comp.training.mining.negatives import Prompts, mine_columns, with_columns
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import load_trained
 
 logger = logging.getLogger("llm2comp")
-
-MINED = "mined"
-"""Part of the name of a folder with the negatives of a round, beside the rows."""
 
 
 class RoundOver(Exception):  # noqa: N818 (it is no error)

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm2comp.data.drawn.rows import ROWS
 from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Recipe, StageBase
-from llm2comp.training.checkpoints import step_of
+from llm2comp.training.checkpoints import MINED, step_of
 from llm2comp.training.stage_context import StageContext
 
 MARK = "diverged.txt"
@@ -35,6 +36,7 @@ def stop(
 ) -> UserError:
     """Note a divergence, remove checkpoints that may be bad, and return what the user reads.
 
+    Negatives that the encoder mined after the last good checkpoint are removed too.
     If the stage diverges again before it has written a new checkpoint that is good, the one that it
     went on from is removed too: its weights may be finite and far too large all the same.
 
@@ -69,6 +71,10 @@ def stop(
         if checkpoint not in good:
             shutil.rmtree(checkpoint)
             parts.append(f"{checkpoint.name} was bad already and is removed")
+    kept_step = step_of(good[-1]) if good else 0
+    for mined in context.workdir.glob(f"{ROWS}/{MINED}-*"):
+        if step_of(mined) > kept_step:
+            shutil.rmtree(mined)
     onwards = f"goes on from {good[-1].name}" if good else "begins anew"
     parts.append(
         f"lower {name}.learning_rate (for example to {stage.learning_rate / 10:g}), raise "
