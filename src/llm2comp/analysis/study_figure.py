@@ -38,8 +38,9 @@ def draw(results: Results, study: Study, stem: Path) -> list[Path]:
         return figures.bars(bars, stem, x=UNIT)
     trained = [row for row in rows if row.stage]
     points = {
-        setting: study.plot.point(trial(study, setting, study.seeds[0]).recipe)
-        for setting in study.settings
+        one.setting: study.plot.point(trial(study, one.setting, one.seed, one.value).recipe)
+        for one in results.trials.values()
+        if one.scores
     }
     lines = {title: _lines(trained, points, tasks) for title, tasks in panels.items()}
     return figures.lines(lines, stem, x=study.plot.label or study.plot.x, y=UNIT)

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 from run_study import edit
 
 from llm2comp.errors import UserError
 from llm2comp.recipe import study_path
 from llm2comp.training.study.plan import load_study, recipe_value, trial
+from llm2comp.training.study.run import StudyRun
 
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted((REPOSITORY / "recipes" / "study").glob("*.yaml"))
@@ -55,6 +58,23 @@ def test_mistakes_are_found_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_study(edit(study_file, **changes))
+
+
+@pytest.mark.parametrize("from_tuning", [True, False], ids=["from tuning", "from settings"])
+def test_a_required_key_may_come_from_each_trial_unless_there_are_baselines(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_tuning: bool
+) -> None:
+    recipe = yaml.safe_load(study_file.read_text())["recipe"]
+    del recipe["stages"][0]["learning_rate"]
+    changes: dict[str, object] = {} if from_tuning else {"tuning": None}
+    settings = {"CTKD": [] if from_tuning else ["pretext.learning_rate=0.01"]}
+    alone = recipe | {"evaluation": {"tasks": ["STS17"]}}
+    edit(study_file, recipe=alone, settings=settings, **changes)
+    monkeypatch.setattr(StudyRun, "_attempt", lambda *_: None)
+    assert not StudyRun(load_study(study_file), tmp_path / "out", Console(quiet=True)).run().failed
+    edit(study_file, recipe=recipe)
+    with pytest.raises(UserError, match=r"evaluation\.baselines are scored: .*learning_rate"):
+        load_study(study_file)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

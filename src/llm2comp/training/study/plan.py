@@ -159,11 +159,8 @@ def load_study(path: Path, *, quick: bool = False) -> Study:
     if study.tuning:
         _check_tuning(study.tuning, study, path)
     # Building the trials finds a wrong override now, and not after hours of training.
-    trials = [
-        trial(study, setting, study.seeds[0], value)
-        for setting in study.settings
-        for value in (study.tuning.values_for(setting) if study.tuning else [None])
-    ]
+    trials = first_trials(study)
+    recipe_of_baselines(study)
     names = Counter(folder_name(one.name) for one in trials)
     if len(names) < len(trials):
         ((name, _),) = names.most_common(1)
@@ -249,6 +246,33 @@ def trial(study: Study, setting: str, seed: int, value: Any = None) -> Trial:
     where = f"study {study.name}, setting {setting!r}"
     recipe = parse_recipe({"name": study.name} | study.recipe, overrides, where)
     return Trial(setting, seed, value, recipe)
+
+
+def first_trials(study: Study) -> list[Trial]:
+    """Return the trials of the first seed: one for each setting and tuned value.
+
+    Raises:
+        UserError: as `trial`.
+    """
+    return [
+        trial(study, setting, study.seeds[0], value)
+        for setting in study.settings
+        for value in (study.tuning.values_for(setting) if study.tuning else [None])
+    ]
+
+
+def recipe_of_baselines(study: Study) -> Recipe | None:
+    """Return the shared recipe if it names baselines, which are scored without a setting.
+
+    A study without baselines may leave keys to its settings and to tuning.
+
+    Raises:
+        UserError: if it names baselines and is not whole.
+    """
+    if not (study.recipe.get("evaluation") or {}).get("baselines"):
+        return None
+    where = f"study {study.name}, the shared recipe, whose evaluation.baselines are scored"
+    return parse_recipe({"name": study.name} | study.recipe, [], where)
 
 
 def recipe_value(recipe: Recipe, key: str) -> Any:

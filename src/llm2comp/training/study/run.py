@@ -16,12 +16,12 @@ from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation import runner, store
 from llm2comp.evaluation.intervals import explains
 from llm2comp.evaluation.store import ResultStore, Score
-from llm2comp.recipe import STAGE_FOLDERS, Recipe, parse_recipe
+from llm2comp.recipe import STAGE_FOLDERS, Recipe
 from llm2comp.recipe_parts import Evaluation
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import comparison, kept_items, provenance, results
-from llm2comp.training.study.plan import Study, Trial, read_study, trial
+from llm2comp.training.study.plan import Study, Trial, read_study, recipe_of_baselines, trial
 from llm2comp.training.study.provenance import Session
 from llm2comp.training.study.results import TrialResult
 from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
@@ -251,7 +251,9 @@ class StudyRun:
         return self.out / TRIALS / planned.name
 
     def _score_baselines(self) -> None:
-        recipe = parse_recipe({"name": self.study.name} | self.study.recipe, [], self.study.name)
+        recipe = recipe_of_baselines(self.study)
+        if recipe is None:
+            return
         evaluation = recipe.evaluation
         for name, load in scoring.baseline_models(recipe).items():
             if name in self.results.baselines:
