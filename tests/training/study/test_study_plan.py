@@ -77,6 +77,25 @@ def test_a_required_key_may_come_from_each_trial_unless_there_are_baselines(
         load_study(study_file)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"a": [], "b": ["evaluation.tasks=[STS71]"]}}, "unknown task 'STS71'"),
+        ({"settings": {"a": [], "b": ["evaluation={tasks: [R8], vectors: k}"]}}, "R8 has no such"),
+        ({"evaluation": {"tasks": ["STS17"], "baselines": ["last"]}}, "unknown baseline 'last'"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_a_trial_trains(
+    study_file: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    recipe = yaml.safe_load(study_file.read_text())["recipe"]
+    if "evaluation" in changes:
+        changes = {"recipe": recipe | changes}
+    with pytest.raises(UserError, match=message):
+        StudyRun(load_study(edit(study_file, **changes)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 def test_every_shipped_study_parses_and_is_found_by_name(path: Path, quick: bool) -> None:

@@ -21,7 +21,14 @@ from llm2comp.recipe_parts import Evaluation
 from llm2comp.training import pipeline, run_folder, scoring
 from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.study import comparison, kept_items, provenance, results
-from llm2comp.training.study.plan import Study, Trial, read_study, recipe_of_baselines, trial
+from llm2comp.training.study.plan import (
+    Study,
+    Trial,
+    first_trials,
+    read_study,
+    recipe_of_baselines,
+    trial,
+)
 from llm2comp.training.study.provenance import Session
 from llm2comp.training.study.results import TrialResult
 from llm2comp.utils.files import atomic_file, atomic_folder, require_folder
@@ -55,7 +62,8 @@ class StudyRun:
         reuse: folders of other studies whose trained stages may be copied.
 
     Raises:
-        UserError: if `out` holds another study, or a folder in `reuse` holds no study.
+        UserError: if `out` holds another study, a folder in `reuse` holds no study, or a task or
+            baseline is unknown.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class StudyRun:
                 raise UserError(
                     f"--reuse {folder}: not the folder of a study, because it has no {STUDY}"
                 )
+        _check_evaluations(study)
         self.study = study = _claim(study, out)
         self.out = out
         self.reuse = reuse
@@ -329,6 +338,19 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
                 for event in events:
                     if event["stage"] == stages[name]:
                         log.write(**event)
+
+
+def _check_evaluations(study: Study) -> None:
+    """Check what all trials are scored on, because a trial is scored only after it has trained.
+
+    Raises:
+        UserError: as `scoring.check_evaluation`.
+    """
+    recipes = [one.recipe for one in first_trials(study)]
+    if (shared := recipe_of_baselines(study)) is not None:
+        recipes.append(shared)
+    for recipe in recipes:
+        scoring.check_evaluation(recipe)
 
 
 def _claim(study: Study, out: Path) -> Study:
