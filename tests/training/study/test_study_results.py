@@ -30,6 +30,20 @@ def test_the_table_gives_mean_and_sample_deviation() -> None:
     ]
 
 
+def test_settings_may_have_different_stages(tmp_path: Path) -> None:
+    row = [Score("t", "cosine", 1, 1, 1, 1, 1, False)]
+    stages = {"short": ["after stage 1"], "long": ["after stage 1", "after UCL"]}
+    trials = {
+        f"{name}-seed0": results.TrialResult(name, 0, scores=dict.fromkeys(labels, row))
+        for name, labels in stages.items()
+    }
+    found = results.Results("x", trials)
+    found.write(tmp_path)
+    assert [(one.setting, one.stage) for one in found.rows()] == [
+        (name, label) for name, labels in stages.items() for label in labels
+    ]
+
+
 def test_the_file_calls_the_trials_cells_as_0_1_did(tmp_path: Path) -> None:
     known = results.Results("x", {"a-seed0": results.TrialResult("a", 0, seconds=1.5)})
     known.write(tmp_path)

@@ -108,8 +108,10 @@ class Results:
         for setting in dict.fromkeys(trial.setting for trial in scored):
             for label in labels:
                 name = setting if len(labels) == 1 else f"{setting}, {label}"
-                runs = [trial.scores[label] for trial in scored if trial.setting == setting]
-                rows.append(Row(name, setting, label, runs))
+                of_setting = [trial.scores for trial in scored if trial.setting == setting]
+                runs = [scores[label] for scores in of_setting if label in scores]
+                if runs:  # a setting may have fewer stages than another
+                    rows.append(Row(name, setting, label, runs))
         return rows
 
     def score_table(self) -> tables.Cells:
