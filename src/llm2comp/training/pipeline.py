@@ -114,6 +114,13 @@ def train(
         return world.from_main(lambda: _copy_last(recipe, out))
 
 
+def pinned_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of what it starts from, which the run keeps."""
+    if recipe.base is not None:
+        return pinned_base(recipe)
+    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
+
+
 def _require_startable(recipe: Recipe, out: Path) -> None:
     """Check what the recipe and the lineage of its encoder tell, before there is a folder.
 
@@ -216,7 +223,7 @@ def _settled(
         recipe = _apply(plan, recipe, name)
         write_recipe(recipe, out)
     if is_first and not is_of_0_1(out):
-        recipe = _pinned(recipe)
+        recipe = pinned_recipe(recipe)
         write_recipe(recipe, out)
     return recipe
 
@@ -303,13 +310,6 @@ def _with_stages(recipe: Recipe, stages: list[Stage]) -> Recipe:
     return Recipe.model_validate(settings)
 
 
-def _pinned(recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of what it starts from, which the run keeps."""
-    if recipe.base is not None:
-        return pinned_base(recipe)
-    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
-
-
 def _require_same_base(base: BaseEncoder, workdir: Path) -> None:
     """Check that a base is the one with which its stage began, and record it there at first.
 
@@ -351,7 +351,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
         recipe = recipe.model_copy(update={"backbone": backbone})
     elif recipe.backbone != known.backbone:
-        recipe = _pinned(recipe)
+        recipe = pinned_recipe(recipe)
     diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
     known = with_remedies(known, recipe, diverged)
     ignored = SIZES if planned else frozenset()

@@ -12,7 +12,9 @@ from run_study import edit, go, kept
 
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
+from llm2comp.model import backbone
 from llm2comp.recipe import study_path
+from llm2comp.training.run_folder import read_events, read_recipe
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import load_study, trial
 from llm2comp.training.study.run import StudyRun
@@ -214,6 +216,29 @@ def test_trials_share_their_equal_first_stages_and_the_log_of_these_stages(
     assert [[e["stage"] for e in log if e.get("done")] for log in logs] == [
         ["pretext", "unsupervised", "supervised"]
     ] * 2
+
+
+def test_trials_share_stages_of_a_backbone_on_the_hub(
+    study_file: Path,
+    tiny_backbone: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sets: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run stores the commit that the hub had when it began, and the study has none."""
+    snapshot = Path(shutil.copytree(tiny_backbone, tmp_path / ("0" * 40)))
+    monkeypatch.setattr(backbone, "download_model", lambda *_, **__: snapshot)
+    shared = yaml.safe_load(study_file.read_text())["recipe"]
+    shared["stages"].append(yaml.safe_load(tiny_recipe.read_text())["stages"][1])
+    shared |= {"backbone": {"name": "me/tiny"}, "evaluation": {"tasks": ["STS17"]}}
+    settings = {f"steps = {n}": [f"unsupervised.steps={n}"] for n in (1, 2)}
+    edit(study_file, tuning=None, seeds=[0], settings=settings, recipe=shared)
+    assert not go(study_file, tmp_path / "study").failed
+    runs = sorted((tmp_path / "study" / "cells").iterdir())
+    one, other = ([e for e in read_events(run) if e["stage"] == "pretext"] for run in runs)
+    assert one == other  # with the seconds of the first
+    assert [read_recipe(run).backbone.revision for run in runs] == [snapshot.name] * 2
 
 
 def test_another_study_s_folder_is_refused(study_file: Path, tmp_path: Path) -> None:

@@ -209,8 +209,7 @@ class StudyRun:
         folder = self._folder(planned)
         if not result.seconds:
             self.console.rule(self._title(planned))
-        recipe = self._as_begun(planned.recipe)
-        self._reuse_stages(recipe, folder)
+        recipe = self._reuse_stages(self._as_begun(planned.recipe), folder)
         pipeline.train(recipe, folder, self.console)
         shutil.rmtree(folder / run_folder.MODEL)  # the last stage's folder is the same encoder
         events = run_folder.read_events(folder)
@@ -236,20 +235,31 @@ class StudyRun:
             title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
         return title
 
-    def _reuse_stages(self, recipe: Recipe, folder: Path) -> None:
-        """Copy as many first stages as another trial has trained with the same settings."""
+    def _reuse_stages(self, recipe: Recipe, folder: Path) -> Recipe:
+        """Copy as many first stages as another trial has trained with the same settings.
+
+        Returns:
+            What to run: in a new folder, with the commit of the backbone that the stages are of.
+        """
         names = [STAGE_FOLDERS[stage.stage] for stage in recipe.stages]
+        begun = (folder / run_folder.RECIPE).exists()
+        backbone = run_folder.read_recipe(folder).backbone if begun else recipe.backbone
+        ours: Recipe | None = None
         for count in range(len(names), 0, -1):
             if (folder / names[count - 1]).exists():
-                return
+                break
             for run in self._trained_runs():
                 if not (run / names[count - 1]).exists():
                     continue
+                ours = ours or pipeline.pinned_recipe(
+                    recipe.model_copy(update={"backbone": backbone})
+                )
                 theirs = run_folder.read_recipe(run)
-                if _first_stages(theirs, count) == _first_stages(recipe, count):
+                if _first_stages(theirs, count) == _first_stages(ours, count):
                     _copy_stages(names[:count], run, folder)
                     self.console.print(f"{names[count - 1]}: copied from {run}", markup=False)
-                    return
+                    return recipe if begun else ours
+        return recipe
 
     def _trained_runs(self) -> Iterator[Path]:
         """Yield the run folders of this study's trials, then of the studies to reuse."""
