@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from base_encoders import fine_tuning
+from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import LlamaConfig
@@ -153,6 +154,22 @@ def test_a_plan_of_a_whole_run(tiny_recipe: Path, tmp_path: Path) -> None:
     large = sum(file.stat().st_size for file in out.rglob("*.safetensors"))
     assert large <= planned.disk + 100_000
     assert planned.disk < 2 * written
+
+
+def test_a_teacher_is_that_of_its_source_whatever_the_order_of_the_rows(tiny_recipe: Path) -> None:
+    """A batch with a teacher is in memory at once, and others are cut into mini-batches."""
+    data = "supervised.data=[{source: short, teacher: t}, {source: long}]"
+    recipe = load_recipe(tiny_recipe, [data, "supervised.mini_batch_size=2"])
+    stage, trained = recipe.stages[-1], _trained(recipe, GPUS["L4"])
+    assert isinstance(stage, Contrastive)
+    texts = {"short": ["a river"] * 8, "long": ["the river rises in the mountains " * 3] * 8}
+    parts = {name: Dataset.from_dict({"anchor": t, "positive": t}) for name, t in texts.items()}
+    one, other = (
+        stages.contrastive_step(stage, trained, DatasetDict({name: parts[name] for name in order}))
+        for order in (("short", "long"), ("long", "short"))
+    )
+    assert other.peak == one.peak
+    assert other.flops == pytest.approx(one.flops)
 
 
 def test_what_does_not_fit_is_told_with_settings_that_fit(tiny_recipe: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm2comp.data.drawn.pair_file import texts_of
+from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model.attention import record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
@@ -71,7 +72,8 @@ def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) ->
         trained: what the run trains.
         data: its rows by source, as `llm2comp.data.drawn.pair_file` writes them.
     """
-    taught = {name for name, source in zip(data, stage.data, strict=False) if source.teacher}
+    named = zip(dataset_names(stage.data), stage.data, strict=True)
+    taught = {name for name, source in named if source.teacher}
     sources = [
         _Source(stage, trained, part, scored=SCORE in part.column_names or name in taught)
         for name, part in data.items()
