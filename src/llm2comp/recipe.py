@@ -111,8 +111,8 @@ class Pretext(StageBase):
     bidirectional_from_step: int | None = None
     """Make the attention of a causal encoder bidirectional at this step."""
     start_from: NotBlank | None = None
-    """A trained stage 1 (folder or released name). Its LoRA and memory embeddings are trained
-    further."""
+    """A trained stage 1 (folder such as `runs/first/1-pretext`, or released name) of the same
+    backbone. Its LoRA and memory embeddings are trained further."""
     eval_steps: PositiveInt = 20
     """Steps between evaluations on the held-out passages."""
     eval_passages: PositiveInt = 64

@@ -81,6 +81,21 @@ def adapter_of(name: str) -> Path:
     return shipped
 
 
+def lineage_of_adapter(adapter: Path) -> Lineage:
+    """Return the lineage of the encoder that got an adapter in its last stage.
+
+    Args:
+        adapter: as `adapter_of` returns it.
+
+    Raises:
+        UserError: if the encoder has no lineage, or one that this version cannot read.
+    """
+    lineage = Lineage.read(adapter.parent)
+    folders = [STAGE_FOLDERS.get(entry.stage) for entry in lineage.stages]
+    # The stages of a release share one lineage.
+    return lineage.until(folders.index(adapter.name) + 1) if adapter.name in folders else lineage
+
+
 def resolve_encoder(name: str) -> str:
     """Return the local folder or the hub id of an encoder.
 

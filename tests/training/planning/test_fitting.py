@@ -10,11 +10,14 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from llm2comp.errors import UserError
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Recipe, load_recipe
 from llm2comp.training import pipeline
+from llm2comp.training.planning.fitting import lineage_before, require_fitting
 from llm2comp.training.planning.plan import plan_run
 
 READING = "supervised.reading.weight=1"
+RELEASED = "smollm2-135m-llm2comp"
 MNTP = ("pretext.objective=mntp", "pretext.attention=bidirectional")
 
 
@@ -76,6 +79,58 @@ def test_what_stage_1_will_not_give_is_refused(
     with pytest.raises(UserError) as error:
         plan_run(recipe)
     assert str(error.value) == said
+
+
+@pytest.mark.usefixtures("no_folder")
+def test_start_from_the_encoder_of_a_later_stage_is_refused(
+    ours: Path, tiny_recipe: Path, out: Path, tmp_path: Path
+) -> None:
+    """Its adapter has the names and shapes of that of stage 1."""
+    later = tmp_path / "first" / "model"
+    shutil.copytree(ours, later)
+    lineage = Lineage.read(later)
+    last = lineage.stages[0].model_copy(update={"stage": "supervised"})
+    lineage.after(last).write(later)
+    for name, right in (
+        (str(later), str(tmp_path / "first" / "1-pretext")),
+        (f"{RELEASED}/3-supervised", f"{RELEASED}/1-pretext"),
+    ):
+        recipe = load_recipe(tiny_recipe, [f"pretext.start_from={name}"])
+        said = refused(recipe, out)
+        assert said.startswith(f"recipe tiny: pretext.start_from: {name} has the adapter of its")
+        assert said.endswith(f"give the folder of stage 1, in its run {right}")
+        with pytest.raises(UserError) as error:
+            plan_run(recipe)
+        assert str(error.value) == said
+
+
+@pytest.mark.usefixtures("no_folder")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone.name=smollm2-135m"], 'backbone.name "tiny-llama", and this recipe has "smoll'),
+        (["backbone.add_bos=true"], "backbone.add_bos null, and this recipe has true"),
+        (["memory.scale=embeddings"], 'memory.scale "none", and this recipe has "embeddings"'),
+        ([*MNTP], 'the prompt format "memory", and this recipe has "text"'),
+    ],
+)
+def test_start_from_a_stage_1_of_another_kind_is_refused(
+    ours: Path, tiny_recipe: Path, out: Path, overrides: list[str], message: str
+) -> None:
+    recipe = load_recipe(tiny_recipe, [f"pretext.start_from={ours}", *overrides])
+    said = refused(recipe, out)
+    assert said.startswith(f"recipe tiny: pretext.start_from: {ours} was trained with {message}")
+
+
+def test_start_from_a_stage_1_of_this_kind_fits(ours: Path, tiny_recipe: Path) -> None:
+    require(load_recipe(tiny_recipe, [f"pretext.start_from={ours}"]))
+    packaged = ["backbone.name=smollm2-135m", "backbone.add_bos=true", "memory.tokens=8"]
+    for name in (RELEASED, f"{RELEASED}/1-pretext"):
+        require(load_recipe(tiny_recipe, [f"pretext.start_from={name}", *packaged]))
+
+
+def require(recipe: Recipe) -> None:
+    require_fitting(recipe, lineage_before(recipe))
 
 
 LACKING = {

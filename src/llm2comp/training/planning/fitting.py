@@ -3,13 +3,16 @@
 A mistake that the recipe and the lineage of the encoder show is refused before a run has a folder.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from llm2comp.errors import UserError
+from llm2comp.model import released
 from llm2comp.model.base import base_folder
 from llm2comp.model.lineage import LINEAGE, Base, Lineage
-from llm2comp.recipe import Contrastive, Pretext, Recipe
+from llm2comp.recipe import STAGE_FOLDERS, Contrastive, Pretext, Recipe
 from llm2comp.training.losses.late_interaction import require_several_tokens
 from llm2comp.training.losses.matryoshka import require_counts
 from llm2comp.training.losses.reading import require_memory
@@ -38,17 +41,19 @@ def lineage_before(recipe: Recipe) -> Lineage:
 
 
 def require_fitting(recipe: Recipe, lineage: Lineage) -> None:
-    """Check that an encoder has what the stages of a recipe train.
+    """Check that an encoder has what the stages of a recipe train, and `start_from` its settings.
 
     Args:
         recipe: the run.
         lineage: of the encoder that a stage starts from or, before stage 1, that it makes.
 
     Raises:
-        UserError: if it has no memory to read, too few memory tokens or an attention of its own;
-            the message names the recipe and the key.
+        UserError: if it has no memory to read, too few memory tokens or an attention of its own, or
+            stage 1 starts from another kind of encoder; the message names the recipe and the key.
     """
     with named_by(recipe):
+        if not lineage.stages:  # later stages do not read `start_from`
+            _require_stage_1(recipe, lineage)
         require_several_tokens(recipe, lineage.num_memory_tokens)
         require_memory(recipe, lineage)
         for stage in recipe.stages:
@@ -59,6 +64,45 @@ def require_fitting(recipe: Recipe, lineage: Lineage) -> None:
                     f"{stage.stage}.attention: the attention of {lineage.bases[0].name} stays as "
                     "it is, because it is no encoder of llm2comp; leave the key out"
                 )
+
+
+def _require_stage_1(recipe: Recipe, lineage: Lineage) -> None:
+    """Check that `start_from` is a stage 1 of what the recipe trains.
+
+    The adapter of a later stage was trained on weights with the stages before it. It has the same
+    names and shapes as that of stage 1, so loading it would not fail.
+
+    Args:
+        recipe: the run.
+        lineage: of the run before its first stage.
+
+    Raises:
+        UserError: if it is another stage, or its backbone or what it reads is another.
+    """
+    first = recipe.stages[0]
+    if not isinstance(first, Pretext) or first.start_from is None:
+        return
+    name = first.start_from
+    known = released.lineage_of_adapter(released.adapter_of(name))
+    stages = [entry.stage for entry in known.stages]
+    if stages != [first.stage] or known.backbone is None or known.memory is None:
+        raise UserError(
+            f"pretext.start_from: {name} has the adapter of its last stage ({', '.join(stages)}), "
+            "and only that of a stage 1 fits the backbone; give the folder of stage 1, in its run "
+            f"{Path(name).parent / STAGE_FOLDERS[first.stage]}"
+        )
+    assert lineage.memory is not None
+    for key, theirs, ours in (
+        ("backbone.name", Path(known.backbone.name).name, Path(recipe.backbone.name).name),
+        ("backbone.add_bos", known.backbone.add_bos, recipe.backbone.add_bos),
+        ("memory.scale", known.memory.scale, lineage.memory.scale),
+        ("the prompt format", known.prompt_format, lineage.prompt_format),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"pretext.start_from: {name} was trained with {key} {json.dumps(theirs)}, and this "
+                f"recipe has {json.dumps(ours)}; take the same, or start from another stage 1"
+            )
 
 
 @contextmanager
