@@ -84,8 +84,8 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     # If the rows are drawn again, because a plan changes their number, the labels are too.
     folder = context.workdir / ROWS / TEACHER
     assert context.source is not None
-    source = context.source
-    train = world.main_first(lambda: with_labels(rows.train, stage.data, folder, source))
+    source, prompts = context.source, context.row_prompts
+    train = world.main_first(lambda: with_labels(rows.train, stage.data, folder, source, prompts))
     train_contrastive(context, train, held_out, batch_sampler=DistinctTexts)
 
 

@@ -21,7 +21,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines
 from llm2comp.recipe import Recipe
 from llm2comp.recipe_parts import DataSource
-from llm2comp.training import pipeline
+from llm2comp.training import pipeline, supervised
 from llm2comp.training.distillation.labels import rotation, with_labels
 from llm2comp.training.losses.distillation import distillation
 from llm2comp.training.losses.matryoshka import matryoshka
@@ -120,6 +120,66 @@ def test_an_encoder_gives_its_vectors(bert: Path, tmp_path: Path, sentences: lis
     assert np.allclose(found[:, 1], teacher.encode_document(ROWS["positive"]), atol=1e-5)
     negatives = [row[1] for row in ROWS["negative"]]
     assert np.allclose(found[:, 3], teacher.encode_document(negatives), atol=1e-5)
+
+
+OWN_PROMPTS = {
+    "an instruction": (DataSource(source="a", query_instruction="find"), []),
+    "prompts of rows": (DataSource(source="a"), [["query: "]]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_PROMPTS)
+def test_queries_with_a_prompt_of_their_own_get_no_other(
+    bert: Path, encoder: Path, reranker: Path, tmp_path: Path, kind: str
+) -> None:
+    """Neither from an encoder, nor from the student of a rotation, nor from a cross-encoder."""
+    source, row_prompts = OWN_PROMPTS[kind]
+    judge = CrossEncoder(str(reranker), prompts={"topic": "topic "}, default_prompt_name="topic")
+    judge.save_pretrained(str(tmp_path / "judge"))
+    judge.default_prompt_name = None
+
+    def found(teacher: Path) -> torch.Tensor:
+        data = DatasetDict({"a": Dataset.from_dict(ROWS)})
+        taught = source.model_copy(update={"teacher": str(teacher)})
+        folder = tmp_path / f"labels of {teacher.name}"
+        return torch.tensor(with_labels(data, [taught], folder, bert, row_prompts)["a"]["label"][:])
+
+    prompted = SentenceTransformer(str(bert), device="cpu")
+    bare = torch.tensor(prompted.encode(ROWS["anchor"]))
+    assert torch.allclose(found(bert)[:, 0], bare, atol=1e-5)
+    plain = SentenceTransformer(str(encoder), device="cpu")  # it has no prompts
+    columns = [ROWS["anchor"], ROWS["positive"], *zip(*ROWS["negative"], strict=True)]
+    theirs = np.stack([plain.encode(list(one)) for one in columns], axis=1)
+    ours = [prompted.encode(columns[0])]
+    ours += [prompted.encode_document(list(one)) for one in columns[1:]]
+    turn = rotation(theirs.reshape(-1, 32), np.stack(ours, axis=1).reshape(-1, 16))
+    assert np.allclose(found(encoder), theirs @ turn, atol=1e-4)
+    pairs = list(zip(ROWS["anchor"], ROWS["positive"], strict=True))
+    said = judge.predict(pairs, activation_fn=torch.nn.Identity())
+    assert np.allclose(found(tmp_path / "judge")[:, 0], said, atol=1e-5)
+
+
+def test_a_stage_tells_which_prompts_its_rows_have(
+    bert: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors, positives = texts_of(pairs)
+    rows = [
+        {"query": query, "pos": [text], "neg": [], "prompt": "find: "}
+        for query, text in zip(anchors, positives, strict=True)
+    ]
+    file = tmp_path / "prompted.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    given: list[Any] = []
+
+    def stop(*arguments: object) -> None:
+        given.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervised, "with_labels", stop)
+    data = f"supervised.data=[{{source: {file}, teacher: {bert}}}]"
+    with pytest.raises(KeyboardInterrupt):
+        train(fine_tuning(bert, pairs, data), tmp_path / "run")
+    assert given[-1] == [["find: "]]
 
 
 def test_a_rotation_keeps_cosines_and_comes_nearest() -> None:

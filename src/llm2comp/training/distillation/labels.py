@@ -16,9 +16,9 @@ from llm2comp.data.drawn.rows import arrow_writer
 from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError, counted
-from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load_in
 from llm2comp.inference.mining.reranker import is_reranker, load_reranker
+from llm2comp.model.prompt_format import own_prompts
 from llm2comp.recipe_parts import DataSource
 from llm2comp.training.losses.distillation import LABEL
 from llm2comp.utils.checksums import require_unchanged, write_checksums
@@ -34,7 +34,11 @@ Vectors = npt.NDArray[np.float32]
 
 
 def with_labels(
-    data: DatasetDict, sources: Sequence[DataSource], folder: Path, student: Path
+    data: DatasetDict,
+    sources: Sequence[DataSource],
+    folder: Path,
+    student: Path,
+    row_prompts: Sequence[Sequence[str]] = (),
 ) -> DatasetDict:
     """Return rows with the labels of the teachers that their sources name.
 
@@ -43,6 +47,7 @@ def with_labels(
         sources: the sources.
         folder: where labels are written; if it exists, they are read from it.
         student: the encoder that learns.
+        row_prompts: for each source, the prompts that its rows have before their anchors.
 
     Returns:
         The rows of a source with a teacher have its labels, and no lists of negatives: each text is
@@ -56,10 +61,14 @@ def with_labels(
     if not teachers:
         return data
     taught = {name: _columns(name, data[name]) for name in teachers}
+    own = dict(zip(dataset_names(sources), own_prompts(sources, row_prompts), strict=True))
     if not folder.exists():
         with atomic_folder(folder) as partial:
             for place, (name, part) in enumerate(taught.items()):
-                _write(partial / _file(place), _labels(name, part, teachers[name], student))
+                # Anchors of a source with prompts of its own have them already.
+                prompt = "" if own[name] else None
+                found = _labels(name, part, teachers[name], student, prompt)
+                _write(partial / _file(place), found)
             write_checksums(partial)
     require_unchanged(folder)
     rows = dict(data)
@@ -96,13 +105,21 @@ def _columns(name: str, part: Dataset) -> Dataset:
 
 
 def _labels(
-    name: str, part: Dataset, teacher: str, student: Path
+    name: str, part: Dataset, teacher: str, student: Path, prompt: str | None
 ) -> tuple[Any, Iterator[list[Any]]]:
-    """Return the type of the labels of a source, and the label of each row."""
+    """Return the type of the labels of a source, and the label of each row.
+
+    Args:
+        name: of the source.
+        part: its rows.
+        teacher: a cross-encoder or an encoder.
+        student: the encoder that learns.
+        prompt: what a model puts before anchors; None for its own prompt.
+    """
     if is_reranker(teacher):
-        return List(Value("float32")), _scores(name, part, teacher)
+        return List(Value("float32")), _scores(name, part, teacher, prompt)
     vector = List(Value("float32"))
-    return List(vector), _vectors(part, teacher, student)
+    return List(vector), _vectors(part, teacher, student, prompt)
 
 
 def _write(file: Path, labels: tuple[Any, Iterator[list[Any]]]) -> None:
@@ -112,7 +129,7 @@ def _write(file: Path, labels: tuple[Any, Iterator[list[Any]]]) -> None:
             writer.write({LABEL: value})
 
 
-def _scores(name: str, part: Dataset, teacher: str) -> Iterator[list[float]]:
+def _scores(name: str, part: Dataset, teacher: str, prompt: str | None) -> Iterator[list[float]]:
     """Yield what a cross-encoder says of each row's positive and negatives, as logits.
 
     Raises:
@@ -127,45 +144,55 @@ def _scores(name: str, part: Dataset, teacher: str) -> Iterator[list[float]]:
     reranker = load_reranker(teacher)
     logger.info("%s: %s scores %s", name, teacher, counted(len(part), "row"))
     options: dict[str, Any] = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+    options |= {"batch_size": BATCH, "prompt": prompt}
     columns = []
     with text_progress() as progress:
         task = progress.add_task("teacher", total=len(candidates) * len(part))
         with track_texts(reranker, progress, task, output="scores"):
             for column in candidates:
                 pairs = list(zip(part["anchor"], part[column], strict=True))
-                columns.append(reranker.predict(pairs, batch_size=BATCH, **options))
+                columns.append(reranker.predict(pairs, **options))
     scores = np.stack(columns, axis=1)
     _require_finite(name, scores, teacher)
     yield from scores.tolist()
 
 
-def _vectors(part: Dataset, teacher: str, student: Path) -> Iterator[list[list[float]]]:
+def _vectors(
+    part: Dataset, teacher: str, student: Path, prompt: str | None
+) -> Iterator[list[list[float]]]:
     """Yield the vectors of each row's texts, in the dimension of the student.
 
     Raises:
         UserError: if a number is not finite.
     """
-    vectors = _embedded(part, load_in(teacher), teacher)
+    vectors = _embedded(part, load_in(teacher), teacher, prompt)
     dimension = vectors.shape[-1]
     learner = load_in(str(student))
     if dimension != learner.get_embedding_dimension():
-        own = _embedded(part, learner, str(student))
+        own = _embedded(part, learner, str(student), prompt)
         turned = rotation(vectors.reshape(-1, dimension), own.reshape(-1, own.shape[-1]))
         vectors = np.matmul(vectors, turned)
     for row in vectors:
         yield row.tolist()
 
 
-def _embedded(part: Dataset, encoder: SentenceTransformer, name: str) -> Vectors:
+def _embedded(
+    part: Dataset, encoder: SentenceTransformer, name: str, prompt: str | None
+) -> Vectors:
     """Return the vectors `(rows, columns, dimension)` of the texts, of unit length.
 
-    Anchors get the encoder's prompt for queries, other texts its prompt for documents.
+    Anchors get `prompt` or, if it is None, the encoder's prompt for queries. Other texts get its
+    prompt for documents.
     """
+    options: dict[str, Any] = {"batch_size": BATCH, "show_progress_bar": False}
     columns = []
     for column in part.column_names:
-        prompt = "query" if column == "anchor" else "document"
-        columns.append(embed(encoder, list(part[column]), BATCH, prompt))
-    vectors: Vectors = np.stack(columns, axis=1)
+        texts = list(part[column])
+        if column == "anchor":
+            columns.append(encoder.encode_query(texts, prompt=prompt, **options))
+        else:
+            columns.append(encoder.encode_document(texts, **options))
+    vectors: Vectors = np.stack(columns, axis=1).astype(np.float32)
     _require_finite(name, vectors, name)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors
