@@ -109,7 +109,7 @@ class Pretext(StageBase):
     attention: Attention | None = "causal"
     """Attention of the encoder."""
     bidirectional_from_step: int | None = None
-    """Make the attention of a causal encoder bidirectional at this step."""
+    """Make the attention of a causal encoder bidirectional at this step, which is below `steps`."""
     start_from: NotBlank | None = None
     """A trained stage 1 (folder such as `runs/first/1-pretext`, or released name) of the same
     backbone. Its LoRA and memory embeddings are trained further."""
@@ -120,9 +120,10 @@ class Pretext(StageBase):
 
     @model_validator(mode="after")
     def _check_attention(self) -> "Pretext":
-        if self.steps == 0 and self.bidirectional_from_step is not None:
+        if (opens := self.bidirectional_from_step) is not None and opens >= self.steps:
             raise ValueError(
-                "steps: 0 never reaches bidirectional_from_step; set attention instead"
+                f"steps: {self.steps} never reaches bidirectional_from_step: {opens}; make it less "
+                "than steps, or set attention instead"
             )
         return self
 

@@ -110,3 +110,13 @@ def test_memory_tokens_are_as_they_begin_and_no_data_is_read(
 def test_what_makes_no_sense_is_refused(tiny_recipe: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(tiny_recipe, ["pretext.steps=0", override])
+
+
+@pytest.mark.parametrize("first", [30, 31])
+def test_an_attention_that_never_opens_is_refused(tiny_recipe: Path, first: int) -> None:
+    """The steps of a stage count from 0, and the last of 30 is 29."""
+    load_recipe(tiny_recipe, ["pretext.steps=30", "pretext.bidirectional_from_step=29"])
+    overrides = ["pretext.steps=30", f"pretext.bidirectional_from_step={first}"]
+    said = f"steps: 30 never reaches bidirectional_from_step: {first}; make it less than steps"
+    with pytest.raises(UserError, match=said):
+        load_recipe(tiny_recipe, overrides)
