@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))  # for base_encoders
+
+from base_encoders import write_bert
+
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.model.backbone import load_backbone
-from llm2comp.recipe import Recipe, load_recipe
+from llm2comp.recipe import Recipe, Supervised, load_recipe
+from llm2comp.recipe_parts import Reading
 from llm2comp.training import pipeline
 from llm2comp.training.scoring import baseline_models
 
@@ -115,6 +120,25 @@ np.save(sys.argv[2], model.encode(sys.argv[3:]))
     np.testing.assert_allclose(np.load(vectors), ours, atol=1e-6)
     monkeypatch.setenv("LLM2COMP_TRUST_REMOTE_CODE", "1")
     np.testing.assert_allclose(load(folder, "float32").encode(TEXTS), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize("beside", ["reading", "teacher"])
+def test_stage_3_runs_the_code_that_the_recipe_allows_beside_the_encoder(
+    with_code: Path, tiny_recipe: Path, sentences: list[str], tmp_path: Path, beside: str
+) -> None:
+    """For the backbone that reads memory, and for the encoder to which a teacher is rotated."""
+    recipe = allowed(tiny_recipe, with_code)
+    first, _, last = recipe.stages
+    assert isinstance(last, Supervised)
+    source = last.data[0]
+    if beside == "reading":
+        last = last.model_copy(update={"reading": Reading()})
+    else:
+        teacher = write_bert(tmp_path / "teacher", sentences)  # of another dimension
+        source = source.model_copy(update={"teacher": str(teacher)})
+    last = last.model_copy(update={"data": [source]})
+    recipe = recipe.model_copy(update={"stages": [first, last]})
+    assert (pipeline.train(recipe, tmp_path / "run") / "modules.json").is_file()
 
 
 def test_a_baseline_runs_the_code_that_the_recipe_allows(

@@ -84,8 +84,14 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     # If the rows are drawn again, because a plan changes their number, the labels are too.
     folder = context.workdir / ROWS / TEACHER
     assert context.source is not None
-    source, prompts = context.source, context.row_prompts
-    train = world.main_first(lambda: with_labels(rows.train, stage.data, folder, source, prompts))
+    label = partial(
+        with_labels,
+        folder=folder,
+        student=context.source,
+        row_prompts=context.row_prompts,
+        trust_remote_code=context.recipe.backbone.trust_remote_code,
+    )
+    train = world.main_first(lambda: label(rows.train, stage.data))
     train_contrastive(context, train, held_out, batch_sampler=DistinctTexts)
 
 

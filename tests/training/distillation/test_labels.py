@@ -169,17 +169,17 @@ def test_a_stage_tells_which_prompts_its_rows_have(
     ]
     file = tmp_path / "prompted.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    given: list[Any] = []
+    given: dict[str, Any] = {}
 
-    def stop(*arguments: object) -> None:
-        given.extend(arguments)
+    def stop(*_: object, **options: object) -> None:
+        given.update(options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(supervised, "with_labels", stop)
     data = f"supervised.data=[{{source: {file}, teacher: {bert}}}]"
     with pytest.raises(KeyboardInterrupt):
         train(fine_tuning(bert, pairs, data), tmp_path / "run")
-    assert given[-1] == [["find: "]]
+    assert given["row_prompts"] == [["find: "]]
 
 
 def test_a_rotation_keeps_cosines_and_comes_nearest() -> None:

@@ -48,6 +48,8 @@ def load_reading_backbone(
     given: str | Path | None,
     dtype: torch.dtype,
     remedy: str = FOLDER_OPTION,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the backbone of an encoder.
 
@@ -57,6 +59,8 @@ def load_reading_backbone(
         given: its folder, name or hub id, if it is not the one that is recorded.
         dtype: of its weights.
         remedy: what to do if it cannot be had.
+        trust_remote_code: run the Python code that comes with it if the encoder was made with it;
+            the environment may allow that too.
 
     Raises:
         UserError: if it cannot be had.
@@ -67,7 +71,7 @@ def load_reading_backbone(
             wanted,
             dtype=dtype,
             bidirectional=False,  # the frozen model is causal, whatever the encoder is
-            trust_remote_code=recorded.trust_remote_code and trusted(),
+            trust_remote_code=recorded.trust_remote_code and (trust_remote_code or trusted()),
             revision=recorded.revision if wanted == recorded.name else None,
         )
 

@@ -97,6 +97,8 @@ class Reader:
         dtype: torch.dtype,
         backbone: str | Path | None,
         remedy: str = FOLDER_OPTION,
+        *,
+        trust_remote_code: bool = False,
     ) -> "Reader":
         """Put the backbone beside an encoder that is loaded.
 
@@ -107,6 +109,7 @@ class Reader:
             dtype: of the backbone.
             backbone: as `open` takes it.
             remedy: what to do if it cannot be had or is another one.
+            trust_remote_code: as `load_reading_backbone` takes it.
 
         Raises:
             UserError: if the backbone cannot be had, or is another one.
@@ -114,7 +117,9 @@ class Reader:
         assert lineage.backbone is not None
         assert lineage.memory is not None
         weights = token_table(encoder_body(encoder)).weight
-        model, tokenizer = load_reading_backbone(name, lineage.backbone, backbone, dtype, remedy)
+        model, tokenizer = load_reading_backbone(
+            name, lineage.backbone, backbone, dtype, remedy, trust_remote_code=trust_remote_code
+        )
         require_same_model(name, lineage, token_table(model).weight, weights, remedy)
         rows = token_table(model).num_embeddings
         norm = mean_norm(token_table(model), rows) if lineage.memory.scale != "none" else None

@@ -39,6 +39,8 @@ def with_labels(
     folder: Path,
     student: Path,
     row_prompts: Sequence[Sequence[str]] = (),
+    *,
+    trust_remote_code: bool = False,
 ) -> DatasetDict:
     """Return rows with the labels of the teachers that their sources name.
 
@@ -48,6 +50,7 @@ def with_labels(
         folder: where labels are written; if it exists, they are read from it.
         student: the encoder that learns.
         row_prompts: for each source, the prompts that its rows have before their anchors.
+        trust_remote_code: run the Python code that comes with the student, if it has any.
 
     Returns:
         The rows of a source with a teacher have its labels, and no lists of negatives: each text is
@@ -67,7 +70,7 @@ def with_labels(
             for place, (name, part) in enumerate(taught.items()):
                 # Anchors of a source with prompts of its own have them already.
                 prompt = "" if own[name] else None
-                found = _labels(name, part, teachers[name], student, prompt)
+                found = _labels(name, part, teachers[name], student, prompt, code=trust_remote_code)
                 _write(partial / _file(place), found)
             write_checksums(partial)
     require_unchanged(folder)
@@ -105,7 +108,7 @@ def _columns(name: str, part: Dataset) -> Dataset:
 
 
 def _labels(
-    name: str, part: Dataset, teacher: str, student: Path, prompt: str | None
+    name: str, part: Dataset, teacher: str, student: Path, prompt: str | None, *, code: bool
 ) -> tuple[Any, Iterator[list[Any]]]:
     """Return the type of the labels of a source, and the label of each row.
 
@@ -115,11 +118,12 @@ def _labels(
         teacher: a cross-encoder or an encoder.
         student: the encoder that learns.
         prompt: what a model puts before anchors; None for its own prompt.
+        code: whether to run code that comes with the student.
     """
     if is_reranker(teacher):
         return List(Value("float32")), _scores(name, part, teacher, prompt)
     vector = List(Value("float32"))
-    return List(vector), _vectors(part, teacher, student, prompt)
+    return List(vector), _vectors(part, teacher, student, prompt, code=code)
 
 
 def _write(file: Path, labels: tuple[Any, Iterator[list[Any]]]) -> None:
@@ -158,7 +162,7 @@ def _scores(name: str, part: Dataset, teacher: str, prompt: str | None) -> Itera
 
 
 def _vectors(
-    part: Dataset, teacher: str, student: Path, prompt: str | None
+    part: Dataset, teacher: str, student: Path, prompt: str | None, *, code: bool
 ) -> Iterator[list[list[float]]]:
     """Yield the vectors of each row's texts, in the dimension of the student.
 
@@ -167,7 +171,7 @@ def _vectors(
     """
     vectors = _embedded(part, load_in(teacher), teacher, prompt)
     dimension = vectors.shape[-1]
-    learner = load_in(str(student))
+    learner = load_in(str(student), trust_remote_code=code)
     if dimension != learner.get_embedding_dimension():
         own = _embedded(part, learner, str(student), prompt)
         turned = rotation(vectors.reshape(-1, dimension), own.reshape(-1, own.shape[-1]))

@@ -180,8 +180,9 @@ def _reader(context: StageContext[Contrastive], model: SentenceTransformer) -> R
     # A folder keeps only the last part of a local path.
     local = None if recipe.base is not None else recipe.backbone.name
     name, dtype = str(recipe.base or recipe.name), compute_dtype(recipe.backbone.dtype)
+    code = recipe.backbone.trust_remote_code
     try:
-        return Reader.beside(model, name, lineage, dtype, local, REMEDY)
+        return Reader.beside(model, name, lineage, dtype, local, REMEDY, trust_remote_code=code)
     except UserError as error:
         raise UserError(f"recipe {recipe.name}: {KEY}: {error}") from error
 
