@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.answering import PROMPT, TOKENS
+from llm2comp.inference.reading.backbone import require_same_model
 from llm2comp.inference.reading.reader import Reader
 from llm2comp.model.lineage import Lineage
 from llm2comp.model.lora import add_adapter
@@ -219,6 +221,34 @@ def test_gradient_checkpointing_changes_nothing(
     first, second = (load_file(out / "model" / "model.safetensors") for out in (one, other))
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_all_weights_train_in_float32_beside_a_backbone_in_bfloat16(
+    tiny_recipe: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The token embeddings of the encoder are then those of the backbone before rounding."""
+    recipe = recipe_with(
+        tiny_recipe, folder, *READING, "backbone.dtype=bfloat16", "supervised.steps=2",
+        "supervised.lora=null", "supervised.memory_learning_rate=null",
+    )  # fmt: skip
+    out = train(recipe, folder, tmp_path / "run")
+    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    assert max(line["reading"] for line in lines if "reading" in line) > 0
+    frozen, trained = (load_file(one / "model.safetensors") for one in (folder, out / "model"))
+    changed = [name for name, weight in trained.items() if not torch.equal(weight, frozen[name])]
+    assert "embed_tokens.weight" in changed
+
+
+@pytest.mark.parametrize("saved", [None, "bfloat16"])
+def test_another_backbone_is_told_apart_in_each_dtype(folder: Path, saved: str | None) -> None:
+    lineage = Lineage.read(folder).model_copy(update={"dtype": saved})
+    merged = load_file(folder / "model.safetensors")["embed_tokens.weight"]
+    own = merged[:-K]
+    dtypes = (torch.float32, torch.bfloat16)
+    for first, second in product(dtypes, dtypes):
+        require_same_model("tiny", lineage, own.to(first), merged.to(second))
+        with pytest.raises(UserError, match="the token embeddings differ"):
+            require_same_model("tiny", lineage, (1.01 * own).to(first), merged.to(second))
 
 
 def test_memory_that_cannot_be_read_is_refused_before_stage_1(

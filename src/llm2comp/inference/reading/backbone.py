@@ -108,7 +108,8 @@ def require_same_model(
 ) -> None:
     """Check that a backbone is the one that an encoder was made of, by the token embeddings.
 
-    Stages with a LoRA leave those as they are, except for the memory tokens at the end.
+    Stages with a LoRA leave those as they are, except for the memory tokens at the end. They are
+    compared in the coarsest dtype that one of them was rounded to.
 
     Args:
         name: of the encoder, for the message.
@@ -123,8 +124,10 @@ def require_same_model(
     shape = (len(merged) - lineage.num_memory_tokens, merged.shape[1])
     same = tuple(own.shape) == shape
     if same and all(stage.lora is not None for stage in lineage.stages):
-        saved = getattr(torch, lineage.dtype or "float32")  # the folder may have rounded them
-        first, second = (table.cpu().to(saved) for table in (own, merged[: len(own)]))
+        # The folder may have rounded them, and so may loading one of the two.
+        saved: torch.dtype = getattr(torch, lineage.dtype or "float32")
+        coarsest = max(own.dtype, merged.dtype, saved, key=lambda dtype: torch.finfo(dtype).eps)
+        first, second = (table.cpu().to(coarsest) for table in (own, merged[: len(own)]))
         same = torch.equal(first, second)
     if not same:
         raise UserError(
