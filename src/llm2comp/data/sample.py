@@ -57,17 +57,17 @@ def draw(source: str, count: int, seed: int) -> Sample:
     """
     if not source.strip():
         raise UserError("the name of the data is blank; give a file, a packaged source or a hub id")
-    total = low = 0
-    whole = False
+    total = 0
+    has_scores = whole = False
 
     def usable_rows() -> Iterator[dict[str, str]]:
-        nonlocal total, low, whole
+        nonlocal total, has_scores, whole
         for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS, whole=True):
             if float(row.get("score", POSITIVE_SCORE)) >= POSITIVE_SCORE:
                 total += 1
                 yield row
             else:
-                low += 1
+                has_scores = True
         whole = True
 
     rows = list(itertools.islice(mixture.shuffle(usable_rows(), f"{seed}/{source}"), count))
@@ -76,10 +76,10 @@ def draw(source: str, count: int, seed: int) -> Sample:
     if rows and {"anchor", "positive"} <= rows[0].keys():
         anchors = [row["anchor"] for row in rows]
         return Sample(source, anchors, [row["positive"] for row in rows], total, whole)
-    if low and not total:
+    if has_scores and not total:
         raise UserError(
-            f"{source}: all {low:,} pairs have a score below {POSITIVE_SCORE:g}, so none is a "
-            "positive pair; give pairs whose scores go up to 5, or leave the scores out"
+            f"{source}: no pair has a score of {POSITIVE_SCORE:g} or more, so none is a positive "
+            "pair; give pairs whose scores go up to 5, or leave the scores out"
         )
     raise UserError(
         f"{source}: it has neither texts (column text) nor pairs (columns anchor and positive)"

@@ -376,10 +376,7 @@ def load_for(about: About, model: str, dtype: Precision) -> SentenceTransformer:
 
 
 def stored_name(model: str | SentenceTransformer) -> str | None:
-    """Return the name by which an index finds its encoder later, also from another folder.
-
-    It is None for a loaded model.
-    """
+    """Return the name by which an index finds its encoder from any folder; None if it is loaded."""
     if not isinstance(model, str):
         return None
     return str(Path(model).resolve()) if Path(model).is_dir() else model
