@@ -106,7 +106,7 @@ def _saved_items(task: AbsTask, folder: Path) -> dict[str, Any]:
     assert isinstance(task, AbsTaskRetrieval)
     if task.ignore_identical_ids:  # mteb saves the query's own text too, and does not score it
         predictions = {
-            query: {hit: score for hit, score in hits.items() if hit != query}
+            query: {hit: similarity for hit, similarity in hits.items() if hit != query}
             for query, hits in predictions.items()
         }
     relevant = data[split]["relevant_docs"]
@@ -121,13 +121,13 @@ def supports(task: AbsTask) -> bool:
     """Tell whether the score of a task is computed from items, in one subset and one split."""
     if len(task.metadata.eval_splits) > 1 or len(task.hf_subsets) > 1:
         return False
-    score = task.metadata.main_score
+    measure = task.metadata.main_score
     if isinstance(task, AbsTaskRetrieval):
-        return bool(score == "ndcg_at_10")
+        return bool(measure == "ndcg_at_10")
     if isinstance(task, AbsTaskPairClassification):
-        return bool(score == "max_ap")
+        return bool(measure == "max_ap")
     if isinstance(task, AbsTaskClassification):
-        return bool(score == "accuracy")
+        return bool(measure == "accuracy")
     return isinstance(task, AbsTaskSTS)
 
 
