@@ -36,7 +36,7 @@ def test_training_on_scores_reverses_the_order_of_similarities(
     train_contrastive(
         StageContext(settings, stage, source, folder, tmp_path / "work", log),
         DatasetDict({"scored": Dataset.from_dict(pairs)}),
-        [],
+        Dataset.from_dict({"anchor": [], "positive": []}),
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
     )
     assert spearmanr(similarities(folder), scores).statistic > 0.9

@@ -21,6 +21,8 @@ logger = logging.getLogger("llm2comp")
 
 REQUIRED = ("anchor", "positive")
 OPTIONAL = (NEGATIVE, SCORE)
+DATASET = "dataset"
+"""Column of a held-out pair: the name of the dataset that it would be trained in."""
 ROW_PROMPTS = "row_prompts"
 """Key of a summary: the prompts of rows, by the name of their dataset."""
 
@@ -73,7 +75,7 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
             if number < trained:
                 parts[place].write(row)
             else:
-                held_out.append(row)
+                held_out.append(row | {DATASET: parts[place].name})
             number += 1
     total = sum(part.rows for part in parts)
     if total < trained:
@@ -83,9 +85,10 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
         left_out.count("false_negatives", part.source.source, part.tell_positives_apart())
     left_out.log()
     plain = [row for row in held_out if SCORE not in row] or held_out
-    with files.held_out({column: Value("string") for column in REQUIRED}) as writer:
+    columns = (*REQUIRED, DATASET)
+    with files.held_out({column: Value("string") for column in columns}) as writer:
         for row in plain:
-            writer.write({column: row[column] for column in REQUIRED})
+            writer.write({column: row[column] for column in columns})
     by_source = {part.name: part.rows for part in parts}
     prompts = {part.name: sorted(part.prompts) for part in parts if part.prompts}
     return {"pairs": by_source} | ({ROW_PROMPTS: prompts} if prompts else {}) | left_out.counts

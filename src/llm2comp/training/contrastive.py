@@ -48,7 +48,7 @@ from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
-from llm2comp.training.monitoring.watches import CollapseWatch
+from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     AdapterCheckpoints,
@@ -94,7 +94,7 @@ class ContrastiveTrainer(AdapterCheckpoints, SentenceTransformerTrainer):
 def train_contrastive(
     context: StageContext[Unsupervised | Supervised],
     data: Dataset | DatasetDict,
-    held_out: Sequence[tuple[str, str]],
+    held_out: Dataset,
     *,
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float = 0.0,
@@ -109,7 +109,8 @@ def train_contrastive(
         context: the stage; its `source` is the encoder folder to start from.
         data: columns `anchor`, `positive` and possibly `negative` or `score`. With several
             datasets, each batch comes from one of them.
-        held_out: anchors and positives that are measured, not trained on.
+        held_out: columns `anchor` and `positive` of pairs that are measured, not trained on, and
+            possibly `dataset`, whose prompts they then have.
         batch_sampler: how sentence-transformers draws batches.
         attention_dropout: dropout of attention weights, in training only.
     """
@@ -138,7 +139,7 @@ def _train(
     context: StageContext[Unsupervised | Supervised],
     source: Path,
     data: Dataset | DatasetDict,
-    held_out: Sequence[tuple[str, str]],
+    held_out: Dataset,
     batch_sampler: BatchSamplers | type[DefaultBatchSampler],
     attention_dropout: float,
     prompts: dict[str, str],
@@ -204,13 +205,14 @@ def _train(
     trainer.add_callback(
         CollapseWatch(
             model,
-            held_out,
+            list(zip(held_out["anchor"], held_out["positive"], strict=True)),
             stage.stage,
             every=stage.eval_steps,
             temperature=stage.temperature,
             dropout=same_text,
             dtype=dtype,
             log=context.log,
+            prompts=prompts_of(held_out, columns),
         )
     )
     watch = DevelopmentWatch.of(

@@ -80,7 +80,6 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     # A source may have negatives in few rows, which only the drawn rows show.
     require_minable(stage, [rows.train[name].column_names for name in dataset_names(stage.data)])
     context = replace(context, row_prompts=row_prompts(stage.data, rows.summary))
-    held_out = [(row["anchor"], row["positive"]) for row in rows.held_out]
     # If the rows are drawn again, because a plan changes their number, the labels are too.
     folder = context.workdir / ROWS / TEACHER
     assert context.source is not None
@@ -92,7 +91,7 @@ def train_supervised(context: StageContext[Supervised]) -> None:
         trust_remote_code=context.recipe.backbone.trust_remote_code,
     )
     train = world.main_first(lambda: label(rows.train, stage.data))
-    train_contrastive(context, train, held_out, batch_sampler=DistinctTexts)
+    train_contrastive(context, train, rows.held_out, batch_sampler=DistinctTexts)
 
 
 def _numbers(columns: dict[str, list[Any]]) -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ def train_unsupervised(context: StageContext[Unsupervised]) -> None:
     train_contrastive(
         context,
         texts,
-        [(row["anchor"], row["positive"]) for row in rows.held_out],
+        rows.held_out,
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
         attention_dropout=stage.attention_dropout,
     )

@@ -2,10 +2,12 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -14,7 +16,7 @@ from llm2comp.evaluation import baselines
 from llm2comp.inference.precision import computing_in
 from llm2comp.training.monitoring.held_out import Directions
 from llm2comp.training.monitoring.run_log import RunLog
-from llm2comp.training.monitoring.watches import CollapseWatch
+from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of
 
 
 def watch(
@@ -23,6 +25,7 @@ def watch(
     file: Path,
     dropout: bool = False,
     dtype: torch.dtype = torch.float32,
+    prompts: Sequence[tuple[str, str]] = (),
 ) -> CollapseWatch:
     return CollapseWatch(
         model,
@@ -33,6 +36,7 @@ def watch(
         dropout=dropout,
         dtype=dtype,
         log=RunLog(file, Console(file=io.StringIO())),
+        prompts=prompts,
     )
 
 
@@ -76,6 +80,34 @@ def test_the_loss_equals_a_literal_reference(
     cosines = positives @ positives.T
     expected = (cosines.sum() - 8) / 56
     assert event["held_out"]["text_cosine"] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_pairs_are_measured_behind_their_prompts(
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    model = baselines.build("mean", tiny_backbone)
+    pairs = list(zip(sentences, sentences[::-1], strict=True))
+    prompts = [("Find: ", ""), ("", "Text: ")] * (len(pairs) // 2)
+    behind = [(q + a, d + p) for (a, p), (q, d) in zip(pairs, prompts, strict=True)]
+    callback = watch(model, pairs, tmp_path / "log", prompts=prompts)
+    for one in (
+        callback,
+        watch(model, behind, tmp_path / "log"),
+        watch(model, pairs, tmp_path / "log"),
+    ):
+        step(one, 10, tmp_path)
+    found, expected, without = (json.loads(line)["held_out"] for line in (tmp_path / "log").open())
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert found["loss"] != pytest.approx(without["loss"], abs=1e-2)
+
+
+def test_held_out_pairs_have_the_prompts_of_their_dataset() -> None:
+    pairs = {"anchor": ["a", "b"], "positive": ["c", "d"]}
+    columns = {"one": {"anchor": "query: ", "positive": "passage: "}, "scored": {}}
+    held_out = Dataset.from_dict(pairs | {"dataset": ["scored", "one"]})
+    assert prompts_of(held_out, columns) == [("", ""), ("query: ", "passage: ")]
+    of_an_older_version = Dataset.from_dict(pairs)
+    assert prompts_of(of_an_older_version, columns) == [("", "")] * 2
 
 
 def test_dropout_makes_equal_texts_differ_in_the_same_way_at_each_measurement(

@@ -9,11 +9,13 @@ from itertools import takewhile
 import numpy as np
 import numpy.typing as npt
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llm2comp.data.pairs import DATASET, module_name
 from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.inference.precision import computing_in
@@ -158,6 +160,8 @@ class CollapseWatch(EvalCallback):
             embeddings differ (UCL).
         dtype: precision that the encoder computes in.
         log: where measurements are written.
+        prompts: what is put before the anchor and the positive of each pair. With none given,
+            nothing is.
     """
 
     def __init__(
@@ -171,9 +175,11 @@ class CollapseWatch(EvalCallback):
         dropout: bool,
         dtype: torch.dtype,
         log: RunLog,
+        prompts: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.model = model
         self.pairs = pairs
+        self.prompts = prompts or [("", "")] * len(pairs)
         self.stage = stage
         self.every = every
         self.temperature = temperature
@@ -196,16 +202,19 @@ class CollapseWatch(EvalCallback):
     def _values(self) -> dict[str, float]:
         """Return the loss with in-batch negatives, and how the positives use their space."""
         anchors, positives = (list(side) for side in zip(*self.pairs, strict=True))
+        of_anchors, of_positives = zip(*self.prompts, strict=True)
         states: list[npt.NDArray[np.floating]] = []
         self.model.eval()
         with collect_memory_states(self.model, states):
-            without_dropout = self._embed(positives)
+            without_dropout = self._embed(positives, of_positives)
         self.model.train(self.dropout)
         for module in self.model:
             if isinstance(module, UnsavableModule):  # it gives other embeddings in training
                 module.eval()
-        anchor_embeddings = normalize(self._embed(anchors), dim=-1)
-        positive_embeddings = self._embed(positives) if self.dropout else without_dropout
+        anchor_embeddings = normalize(self._embed(anchors, of_anchors), dim=-1)
+        positive_embeddings = (
+            self._embed(positives, of_positives) if self.dropout else without_dropout
+        )
         logits = anchor_embeddings @ normalize(positive_embeddings, dim=-1).T / self.temperature
         loss = cross_entropy(logits, torch.arange(len(logits), device=logits.device))
         values = {"loss": loss.item(), **asdict(Directions.of(without_dropout))}
@@ -213,17 +222,37 @@ class CollapseWatch(EvalCallback):
             values["token_cosine"] = memory_tokens.measure(states).redundancy
         return values
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        """Return the embeddings `(texts, dimension)`, in float32."""
-        size = held_out.BATCH
-        embeddings = []
-        for batch in (list(texts[i : i + size]) for i in range(0, len(texts), size)):
-            features = {
-                name: value.to(self.model.device) if isinstance(value, Tensor) else value
-                for name, value in self.model.preprocess(batch).items()
-            }
-            embeddings.append(self.model(features)["sentence_embedding"].float())
-        return torch.cat(embeddings)
+    def _embed(self, texts: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings `(texts, dimension)` of texts after their prompts, in float32."""
+        embeddings: dict[int, Tensor] = {}
+        for prompt in dict.fromkeys(prompts):  # a batch has one prompt
+            places = [place for place, one in enumerate(prompts) if one == prompt]
+            for start in range(0, len(places), held_out.BATCH):
+                batch = places[start : start + held_out.BATCH]
+                read = self.model.preprocess(
+                    [texts[place] for place in batch], prompt=prompt or None
+                )
+                features = {
+                    name: value.to(self.model.device) if isinstance(value, Tensor) else value
+                    for name, value in read.items()
+                }
+                embedded = self.model(features)["sentence_embedding"].float()
+                embeddings.update(zip(batch, embedded, strict=True))
+        return torch.stack([embeddings[place] for place in range(len(texts))])
+
+
+def prompts_of(
+    held_out: Dataset, columns: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, str]]:
+    """Return what is put before the anchor and the positive of each held-out pair.
+
+    Args:
+        held_out: the pairs. Those that an older version drew do not say their dataset.
+        columns: the prompt of each column, by the torch name of the dataset.
+    """
+    names = held_out[DATASET] if DATASET in held_out.column_names else [""] * len(held_out)
+    own = (columns.get(module_name(name), {}) for name in names)
+    return [(one.get("anchor", ""), one.get("positive", "")) for one in own]
 
 
 def log_held_out(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> None:
