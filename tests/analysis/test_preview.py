@@ -79,6 +79,14 @@ def test_the_table_counts_rows_lengths_and_what_was_left_out(shown: Recipe) -> N
     assert rows[2]["left out"] == "1 bad row, 1 row or text that is there twice"
 
 
+def test_passages_that_are_cut_are_counted(tiny_recipe: Path) -> None:
+    small = ["pretext.passages.max_tokens=4", "pretext.split.low=1", "pretext.split.high=2"]
+    small.append("pretext.passages.crop=true")
+    found = by_stage(list(previews(recipe.load_recipe(tiny_recipe, small))))["pretext"]
+    assert found.cut["text"] == found.rows
+    assert max(found.lengths["text"]) == min(found.lengths["text"])
+
+
 def test_the_command_shows_them_and_writes_nothing(
     shown: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

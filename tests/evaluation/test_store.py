@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError
 from llm2comp.evaluation import baselines, store, suites
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.model.encoder import encoder_body
 from llm2comp.version import __version__
 
 
@@ -46,6 +47,15 @@ def test_a_fingerprint_tells_models_apart(model: SentenceTransformer, tiny_backb
         next(model.parameters()).view(-1)[0] += 1e-3
     found.add(store.fingerprint(model))
     assert len(found) == len(baselines.BASELINES) + 4
+
+
+def test_a_fingerprint_tells_attention_apart(model: SentenceTransformer) -> None:
+    """The same weights give other embeddings with attention to both sides."""
+    before = store.fingerprint(model)
+    encoder_body(model).config.is_causal = True
+    assert store.fingerprint(model) == before
+    encoder_body(model).config.is_causal = False
+    assert store.fingerprint(model) != before
 
 
 @pytest.mark.parametrize("name", ["echo", "metaeol"])

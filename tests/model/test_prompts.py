@@ -32,8 +32,28 @@ def source(name: str, instruction: str = "") -> DataSource:
             [source("a", "Ask"), source("b", "Find")],
             EMPTY | {"query": "Ask:", "b": "Find:"},
         ),
+        (
+            {"query": "Ask:"},
+            {"query": "Ask:"},
+            [source("nq/train.jsonl", "Find"), source("x/hotpot/train.jsonl", "Ask")],
+            {"query": "Ask:", "nq/train": "Find:"},
+        ),
+        (
+            {"query": "Ask:"},
+            {"query": "Ask:"},
+            [source("my/query.jsonl", "Find"), source("a", "Sort"), source("a", "Rank")],
+            {"query": "Ask:", "my/query": "Find:", "a": "Sort:", "a#2": "Rank:"},
+        ),
     ],
-    ids=["none", "one", "one over the base's", "another is chosen", "several"],
+    ids=[
+        "none",
+        "one",
+        "one over the base's",
+        "another is chosen",
+        "several",
+        "files of one name",
+        "names that are taken",
+    ],
 )
 def test_each_instruction_is_a_prompt(
     prompts: dict[str, str],

@@ -167,8 +167,10 @@ def _texts(
     """Draw the texts of a source."""
     left_out, seed, on_bad_row = LeftOut(), recipe.seed, recipe.on_bad_row
     if isinstance(stage, Pretext):
-        limits = stage.passages
-        ids = draw_passages([source], tokenizer, limits, count, seed, on_bad_row, left_out)
+        limits = drawn = stage.passages
+        if limits.crop:  # a token more than is read shows that a passage is cut
+            drawn = limits.model_copy(update={"max_tokens": limits.max_tokens + 1})
+        ids = draw_passages([source], tokenizer, drawn, count, seed, on_bad_row, left_out)
         rows: list[Texts] = [{"text": [str(tokenizer.decode(one))]} for one in ids]
         reader = _Reader(tokenizer, limits.max_tokens, {})
     else:

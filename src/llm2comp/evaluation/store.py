@@ -141,7 +141,7 @@ def key(fingerprint: str, task: AbsTask, instruction: str, *, quick: bool) -> st
 
 
 def fingerprint(model: SentenceTransformer) -> str:
-    """Return a hash of what a model's embeddings depend on: weights, modules, prompts, tokenizer.
+    """Return a hash of what a model's embeddings depend on: weights, modules, prompts and others.
 
     It takes about a second per gigabyte of weights on a CPU of 2025. Do not change what is hashed:
     results that are stored would be computed again.
@@ -153,6 +153,9 @@ def fingerprint(model: SentenceTransformer) -> str:
     for module in model.children():
         digest.update(type(module).__name__.encode())
         digest.update(json.dumps(cast(Module, module).get_config_dict(), default=str).encode())
+        config = getattr(getattr(module, "model", None), "config", None)
+        if getattr(config, "is_causal", True) is False:  # a setting of the transformer alone
+            digest.update(b"bidirectional")
     digest.update(json.dumps([model.prompts, model.max_seq_length], default=str).encode())
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is not None:

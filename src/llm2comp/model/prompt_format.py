@@ -4,6 +4,7 @@ A prompt of sentence-transformers, such as `query`, is a prefix of the text itse
 all of these.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -92,7 +93,8 @@ def trained_prompts(
     """Return an encoder's prompts after it was trained on sources with prompts of their own.
 
     One prompt becomes the prompt `query`, unless the recipe names another. Several are prompts
-    under the names of their sources. Those of a source whose rows have several have no name.
+    under the names of their sources, but for one that has a name already. Those of a source whose
+    rows have several have no name.
 
     Args:
         prompts: that the encoder has, by name.
@@ -105,10 +107,29 @@ def trained_prompts(
     if len(distinct) == 1 and not given.get("query"):
         return dict(prompts) | {"query": distinct.pop()}
     named = {
-        PurePath(s.source).stem: min(p) for s, p in zip(sources, own, strict=True) if len(p) == 1
+        name: min(p) for name, p in zip(_prompt_names(sources), own, strict=True) if len(p) == 1
     }
     new = {name: prompt for name, prompt in named.items() if prompt not in prompts.values()}
     return new | dict(prompts)
+
+
+def _prompt_names(sources: Sequence[DataSource]) -> list[str]:
+    """Return a name for the prompt of each source: of a file its name without the ending.
+
+    If that is the name of several sources, or of a prompt that every encoder may have, its folder
+    is before it, and then a number is behind it.
+    """
+    paths = [PurePath(source.source) for source in sources]
+    names = [path.stem for path in paths]
+    taken = {"query", "document"} | {name for name, count in Counter(names).items() if count > 1}
+    names = [
+        f"{path.parent.name}/{name}".removeprefix("/") if name in taken else name
+        for path, name in zip(paths, names, strict=True)
+    ]
+    return [
+        f"{name}#{earlier + 1}" if (earlier := names[:place].count(name)) else name
+        for place, name in enumerate(names)
+    ]
 
 
 def in_words(prompts: Collection[str]) -> str:

@@ -10,8 +10,6 @@ from yaml import YAMLError
 from llm2comp.errors import UserError, one_line
 from llm2comp.model.folder.card import FOLDER
 
-CARD = "README.md"
-
 
 def card_on_hub(
     file: Path,

@@ -11,8 +11,7 @@ from llm2comp.inference import compiled
 from llm2comp.inference.load import SETTINGS, load, one_line_errors, trusted
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
-from llm2comp.publishing.card import CARD
-from llm2comp.utils.checksums import CALIBRATION, require_unchanged
+from llm2comp.utils.checksums import CALIBRATION, CARD, require_unchanged
 
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 """Files whose words may look like paths."""

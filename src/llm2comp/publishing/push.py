@@ -12,10 +12,10 @@ from llm2comp.data.sources import HUB_ID
 from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation.store import ResultStore
 from llm2comp.model.folder.card import known_licence
-from llm2comp.publishing.card import CARD, card_on_hub
+from llm2comp.publishing.card import card_on_hub
 from llm2comp.publishing.checks import encoder_folder, files_of, require_publishable
 from llm2comp.publishing.scores import mteb_results
-from llm2comp.utils.checksums import CHECKSUMS, with_content
+from llm2comp.utils.checksums import CARD, CHECKSUMS, with_content
 
 logger = logging.getLogger(__name__)
 

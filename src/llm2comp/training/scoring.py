@@ -67,7 +67,11 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         Scores by row, in the order of the table.
     """
     recipe, settings = as_begun(recipe, out), recipe.evaluation
-    known = read_scores(out)
+    known = {
+        name: same
+        for name, row in read_scores(out).items()
+        if (same := [score for score in row if score.quick == settings.quick])
+    }
     rows: Scores = {}
     commit = {"revision": read_recipe(out).backbone.revision}  # that was trained on
     recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=commit)})
@@ -76,9 +80,7 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         models = {f"{label}{MANY_VECTORS}": build for label, build in models.items()}
     models = baseline_models(recipe) | models
     for name, load_model in models.items():
-        found = {
-            score.task: score for score in known.get(name, []) if score.quick == settings.quick
-        }
+        found = {score.task: score for score in known.get(name, [])}
         missing = [task for task in tasks_of(settings) if task.metadata.name not in found]
         if missing:
             scores = runner.evaluate(load_model(), name, missing)

@@ -11,6 +11,8 @@ from llm2comp.utils.files import atomic_file
 
 CHECKSUMS = "checksums.sha256"
 """File of a folder with the checksums of all its other files, but for `CALIBRATION`."""
+CARD = "README.md"
+"""The model card of an encoder folder, which people may edit."""
 CALIBRATION = "calibration.npy"
 """File that is added to an encoder folder when its embeddings are first stored in 8 bits. It says
 nothing that the other files do not say."""
@@ -25,7 +27,7 @@ def write_checksums(folder: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     """Return a hash of all files in a folder and its subfolders, but for its README."""
-    files = [file for file in _files(folder) if file != folder / "README.md"]
+    files = [file for file in _files(folder) if file != folder / CARD]
     return hashlib.sha256(_lines(folder, files).encode()).hexdigest()
 
 

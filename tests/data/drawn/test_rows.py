@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm2comp.data import pairs
+from llm2comp.data import hub, pairs
 from llm2comp.data.drawn import origins
 from llm2comp.data.drawn.batches import write_batches
 from llm2comp.data.drawn.preflight import require_sources
@@ -202,6 +202,23 @@ def test_a_source_that_changed_before_its_stage_is_named(caplog: pytest.LogCaptu
     ]
     drawn_once(Path("work"), stage, SEED, "fail", never)
     assert len(caplog.messages) == 1, "it has not changed since"
+
+
+def test_a_data_set_of_the_hub_that_changed_before_its_stage_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter("ab")
+    monkeypatch.setattr(
+        hub, "locate_dataset", lambda name, _: hub.Located(name, next(commits, None))
+    )
+    stage = pretext(data=[{"source": "owner/name"}])
+    Path("work").mkdir(exist_ok=True)
+    origins.write(Path("work/sources.json"), origins.record(stage.data, {}))
+    drawn_once(Path("work"), stage, SEED, "fail", lambda files: draw_batches(files, pretext()))
+    assert caplog.messages == [
+        "owner/name has changed since the run began; pretext draws from it as it is now"
+    ]
+    assert origins.read(Path("work/rows/sources.json")) == {"owner/name": {"commit": "b"}}
 
 
 def test_the_version_of_a_packaged_source_is_recorded() -> None:

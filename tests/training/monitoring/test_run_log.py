@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,25 @@ def test_a_changed_line_is_named(tmp_path: Path) -> None:
         log.check()
     with pytest.raises(UserError, match=r"run.jsonl is damaged"):
         log.start_stage("pretext", mark, 1)
+
+
+def test_what_a_full_disk_or_a_power_cut_leaves_of_a_line_is_removed(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "run.jsonl"
+    whole, log = path.read_bytes(), RunLog(path, Console(file=io.StringIO()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.write(stage="pretext", passages=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + b'{"stage": "pre')
+    log.check()
+    assert path.read_bytes() == whole
 
 
 def test_the_start_of_a_stage_is_logged_once(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def drawn_once(
             workdir,
         )
     before = origins.read(workdir / SOURCES)
-    now = origins.record(stage.data, before)
+    local = {name: known for name, known in before.items() if "commit" not in known}
+    now = origins.record(stage.data, local)  # the hub is asked again, as it is read now
     for name in origins.changed(before, now):
         logger.warning(
             "%s has changed since the run began; %s draws from it as it is now", name, stage.stage

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -97,8 +98,14 @@ class RunLog:
         """
         if not world.is_main():
             return
-        with self.path.open("ab") as stream:
-            stream.write(_line(event))
+        end = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as stream:
+                stream.write(_line(event))
+        except OSError:  # for example a full disk, after a part of the line
+            if self.path.exists():
+                os.truncate(self.path, end)
+            raise
         if "step" in event and find_spec("tensorboard") is not None:
             self._show(event)
 
@@ -112,9 +119,13 @@ class RunLog:
     def check(self) -> None:
         """Check that the lines of finished stages are those that were written.
 
+        The beginning of a last line, as a power cut leaves it, is removed.
+
         Raises:
             UserError: if a line was changed; the message names the file and the line.
         """
+        if self.path.exists() and (whole := self.path.read_bytes()) and whole[-1:] != b"\n":
+            os.truncate(self.path, whole.rfind(b"\n") + 1)
         lines: dict[str, list[bytes]] = {}
         for number, (line, event) in enumerate(read_lines(self.path), start=1):
             seal = event.pop(SEAL, None)
