@@ -115,12 +115,15 @@ class Pretext(StageBase):
     backbone. Its LoRA and memory embeddings are trained further."""
     eval_steps: PositiveInt = 20
     """Steps between evaluations on the held-out passages."""
-    eval_passages: PositiveInt = 64
+    eval_passages: Annotated[int, Field(ge=2)] = 64
     """Passages that are held out."""
 
     @model_validator(mode="after")
     def _check_attention(self) -> "Pretext":
-        if (opens := self.bidirectional_from_step) is not None and opens >= self.steps:
+        opens = self.bidirectional_from_step
+        if opens is not None and self.attention == "bidirectional":
+            raise ValueError("attention is bidirectional; leave bidirectional_from_step out")
+        if opens is not None and opens >= self.steps:
             raise ValueError(
                 f"steps: {self.steps} never reaches bidirectional_from_step: {opens}; make it less "
                 "than steps, or set attention instead"
@@ -305,14 +308,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _check_vectors(self) -> "Recipe":
-        asked = {
-            "evaluation.vectors": self.evaluation.vectors,
-            **{
-                f"{one.stage}.vectors": one.vectors
-                for one in self.stages
-                if one.stage == "supervised"
-            },
-        }
+        asked = {"evaluation.vectors": self.evaluation.vectors}
+        for one in self.stages:
+            if one.stage == "supervised":
+                asked["supervised.vectors"] = one.vectors
         for key, vectors in asked.items():
             if vectors == "k" and self.base is None and self.memory.tokens == 1:
                 raise ValueError(f"{key}: k needs several memory tokens, and memory.tokens is 1")

@@ -265,4 +265,5 @@ class Evaluation(Strict):
         """What chooses the step that a stage ends with; None if scores only inform."""
         if self.during is None or not (self.during.keep_best or self.during.patience):
             return None
-        return self.during.model_dump() | {"quick": self.quick}
+        sizes = {"quick": self.quick} if self.during.tasks else {}
+        return self.during.model_dump() | sizes

@@ -19,8 +19,10 @@ from test_interruptions import kill
 
 from llm2comp import recipe
 from llm2comp.data import hub
+from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.model import encoder
+from llm2comp.model.base import open_base
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.recipe import Recipe
@@ -129,6 +131,13 @@ def test_a_stage_from_a_base_is_the_stage_of_a_whole_run(
         f"The run of stage 3 started from the encoder `{run.name}/2-unsupervised`"
         in (folder / "README.md").read_text()
     )
+
+
+def test_an_edited_card_is_no_damage(run: Path, pairs: Path, tmp_path: Path) -> None:
+    edited = Path(shutil.copytree(run / "model", tmp_path / "base"))
+    with (edited / "README.md").open("a") as card:
+        card.write("It was trained on letters.\n")
+    open_base(fine_tuning(edited, pairs))
 
 
 def test_all_weights_of_an_encoder_of_ours_train(run: Path, pairs: Path, tmp_path: Path) -> None:
@@ -323,6 +332,9 @@ def test_a_run_keeps_the_commit_of_its_base_on_the_hub(
     assert "base_model: me/tiny" in (out / "model" / "README.md").read_text()
 
     (cached / "refs" / "main").write_text("b" * 40)  # the model on the hub changes
+    named = settings.backbone.model_copy(update={"revision": "main"})
+    with pytest.raises(UserError, match=f"another commit .* set backbone.revision={'a' * 40}"):
+        train(settings.model_copy(update={"backbone": named}), out)
     for stage in ("3-supervised", "model"):
         shutil.rmtree(out / stage)
     assert weights(train(settings, out)) == weights(tuned["lora"])

@@ -7,9 +7,10 @@ import pytest
 
 from llm2comp.analysis.report import plots
 from llm2comp.errors import UserError
-from llm2comp.recipe import load_recipe
+from llm2comp.recipe import Recipe, load_recipe
+from llm2comp.recipe_parts import During
 from llm2comp.training import run_folder
-from llm2comp.training.run_folder import Run, read_events
+from llm2comp.training.run_folder import Run, read_events, trained_samples
 
 V0_1 = Path(__file__).parents[1] / "fixtures" / "v0_1" / "run-finished"
 
@@ -55,3 +56,26 @@ def test_a_recipe_is_read_as_it_was_written(tiny_recipe: Path, tmp_path: Path, o
     written = written.model_copy(update={"prompts": {"query": odd}})
     run_folder.write_recipe(written, tmp_path)
     assert run_folder.read_recipe(tmp_path) == written
+
+
+def with_during(recipe: Recipe, **changes: object) -> Recipe:
+    during = During.model_validate({"data": "dev.jsonl", "every": 3} | changes)
+    evaluation = recipe.evaluation.model_copy(update={"during": during})
+    return recipe.model_copy(update={"evaluation": evaluation})
+
+
+def test_a_stage_that_ended_early_read_fewer_samples(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe)
+    events = [{"stage": "supervised", "step": n, "score": 1.0, "scores": {}} for n in (0, 3, 6)]
+    asked = {stage.stage: stage.steps * stage.batch_size for stage in recipe.stages}
+    early = asked | {"supervised": 6 * recipe.stages[2].batch_size}
+    assert trained_samples(with_during(recipe, patience=1), events) == early
+    assert trained_samples(with_during(recipe), events) == asked
+    assert trained_samples(recipe, events) == asked
+
+
+@pytest.mark.parametrize("tasks", [[], ["STSBenchmarkDev"]])
+def test_only_the_sizes_of_tasks_that_decide_must_stay(tiny_recipe: Path, tasks: list[str]) -> None:
+    chosen = with_during(load_recipe(tiny_recipe), tasks=tasks).evaluation
+    other = chosen.model_copy(update={"quick": not chosen.quick})
+    assert (chosen.deciding == other.deciding) is not bool(tasks)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mteb.abstasks import AbsTask
 
+from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
 from llm2comp.evaluation.store import Score
 from llm2comp.recipe import Recipe, load_recipe
@@ -60,8 +61,10 @@ def test_an_encoder_that_is_made_anew_loses_its_scores_and_the_other_rows_stay(
     write_scores(run, {BASELINE: row, STAGE: row, f"{STAGE}, k vectors": row, "after SCL": row})
     pipeline.train(recipe, run)
     assert read_scores(run).keys() == {*others, STAGE, f"{STAGE}, k vectors"}
-    for name in ("1-pretext", "model"):
-        shutil.rmtree(run / name)
+    shutil.rmtree(run / "1-pretext")
+    with pytest.raises(UserError, match=r"1-pretext is not there, and model was made from it"):
+        pipeline.train(recipe, run)
+    shutil.rmtree(run / "model")
     pipeline.train(recipe, run)
     assert read_scores(run) == others
 
@@ -122,7 +125,8 @@ def test_only_tasks_without_a_score_are_scored(
     assert not evaluated
     score(recipe, run, ["R8"], quick=False)
     assert evaluated == [(STAGE, ["R8"])]
-    assert [(one.task, one.quick) for one in read_scores(run)[STAGE]] == [("R8", False)]
+    whole = {name: [(one.task, one.quick) for one in row] for name, row in read_scores(run).items()}
+    assert whole == {STAGE: [("R8", False)]}, "a table has scores of one size"
 
 
 def test_rows_of_one_vector_stay_beside_those_of_k(

@@ -112,6 +112,13 @@ def test_what_makes_no_sense_is_refused(tiny_recipe: Path, override: str, messag
         load_recipe(tiny_recipe, ["pretext.steps=0", override])
 
 
+def test_attention_that_is_open_cannot_be_opened(tiny_recipe: Path) -> None:
+    """A step to open it would close it until then."""
+    opened = ["pretext.attention=bidirectional", "pretext.bidirectional_from_step=2"]
+    with pytest.raises(UserError, match="bidirectional; leave bidirectional_from_step out"):
+        load_recipe(tiny_recipe, opened)
+
+
 @pytest.mark.parametrize("first", [30, 31])
 def test_an_attention_that_never_opens_is_refused(tiny_recipe: Path, first: int) -> None:
     """The steps of a stage count from 0, and the last of 30 is 29."""

@@ -17,12 +17,12 @@ from llm2comp.data import catalog
 from llm2comp.data.hub import download_encoder
 from llm2comp.errors import UserError, one_line
 from llm2comp.model import released
-from llm2comp.model.backbone import is_commit, licence_in
+from llm2comp.model.backbone import is_commit, licence_in, pinned
 from llm2comp.model.lineage import LINEAGE, Base, Lineage
 from llm2comp.model.loading.checkpoint import silent
 from llm2comp.model.multi_vector.late_interaction import require_one_vector
 from llm2comp.recipe import Recipe
-from llm2comp.utils.checksums import fingerprint, require_unchanged
+from llm2comp.utils.checksums import CARD, fingerprint, require_unchanged
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def open_base(recipe: Recipe) -> BaseEncoder:
     name = str(recipe.base)
     folder = base_folder(recipe)
     require_one_vector(folder, f"base {name!r}")
-    require_unchanged(folder)
+    require_unchanged(folder, edited=CARD)
     base = Base(name=name, revision=recipe.backbone.revision, fingerprint=fingerprint(folder))
     if (folder / LINEAGE).is_file():
         lineage = Lineage.read(folder)
@@ -92,7 +92,7 @@ def base_folder(recipe: Recipe) -> Path:
     return local
 
 
-def pinned_base(recipe: Recipe) -> Recipe:
+def _pinned_base(recipe: Recipe) -> Recipe:
     """Return a recipe whose `backbone.revision` is the commit of its base on the hub.
 
     Raises:
@@ -101,8 +101,15 @@ def pinned_base(recipe: Recipe) -> Recipe:
     backbone = recipe.backbone
     if is_commit(backbone.revision) or released.local_encoder(str(recipe.base)) is not None:
         return recipe
-    pinned = backbone.model_copy(update={"revision": base_folder(recipe).name})
-    return recipe.model_copy(update={"backbone": pinned})
+    at_commit = backbone.model_copy(update={"revision": base_folder(recipe).name})
+    return recipe.model_copy(update={"backbone": at_commit})
+
+
+def pinned_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of what it starts from, which a run keeps."""
+    if recipe.base is not None:
+        return _pinned_base(recipe)
+    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
 
 
 def transformer_folder(folder: Path) -> Path:

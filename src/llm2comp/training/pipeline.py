@@ -11,8 +11,8 @@ from rich.console import Console
 
 from llm2comp.data.drawn.preflight import require_sources
 from llm2comp.errors import UserError, counted
-from llm2comp.model.backbone import pinned, require_trainable
-from llm2comp.model.base import BaseEncoder, open_base, pinned_base
+from llm2comp.model.backbone import require_trainable
+from llm2comp.model.base import BaseEncoder, open_base, pinned_recipe
 from llm2comp.recipe import (
     STAGE_FOLDERS,
     Pretext,
@@ -40,6 +40,7 @@ from llm2comp.training.run_folder import (
     as_begun,
     is_of_0_1,
     read_recipe,
+    require_none_later,
     write_recipe,
 )
 from llm2comp.training.scoring import forget_scores
@@ -114,13 +115,6 @@ def train(
         return world.from_main(lambda: _copy_last(recipe, out))
 
 
-def pinned_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of what it starts from, which the run keeps."""
-    if recipe.base is not None:
-        return pinned_base(recipe)
-    return recipe.model_copy(update={"backbone": pinned(recipe.backbone)})
-
-
 def _require_startable(recipe: Recipe, out: Path) -> None:
     """Check what the recipe and the lineage of its encoder tell, before there is a folder.
 
@@ -147,6 +141,7 @@ def _begin(recipe: Recipe, out: Path, log: RunLog, *, planned: bool) -> Recipe:
             "of the instructions and a colon (each is stored as a prompt of its source's name)"
         )
     waiting = [s for s in recipe.stages if not (out / STAGE_FOLDERS[s.stage]).exists()]
+    require_none_later(recipe, out)
     check_during(recipe, waiting)
     for stage in waiting:
         require_models(stage)
@@ -347,9 +342,9 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         write_recipe(recipe, out)
         return recipe
     wanted, known, recipe = recipe, read_recipe(out), as_begun(recipe, out)
+    begun = known.backbone.revision
     if recipe.backbone.revision is None:  # the commit with which the run began
-        backbone = recipe.backbone.model_copy(update={"revision": known.backbone.revision})
-        recipe = recipe.model_copy(update={"backbone": backbone})
+        recipe = _at(begun, recipe)
     elif recipe.backbone != known.backbone:
         recipe = pinned_recipe(recipe)
     diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
@@ -362,8 +357,10 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
             (out / SCORES).unlink(missing_ok=True)
             write_recipe(wanted, out)
             return wanted
+        moved = _compared(known, ignored) == _compared(_at(begun, recipe), ignored)
         raise UserError(
-            f"{out} holds a run of another recipe (see {path}); "
+            f"{out} holds a run of {'another commit' if moved else 'another recipe'} (see {path}); "
+            f"{f'set backbone.revision={begun}, ' if moved else ''}"
             "give another --out, or remove that folder to start again"
         )
     if is_of_0_1(out):
@@ -375,6 +372,12 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         for stage in recipe.stages
     ]
     return _with_stages(recipe, stages)
+
+
+def _at(commit: str | None, recipe: Recipe) -> Recipe:
+    """Return the recipe with another `backbone.revision`."""
+    backbone = recipe.backbone.model_copy(update={"revision": commit})
+    return recipe.model_copy(update={"backbone": backbone})
 
 
 def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:

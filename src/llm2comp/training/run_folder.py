@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -222,6 +222,23 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
+def require_none_later(recipe: Recipe, out: Path) -> None:
+    """Check that nothing in a run folder was made from an encoder that is not there any more.
+
+    Raises:
+        UserError: if something was. It would be taken for what is made again.
+    """
+    names = [*(STAGE_FOLDERS[stage.stage] for stage in recipe.stages), MODEL]
+    there = [(out / name).exists() for name in names]
+    if False in there:
+        missing = there.index(False)
+        if later := [name for name, found in zip(names, there, strict=True) if found][missing:]:
+            raise UserError(
+                f"{out / names[missing]} is not there, and {' and '.join(later)} was made from it; "
+                f"remove {' and '.join(str(out / name) for name in later)} to make them again"
+            )
+
+
 def costs(recipe: Recipe, out: Path) -> dict[str, dict[str, str]]:
     """Return what each stage took.
 
@@ -232,13 +249,30 @@ def costs(recipe: Recipe, out: Path) -> dict[str, dict[str, str]]:
     Returns:
         The columns `samples` and `time` of a table, each by the label of the stage.
     """
-    samples = {STAGE_LABELS[s.stage]: f"{s.steps * s.batch_size:,}" for s in recipe.stages}
+    events = read_events(out)
+    samples = {
+        STAGE_LABELS[n]: f"{count:,}" for n, count in trained_samples(recipe, events).items()
+    }
     seconds = {
         STAGE_LABELS[event["stage"]]: f"{event['seconds']:.0f} s"
-        for event in read_events(out)
+        for event in events
         if event.get("done") and "seconds" in event
     }
     return {"samples": samples, "time": seconds}
+
+
+def trained_samples(recipe: Recipe, events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many samples each stage has read, by its name.
+
+    Args:
+        recipe: the recipe that was run.
+        events: of the run's log. A stage with `patience` was scored after its last step.
+    """
+    during = recipe.evaluation.during
+    ends = {}
+    if during is not None and during.patience is not None:
+        ends = {event["stage"]: event["step"] for event in events if "scores" in event}
+    return {s.stage: ends.get(s.stage, s.steps) * s.batch_size for s in recipe.stages}
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _facts(content: Content) -> list[tuple[str, str]]:
     if content.run is not None:
         recipe = content.run.recipe
         seconds = sum(event.get("seconds", 0) for event in content.run.events if event.get("done"))
-        samples = sum(stage.steps * stage.batch_size for stage in recipe.stages)
+        samples = sum(run_folder.trained_samples(recipe, content.run.events).values())
         tokens = recipe.memory.tokens if last.lineage is None else last.lineage.num_memory_tokens
         facts += [
             (str(tokens), "memory tokens"),

@@ -16,6 +16,7 @@ from llm2comp.errors import UserError, counted, one_line
 from llm2comp.evaluation import runner, store
 from llm2comp.evaluation.intervals import explains
 from llm2comp.evaluation.store import ResultStore, Score
+from llm2comp.model.base import pinned_recipe
 from llm2comp.recipe import STAGE_FOLDERS, Recipe
 from llm2comp.recipe_parts import Evaluation
 from llm2comp.training import pipeline, run_folder, scoring
@@ -251,9 +252,7 @@ class StudyRun:
             for run in self._trained_runs():
                 if not (run / names[count - 1]).exists():
                     continue
-                ours = ours or pipeline.pinned_recipe(
-                    recipe.model_copy(update={"backbone": backbone})
-                )
+                ours = ours or pinned_recipe(recipe.model_copy(update={"backbone": backbone}))
                 theirs = run_folder.read_recipe(run)
                 if _first_stages(theirs, count) == _first_stages(ours, count):
                     _copy_stages(names[:count], run, folder)
