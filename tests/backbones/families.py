@@ -329,6 +329,11 @@ FAMILIES = [
             }
         },
     ),
+    Family(
+        "phimoe",
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+        refused="in training its states are others",
+    ),
     Family("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     Family(
         "ministral3",

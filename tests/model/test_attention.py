@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModel, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    Gemma3TextConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from llm2comp.model import attention
+from llm2comp.model.attention import changes_window
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for processors")
 
@@ -219,3 +226,12 @@ def test_another_attention_than_sdpa_is_kept(tiny_backbone: Path) -> None:
     body = AutoModel.from_pretrained(tiny_backbone, attn_implementation="eager")
     attention.use_matmul_attention(body)
     assert body.config._attn_implementation == "eager"
+
+
+def test_a_window_that_changes_when_it_is_saved_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers before 5.23 writes the window of Gemma 3 as it was halved when it was read."""
+    config = Gemma3TextConfig(sliding_window=512, use_bidirectional_attention=True)
+    assert not changes_window(config)
+    monkeypatch.setattr(Gemma3TextConfig, "to_dict", PreTrainedConfig.to_dict)
+    assert changes_window(config)
+    assert not changes_window(Gemma3TextConfig(sliding_window=512))

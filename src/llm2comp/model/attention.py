@@ -111,9 +111,14 @@ def record_attention(config: PreTrainedConfig, *, causal: bool) -> None:
         config.use_bidirectional_attention = not causal
     except StrictDataclassFieldValidationError:
         config.use_bidirectional_attention = None if causal else "all"
-    again = type(config).from_dict(config.to_dict())
-    if getattr(again, "sliding_window", None) != getattr(config, "sliding_window", None):
+    if changes_window(config):
         config.use_bidirectional_attention = False
+
+
+def changes_window(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration that is written and read has another sliding window."""
+    again = type(config).from_dict(config.to_dict())
+    return getattr(again, "sliding_window", None) != getattr(config, "sliding_window", None)
 
 
 def use_matmul_attention(model: PreTrainedModel) -> None:

@@ -31,6 +31,8 @@ from llm2comp.utils.hardware import compute_dtype
 
 PACKAGED = {"smollm2-135m": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 """Backbones that install from a package index, and the GGUF file in each package."""
+DRAWS_EXPERTS = ("phimoe",)
+"""Architectures with noise that no setting switches off, and a short text need not show."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -64,6 +66,11 @@ def load_backbone(
     """
     folder = backbone_folder(name, revision, code=trust_remote_code)
     config = read_config(folder, name, trust_remote_code=trust_remote_code)
+    if config.model_type in DRAWS_EXPERTS:
+        raise UserError(
+            f"backbone {name!r} is refused: in training its states are others, because it draws "
+            "its experts at random; choose another backbone"
+        )
     remove_dropout(config)
     options = {}
     if load_in_4bit:

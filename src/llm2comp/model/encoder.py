@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
@@ -25,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.errors import BrokenModelError, UserError, one_line
-from llm2comp.model.attention import record_attention
+from llm2comp.model.attention import changes_window, record_attention
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of, positions_of, token_table
 from llm2comp.model.causal_lm.probe import probe_encoder
@@ -202,6 +203,11 @@ def save(
     """
     remedy = f"{folder} is not written"
     require_finite(encoder, "the encoder", remedy)
+    if changes_window(encoder_body(encoder).config):  # of others; ours do not have the setting
+        raise UserError(
+            f"transformers {transformers.__version__} halves the sliding window of this encoder "
+            f"each time that it is saved and loaded; {remedy}: install transformers>=5.23"
+        )
     half = encoder_body(encoder).dtype == torch.bfloat16
     exactly = InFloat32 if half else nullcontext
     with exactly():

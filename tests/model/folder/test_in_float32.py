@@ -9,8 +9,12 @@ from transformers import (
     Gemma3TextModel,
     GPT2Config,
     GPT2Model,
+    Lfm2Config,
+    Lfm2Model,
     LlamaConfig,
     LlamaModel,
+    MixtralConfig,
+    MixtralModel,
     PreTrainedModel,
 )
 
@@ -20,6 +24,17 @@ SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_lay
 MODELS = {
     "llama": lambda: LlamaModel(LlamaConfig(**SMALL, num_attention_heads=4)),
     "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)),
+    "mixtral": lambda: MixtralModel(
+        MixtralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    ),
+    "lfm2": lambda: Lfm2Model(
+        Lfm2Config(
+            **SMALL,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            layer_types=["conv", "full_attention"],
+        )
+    ),
     "gemma": lambda: Gemma3TextModel(
         Gemma3TextConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
     ),

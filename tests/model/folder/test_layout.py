@@ -115,6 +115,18 @@ def test_programs_that_look_for_a_pooling_mode_find_none_that_they_can_read(
         ),
         ({"rope_parameters": {SLIDING: FACTOR, FULL: DEFAULT}}, None),
         ({"rope_parameters": {"rope_type": "proportional"}}, None),
+        (
+            {
+                "model_type": "gpt_neox",
+                "rope_parameters": DEFAULT | {"partial_rotary_factor": 1.0},
+            },
+            {
+                "rope_theta": 5.0,
+                "rotary_emb_base": 5.0,
+                "partial_rotary_factor": 1.0,
+                "rotary_pct": 1.0,
+            },
+        ),
         ({"layer_types": [FULL, FULL]}, {}),
         ({"layer_types": [SLIDING, SLIDING, FULL] * 2}, {"sliding_window_pattern": 3}),
         ({"layer_types": [SLIDING, SLIDING, FULL, SLIDING]}, {"sliding_window_pattern": 3}),

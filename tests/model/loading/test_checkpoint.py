@@ -16,6 +16,8 @@ from transformers import (
     BertForMaskedLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -24,6 +26,8 @@ from transformers import (
 from llm2comp.errors import UserError
 from llm2comp.model.backbone import load_backbone
 from llm2comp.model.causal_lm.parts import body_of
+from llm2comp.model.memory_tokens import add_memory_tokens
+from llm2comp.recipe_parts import Memory
 
 WEIGHTS = "model.safetensors"
 SIZE: dict[str, Any] = {
@@ -105,6 +109,31 @@ def test_constants_of_old_checkpoints_are_left_out(folder: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change_weights(folder, lambda weights: weights.update({name: torch.ones(4)}))
     load_backbone(str(folder))
+
+
+def test_constants_of_gpt_neo_are_left_out(tiny_backbone: Path, tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+    config = GPTNeoConfig(vocab_size=300, attention_types=[[["global", "local"], 1]], **size)
+    neo = save_beside_tokenizer(GPTNeoForCausalLM(config), tiny_backbone, tmp_path / "neo")
+    constants = {
+        f"transformer.h.0.attn.attention.{name}": torch.ones(4) for name in ("bias", "masked_bias")
+    }
+    change_weights(neo, lambda weights: weights.update(constants))
+    load_backbone(str(neo), bidirectional=False)
+
+
+def test_a_head_of_its_own_stays_where_the_configuration_says_that_it_is_tied(
+    folder: Path,
+) -> None:
+    """As configurations of multimodal models do by default."""
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | {"tie_word_embeddings": True}))
+        model, tokenizer = load_backbone(str(folder))
+        add_memory_tokens(model, tokenizer, Memory(tokens=4), 0)
+        torch.testing.assert_close(model(ids).logits[..., : expected.shape[-1]], expected)
 
 
 def test_an_encoder_decoder_and_an_encoder_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class InFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         options = kwargs or {}
         if func is torch.ops.aten.embedding.default:  # it reads few rows of a large table
             return _widened(func(*args, **options))
+        if func.is_view:  # a copy in its place fails; what reads the view widens it
+            return func(*tree_map(_wide_dtype, args), **tree_map(_wide_dtype, options))
         return func(*tree_map(_widened, args), **tree_map(_widened, options))
 
 
@@ -31,4 +33,9 @@ def _widened(value: Any) -> Any:
     """Return a tensor, or a dtype, in float32 if it is in half precision."""
     if isinstance(value, Tensor) and value.dtype in HALVES:
         return value.float()
+    return _wide_dtype(value)
+
+
+def _wide_dtype(value: Any) -> Any:
+    """Return float32 for the dtype of half precision, and anything else as it is."""
     return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else value

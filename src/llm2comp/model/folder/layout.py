@@ -31,6 +31,8 @@ WRITTEN = {
 }
 """Files of an encoder of others that are not kept; nor is `config.json` of its transformer."""
 OLD_ROPE_TYPES = {"default", "linear", "dynamic", "yarn", "llama3"}
+OLD_NAMES_OF_ROPE = {"gpt_neox", "gpt_neox_japanese"}
+"""Architectures that transformers 4 reads rotary embeddings of under names of their own alone."""
 POOLING_MODES = (
     "cls_token",
     "mean_tokens",
@@ -138,6 +140,9 @@ def _as_transformers_4(config: Json) -> Json | None:
     rope, windows = _old_rope(config.get("rope_parameters")), _old_windows(config)
     if rope is None or windows is None or not config["is_causal"] or _softcapping(config):
         return None
+    if config.get("model_type") in OLD_NAMES_OF_ROPE:
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        rope |= {old: rope[new] for new, old in names.items() if new in rope}
     return rope | windows
 
 

@@ -25,7 +25,7 @@ TEXT_PART = {
     r"^model\.language_model\.": "model.",
 }
 """Names of a language model's weights, by the pattern of their names in a multimodal model."""
-CONSTANTS = ("inv_freq", "masked_bias", "attn.bias")
+CONSTANTS = ("inv_freq", "masked_bias", "attn.bias", "attn.attention.bias", "attn.causal_mask")
 """Ends of the names of constants, which old checkpoints hold among the weights."""
 
 
@@ -144,6 +144,10 @@ def read_model(
                 f"backbone {name!r} {what} weights, such as {min(keys)} ({len(keys)} in all); "
                 "download it again, and check that config.json belongs to the weights"
             )
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        # Some configurations say otherwise by default, and resizing the table would tie them.
+        model.config.tie_word_embeddings = False
     require_finite(model, f"backbone {name!r}", "download it again, or take another checkpoint")
     return model
 
