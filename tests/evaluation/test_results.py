@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import store
 from llm2comp.evaluation.results import Leaderboard
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.model.lineage import Lineage
+from llm2comp.recipe import Recipe
 
 RUNNER = CliRunner()
 
@@ -71,6 +74,37 @@ def test_intervals_are_shown_for_tasks_with_items() -> None:
     # One item of five differs, by 1: a standard error of 100 * 0.4 / 10.
     assert gap == 20
     assert [low, high] == pytest.approx([20 - 1.96 * 4, 20 + 1.96 * 4], abs=1.5)
+
+
+def test_encoders_that_had_one_name_after_each_other_have_rows_of_their_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = {"stage": "unsupervised", "data": [{"source": "x"}], "steps": 1, "batch_size": 2}
+    recipe = {"name": "r", "stages": [stage | {"learning_rate": 1.0}]}
+    first = Lineage.start(Recipe.model_validate(recipe), "memory")
+    second = first.model_copy(update={"seed": first.seed + 1})
+    found = [
+        replace(one("mine", "STS17", 80.0, "sts", [1.0, 0.6]), lineage=first),
+        replace(one("mine", "TREC", 40.0, "classification", [0.4, 0.4]), lineage=second),
+        one("mine (2)", "STS17", 70.0, "sts", [0.7, 0.7]),
+        one("mine (2)", "TREC", 60.0, "classification", [0.6, 0.6]),
+    ]
+    board = Leaderboard.of(found)
+    assert board.cells()[1:] == [
+        ["mine (2)", "70.0", "60.0", "65.0"],
+        ["mine", "80.0", "-", "-"],
+        ["mine (3)", "-", "40.0", "-"],
+    ]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "mine has scores of 2 encoders" in line
+    assert "(mine: STS17; mine (3): TREC)" in line
+    rows = {row[0]: row[1:] for row in board.interval_cells("mine (2)")[1:]}
+    assert rows.keys() == {"mine - mine (2)", "mine (3) - mine (2)"}
+    assert [cell == "-" for cell in rows["mine - mine (2)"]] == [False, True]
+    assert [cell == "-" for cell in rows["mine (3) - mine (2)"]] == [True, False]
+    caplog.clear()
+    assert len(Leaderboard.of(found[::2]).cells()) == 1 + 2
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

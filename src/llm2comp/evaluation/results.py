@@ -1,6 +1,8 @@
 """Tables of scores: sorted, compared with one model, by type of task, with the paper's scores."""
 
 import functools
+import itertools
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,10 @@ from llm2comp.evaluation import intervals, suites
 from llm2comp.evaluation.store import Score, TaskResult
 from llm2comp.evaluation.tasks.registry import TASKS
 from llm2comp.inference.vector_format import VectorFormat
+from llm2comp.model.lineage import Lineage
 from llm2comp.utils.tables import MISSING, Cells, show_cells
+
+logger = logging.getLogger(__name__)
 
 Rows = Mapping[str, Sequence[Score]]
 """Scores by name of the model, in the order of the rows."""
@@ -33,7 +38,7 @@ class Leaderboard:
     Attributes:
         types: type of the tasks by column, in the order of the columns.
         points: scores in percent by model and column.
-        results: the results behind the scores, by model and task.
+        results: the results behind the scores, by row and task.
     """
 
     types: dict[str, str]
@@ -43,6 +48,9 @@ class Leaderboard:
     @classmethod
     def of(cls, results: Sequence[TaskResult], *, with_paper: bool = False) -> "Leaderboard":
         """Return a leaderboard with one column per task.
+
+        If encoders with different lineages had one name after each other, each has a row: `NAME`,
+        `NAME (2)` and so on, in the order of their first results. The log says so.
 
         Args:
             results: results of whole tasks only, or of quick versions only.
@@ -57,12 +65,14 @@ class Leaderboard:
         known = [*TASKS, *suites.paper_tasks()]
         order = [*(name for name in known if name in types), *sorted(types.keys() - known)]
         points: dict[str, dict[str, float]] = {}
-        for result in results:
-            points.setdefault(result.model, {})[result.score.task] = result.score.main_score
+        by_row: dict[tuple[str, str], TaskResult] = {}
+        for row, result in zip(_rows_of(results), results, strict=True):
+            points.setdefault(row, {})[result.score.task] = result.score.main_score
+            by_row[row, result.score.task] = result
         return cls(
             {name: types[name] for name in order},
             points | (paper_points() if with_paper else {}),
-            {(result.model, result.score.task): result for result in results},
+            by_row,
         )
 
     def by_type(self) -> "Leaderboard":
@@ -160,6 +170,34 @@ def paper_points() -> dict[str, dict[str, float]]:
     rows = TypeAdapter(dict[str, list[float]]).validate_python(yaml.safe_load(text))
     tasks = suites.paper_tasks()
     return {PAPER.format(name): dict(zip(tasks, row, strict=True)) for name, row in rows.items()}
+
+
+def _rows_of(results: Sequence[TaskResult]) -> list[str]:
+    """Return the name of the row of each result, and log which names several encoders had."""
+    lineages: dict[str, list[Lineage | None]] = {}
+    for result in results:
+        of_name = lineages.setdefault(result.model, [])
+        if result.lineage not in of_name:
+            of_name.append(result.lineage)
+    rows: dict[str, list[str]] = {}
+    for name, of_name in lineages.items():
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        free = (row for row in numbered if row not in lineages)
+        rows[name] = [name, *itertools.islice(free, len(of_name) - 1)]
+    found = [rows[one.model][lineages[one.model].index(one.lineage)] for one in results]
+    tasks: dict[str, list[str]] = {}
+    for row, one in zip(found, results, strict=True):
+        tasks.setdefault(row, []).append(one.score.task)
+    for name, own in rows.items():
+        if len(own) > 1:
+            logger.warning(
+                "%s has scores of %d encoders that had this name after each other, each in a row "
+                "of its own (%s); evaluate it again to replace the scores of those before",
+                name,
+                len(own),
+                "; ".join(f"{row}: {', '.join(tasks[row])}" for row in own),
+            )
+    return found
 
 
 def _require(name: str, known: Sequence[str] | dict[str, dict[str, float]], what: str) -> None:
