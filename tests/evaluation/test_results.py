@@ -107,6 +107,14 @@ def test_encoders_that_had_one_name_after_each_other_have_rows_of_their_own(
     assert not caplog.records
 
 
+def test_one_item_has_no_interval() -> None:
+    found = [
+        one("one", "TREC", 80.0, "classification", [0.8]),
+        one("other", "TREC", 100.0, "classification", [1.0]),
+    ]
+    assert Leaderboard.of(found).interval_cells("one")[1:] == [["other - one", "+20.0"]]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -69,8 +69,8 @@ def items(task: AbsTask, folder: Path, main_score: float) -> dict[str, Any]:
 
     Returns:
         `statistic` (key of `STATISTICS`), and the lists `predicted` and `gold` with one number per
-        item. The statistic of the lists is the main score. Empty if `supports` is false, or if the
-        task computes its score in another way.
+        item. The statistic of the lists is the main score. Empty if `supports` is false, if the
+        task computes its score in another way, or if there is a single item.
     """
     if not supports(task):
         return {}
@@ -79,8 +79,13 @@ def items(task: AbsTask, folder: Path, main_score: float) -> dict[str, Any]:
 
 
 def explains(items: Mapping[str, Any], main_score: float) -> bool:
-    """Tell whether a score, in percent, is computed from these items and in no other way."""
-    return bool(items) and abs(score(items) - main_score) < 0.01
+    """Tell whether these items give the interval of a score, in percent.
+
+    They do if there are two or more, because resamples of a single one are all the same, and the
+    score is computed from them and in no other way.
+    """
+    enough = len(items.get("predicted", ())) > 1
+    return enough and abs(score(items) - main_score) < 0.01
 
 
 def _saved_items(task: AbsTask, folder: Path) -> dict[str, Any]:

@@ -116,8 +116,8 @@ class Leaderboard:
     def interval_cells(self, against: str) -> Cells:
         """Return the differences to one model with their 95 % intervals, one row per model.
 
-        There is no interval for a task whose score is not computed from items, see
-        `llm2comp.evaluation.intervals.supports`.
+        There is no interval for a task whose score is not computed from items, or from a single
+        one, see `llm2comp.evaluation.intervals.explains`.
 
         Args:
             against: the model to compare with.
