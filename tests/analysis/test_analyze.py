@@ -35,6 +35,16 @@ def test_texts_and_pairs_are_drawn_by_a_seed(tmp_path: Path) -> None:
         sample.draw(lines(tmp_path / "low.jsonl", low), 5, seed=0)
 
 
+def test_scores_of_plain_texts_are_not_looked_at(tmp_path: Path) -> None:
+    """FineWeb-Edu has a score of every text, which is none of a pair."""
+    rows: list[dict[str, object]] = [{"text": f"t{i}", "score": i % 6} for i in range(60)]
+    drawn = sample.draw(lines(tmp_path / "texts.jsonl", rows), 100, seed=0)
+    assert sorted(drawn.texts) == sorted(f"t{i}" for i in range(60))
+    assert drawn.note.startswith("all 60 texts of ")
+    rows = [{"text": "one", "score": 0.5}, {"text": "two", "score": "good"}, {"text": "three"}]
+    assert sample.draw(lines(tmp_path / "odd.jsonl", rows), 100, seed=0).total == 3
+
+
 def test_the_note_of_a_large_source_says_that_only_its_first_rows_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

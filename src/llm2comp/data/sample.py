@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm2comp.data import mixture, sources
+from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.errors import UserError
 from llm2comp.recipe_parts import DataSource
 
-COLUMNS = ("text", "anchor", "positive", "score")
-
+TEXT, PAIR, SCORE = ("text",), ("anchor", "positive"), ("score",)
+"""Columns of plain texts, of pairs, and of scored pairs besides."""
 POSITIVE_SCORE = 4.0
 """Scored pairs count as positive from this score on, as for alignment in SimCSE (Gao et al., 2021,
 arXiv 2104.08821)."""
@@ -46,6 +47,9 @@ class Sample:
 def draw(source: str, count: int, seed: int) -> Sample:
     """Draw texts (column `text`), or positive pairs (columns `anchor` and `positive`).
 
+    A `score` is that of a pair. Beside a text it may be anything, such as how educational the text
+    is, and is not read.
+
     Args:
         source: a packaged source, a local file, a folder with all its files, or a dataset of the
             hub.
@@ -59,10 +63,13 @@ def draw(source: str, count: int, seed: int) -> Sample:
         raise UserError("the name of the data is blank; give a file, a packaged source or a hub id")
     total = 0
     has_scores = whole = False
+    of = DataSource(source=source)
+    first = next(sources.rows(of, [], "fail", TEXT + PAIR, LeftOut(), whole=True), {})
+    columns = TEXT if "text" in first else PAIR + SCORE
 
     def usable_rows() -> Iterator[dict[str, str]]:
         nonlocal total, has_scores, whole
-        for row in sources.rows(DataSource(source=source), [], "fail", COLUMNS, whole=True):
+        for row in sources.rows(of, [], "fail", columns, whole=True):
             if float(row.get("score", POSITIVE_SCORE)) >= POSITIVE_SCORE:
                 total += 1
                 yield row
