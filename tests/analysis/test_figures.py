@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -106,6 +107,38 @@ def test_labels_that_would_touch_are_left_out() -> None:
     shown = [label for label in figures._labels(numbers, 3.8) if label]
     assert shown == ["16", "32", "64", "128", "256", "512"]
     assert figures._labels([1000], 3.8) == ["1,000"]
+
+
+def test_small_numbers_are_labelled_as_they_are() -> None:
+    assert figures._labels([0.001, 0.25, 4, 1024], 6.0) == ["0.001", "0.25", "4", "1,024"]
+
+
+def test_one_legend_holds_for_all_panels(tmp_path: Path) -> None:
+    """A line that the first panel lacks is in it, and a name has one colour and one dash."""
+    a, b, c = ([(1, y, 0.1), (2, y, 0.1)] for y in (0.1, 0.2, 0.3))
+    panels = {"left": {"a": a, "b": b}, "right": {"c": c, "b": b}}
+    drawn: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_save", lambda figure, _: drawn.append(figure) or [])
+        figures.lines(panels, tmp_path / "figure", "k", "share")
+    (figure,) = drawn
+    looks = [
+        {name: (line.get_color(), line.get_linestyle()) for name, line in _lines_of(axes).items()}
+        for axes in figure.axes
+    ]
+    assert looks[0]["b"] == looks[1]["b"]
+    assert len({*looks[0].values(), *looks[1].values()}) == 3
+    (legend,) = figure.legends
+    shown = {
+        text.get_text(): to_hex(handle.get_color()[0]).upper()
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    assert shown == {name: colour for name, (colour, _) in (looks[0] | looks[1]).items()}
+
+
+def _lines_of(axes: Any) -> dict[str, Any]:
+    handles, names = axes.get_legend_handles_labels()
+    return {name: handle.lines[0] for name, handle in zip(names, handles, strict=True)}
 
 
 def test_error_bars_reach_as_far_as_an_interval(tmp_path: Path) -> None:

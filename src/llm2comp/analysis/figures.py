@@ -1,5 +1,6 @@
 """Figures as PNG and SVG, in one style with colours for all kinds of colour vision."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """The palette of Okabe and Ito, dark colours first. It suits all kinds of colour vision."""
 DASHES = ("-", "--", "-.", ":")
+LOOKS = [
+    (COLOURS[i % len(COLOURS)], DASHES[(i // len(COLOURS) + i) % len(DASHES)])
+    for i in range(len(COLOURS) * len(DASHES))
+]
+"""Colour and dashes of the lines of a panel. Consecutive lines differ in both, so that both are
+visible where they overlap. No pair occurs twice."""
 FLOOR = 1e-4
 """Singular values below this share of the largest one are not drawn."""
 MOST_NUMBERED = 10
@@ -88,11 +95,7 @@ def _panels(count: int, width: float, height: float) -> "Iterator[tuple[Figure, 
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    # Consecutive lines differ in colour and in dashes, so that both are visible where they overlap.
-    # No pair of colour and dashes occurs twice.
-    rounds = range(len(DASHES))
-    dashes = [DASHES[(turn + i) % len(DASHES)] for turn in rounds for i in range(len(COLOURS))]
-    colours = COLOURS * len(DASHES)
+    colours, dashes = zip(*LOOKS, strict=True)
     cycle = cycler(color=colours) + cycler(linestyle=dashes)
     columns = min(count, 2)
     rows = -(-count // columns)
@@ -224,7 +227,7 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
             axes.grid(visible=False, axis="y")
             axes.set_axisbelow(True)
             axes.set(title=title, xlabel=x, xlim=(min(0.0, *ends), 1.02 * max(ends)))
-        _legend(figure, axes_of[0])
+        _legend(figure, axes_of)
         return _save(figure, stem)
 
 
@@ -238,7 +241,8 @@ def lines(
     """Draw lines with error bars over a logarithmic x axis (paper, figures 3, 5 and 7).
 
     Args:
-        panels: points by name of the line, by title of the panel.
+        panels: points by name of the line, by title of the panel. Lines of one name look alike in
+            all panels.
         stem: path of the figure without `.png` and `.svg`.
         x: label of the x axis.
         y: label of the y axis.
@@ -251,12 +255,22 @@ def lines(
         UserError: if matplotlib is not installed.
     """
     width, height = (6.0, 3.6) if len(panels) == 1 else (3.8, 2.8)
+    looks = dict(zip(dict.fromkeys(itertools.chain(*panels.values())), itertools.cycle(LOOKS)))
     with _panels(len(panels), width, height) as (figure, axes_of):
         for axes, (title, points) in zip(axes_of, panels.items(), strict=True):
             for name, line in points.items():
                 xs, ys, deviations = zip(*line, strict=True)
+                colour, dashes = looks[name]
                 axes.errorbar(
-                    xs, ys, yerr=np.transpose(deviations), marker="o", ms=4, capsize=3, label=name
+                    xs,
+                    ys,
+                    yerr=np.transpose(deviations),
+                    color=colour,
+                    linestyle=dashes,
+                    marker="o",
+                    ms=4,
+                    capsize=3,
+                    label=name,
                 )
             if level is not None:
                 axes.axhline(level, color="grey", linestyle=":", linewidth=1)
@@ -264,7 +278,7 @@ def lines(
             axes.set_xscale("log", base=2)
             axes.set_xticks(numbers, _labels(numbers, width))
             axes.set(title=title, xlabel=x, ylabel=y)
-        _legend(figure, axes_of[0])
+        _legend(figure, axes_of)
         return _save(figure, stem)
 
 
@@ -280,13 +294,19 @@ def _labels(numbers: Sequence[float], width: float) -> list[str]:
     labels, last = [], -np.inf
     for number, place in zip(numbers, places, strict=True):
         fits = place - last >= least
-        labels.append(f"{number:,.0f}" if fits else "")
+        shown = f"{number:,.0f}" if number == round(number) else f"{number:g}"
+        labels.append(shown if fits else "")
         last = place if fits else last
     return labels
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
-    """Put one legend above all panels, if it has more than one entry."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+def _legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
+    """Put one legend of all panels above them, if it has more than one entry."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if len(entries) > 1:
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries)
+        )
