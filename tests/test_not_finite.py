@@ -16,6 +16,7 @@ from llm2comp import recipe
 from llm2comp.analysis.measure import analyze_embeddings
 from llm2comp.errors import BrokenModelError, UserError
 from llm2comp.evaluation import baselines, runner, suites
+from llm2comp.evaluation.store import ResultStore
 from llm2comp.inference.load import load, load_in
 from llm2comp.inference.search import search_all
 from llm2comp.model import encoder
@@ -129,6 +130,25 @@ def test_embeddings_of_nan_are_not_scored(
 ) -> None:
     with pytest.raises(UserError, match="tiny: an embedding is not finite, so it is not scored"):
         runner.evaluate(overflowing, "tiny", suites.tasks(["STSBenchmark"]))
+
+
+def test_a_score_of_nan_is_not_stored(
+    tiny_backbone: Path, sets: dict[str, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    """One would make every later `results` fail."""
+    model = baselines.build("mean", tiny_backbone)
+
+    def collapse(_: nn.Module, __: object, output: dict[str, torch.Tensor]) -> None:
+        output["sentence_embedding"] = torch.ones_like(output["sentence_embedding"])
+
+    model.register_forward_hook(collapse)
+    tasks, store = suites.tasks(["STSBenchmark"]), ResultStore(tmp_path / "scores")
+    with pytest.raises(
+        UserError, match="tiny: .*STSBenchmark.*all similarities are equal"
+    ) as error:
+        runner.evaluate(model, "tiny", tasks, store)
+    assert "\n" not in str(error.value)
+    assert store.all() == []
 
 
 def test_embeddings_of_nan_are_not_searched(

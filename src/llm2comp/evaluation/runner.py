@@ -1,6 +1,7 @@
 """Score a model on tasks with `mteb.evaluate`, and store the results."""
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import BrokenModelError, counted
+from llm2comp.errors import BrokenModelError, UserError, counted
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.late_interaction import LateInteractionEncoder
@@ -80,7 +81,8 @@ def evaluate(
         One score per task, in the order of the tasks.
 
     Raises:
-        UserError: if the data of a task cannot be loaded, or an embedding is not finite.
+        UserError: if the data of a task cannot be loaded, or an embedding or a score is not finite.
+            What was scored before it is stored.
     """
     plans = [
         _Plan(task, (instructions or {}).get(task.metadata.name, ""), stored_as) for task in tasks
@@ -142,11 +144,30 @@ def _run_all(
             progress.update(bar, description=f"{name}: {about} ({place}/{len(plans)})")
             before = progress.tasks[bar].completed
             result, items, seconds = _run(model, plan, batch_size)
+            _require_score(name, plan.task, float(result.get_score()))
             texts = int(progress.tasks[bar].completed - before)
             yield plan, _task_result(model, name, plan, result, items, seconds, texts, lineage)
             expected += size
             if size:  # an upper bound, because mteb may draw fewer texts
                 progress.update(bar, completed=expected)
+
+
+def _require_score(name: str, task: AbsTask, score: float) -> None:
+    """Refuse a score that is not finite, which a stored result cannot hold.
+
+    Raises:
+        UserError: if it is not finite.
+    """
+    if math.isfinite(score):
+        return
+    metric = task.metadata.main_score
+    why = f"its {metric} is not a finite number"
+    if "spearman" in metric or "pearson" in metric:
+        why = "all similarities are equal, so there is no correlation"
+    raise UserError(
+        f"{name}: there is no score on {task.metadata.name}, because {why}; has the encoder "
+        "collapsed? llm2comp analyze shows how alike its embeddings are"
+    )
 
 
 @contextmanager
