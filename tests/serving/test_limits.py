@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from running_server import Running, assert_problem, wait_for
+from typer.testing import CliRunner
 
+from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.serving.settings import Limits, read_tokens
 
@@ -166,6 +168,20 @@ def test_a_wrong_file_of_tokens_is_one_line(tmp_path: Path, content: bytes, says
 def test_a_queue_that_no_request_fits_is_refused() -> None:
     with pytest.raises(UserError, match="--max-waiting 10 is below --max-texts 11"):
         Limits(waiting=10, texts=11)
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--keep-alive"])
+@pytest.mark.parametrize("seconds", ["inf", "nan", "9999999"])
+def test_a_time_that_no_clock_takes_is_refused(option: str, seconds: str) -> None:
+    name = {"--timeout": "seconds", "--keep-alive": "idle_seconds"}[option]
+    with pytest.raises(UserError, match=f"{option} .*at most 1,000,000"):
+        Limits(**{name: float(seconds)})
+    Limits(**{name: 1_000_000})
+    called = CliRunner().invoke(app, ["serve", "no-model", option, seconds])
+    assert called.exit_code == 2
+    (line,) = called.output.splitlines()  # before any load
+    assert line.startswith("llm2comp: ")
+    assert option in line
 
 
 def test_a_full_queue_says_when_to_come_again(start: Start, hold: Callable[..., Any]) -> None:

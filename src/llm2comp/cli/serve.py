@@ -44,7 +44,7 @@ def serve(
         int, typer.Option(min=1, help="Most texts that wait per model; more get status 429.")
     ] = 4096,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a request may take.")
+        float, typer.Option(min=0.1, help="Seconds that a request may take; at most 1,000,000.")
     ] = 60.0,
     keep_alive: Annotated[
         float, typer.Option(min=0.1, help="Seconds that an idle connection stays open.")

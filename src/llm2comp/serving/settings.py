@@ -9,6 +9,8 @@ from llm2comp.errors import UserError
 
 TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 """Characters of a bearer token (RFC 6750)."""
+LONGEST = 1_000_000
+"""Most seconds of a limit. Sockets count milliseconds in 31 bits, which is twice as long."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class Limits:
         waiting: most texts that wait for each model; a request that would exceed it gets 429.
         seconds: from the first byte of a request to the last byte of its response.
         idle_seconds: for which an idle connection, and one whose request does not come, stay open.
+
+    Raises:
+        UserError: if no request would fit into the queue, or a time is not above 0 and at most
+            `LONGEST`.
     """
 
     body: int = 8_000_000
@@ -38,6 +44,12 @@ class Limits:
                 f"--max-waiting {self.waiting} is below --max-texts {self.texts}, so the largest "
                 "requests would never be accepted; raise the one or lower the other"
             )
+        for option, seconds in (("timeout", self.seconds), ("keep-alive", self.idle_seconds)):
+            if not 0 < seconds <= LONGEST:  # NaN is neither
+                raise UserError(
+                    f"--{option} {seconds:g} is no time that a server can wait; give seconds above "
+                    f"0 and at most {LONGEST:,}"
+                )
 
 
 def read_tokens(file: Path) -> tuple[bytes, ...]:
