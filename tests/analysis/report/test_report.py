@@ -22,6 +22,7 @@ from llm2comp.analysis.report import gather, plots, write
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.inference.search import search_all
 from llm2comp.model.lineage import Lineage
 from llm2comp.training import pipeline, run_folder
 from llm2comp.training.run_folder import read_events
@@ -172,6 +173,25 @@ def test_searches_show_cosines_of_encoders_that_do_not_normalise(
     ours = gather._encoder(model, "ours", sample, ["whales"], None, 4).neighbours[0]
     assert [text for _, text in found] == [text for _, text in ours]
     assert [cosine for cosine, _ in found] == pytest.approx([one for one, _ in ours], abs=1e-5)
+
+
+@pytest.mark.parametrize("document", ["d: ", ""])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_searches_are_those_of_the_command(
+    document: str, pairs: bool, run: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    model = llm2comp.load(str(run / "model"))
+    model.prompts = {"query": "q: ", "document": document}
+    texts = sentences[::-1] if pairs else sentences
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
+    queries = ["whales", "old coins", "interest rates"]
+    sample = Sample("s", sentences, texts if pairs else [], 8)
+    found = gather._encoder(model, "tiny", sample, queries, None, 4).neighbours
+    wanted = search_all(model, tmp_path / "texts.txt", queries, gather.NEAREST)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert [text for _, text in ours] == [hit.text for hit in theirs]
+        scores = [hit.score for hit in theirs]
+        assert [cosine for cosine, _ in ours] == pytest.approx(scores, abs=1e-5)
 
 
 def test_stored_scores_are_those_of_the_encoder_and_not_of_its_name(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
 from llm2comp.analysis import measure
-from llm2comp.analysis.measure import Analysis
+from llm2comp.analysis.measure import Analysis, Embeddings, Encoded
 from llm2comp.analysis.reading.capacity import Capacity
 from llm2comp.analysis.reading.texts import Reading, read
 from llm2comp.data.sample import Sample
@@ -30,6 +30,8 @@ from llm2comp.utils.choices import Precision
 
 NEAREST = 3
 """Number of texts that are shown per query and encoder."""
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names of prompts of which `encode_document` takes the first that a model has."""
 READ_TOKENS = 128
 """Tokens of the text whose memory is read."""
 
@@ -42,7 +44,8 @@ class Encoder:
         name: name of its row.
         analysis: its measures.
         embeddings: embeddings of the texts of the sample, `(texts, dimension)`.
-        neighbours: for each query, the cosines and texts that were found, best first.
+        neighbours: for each query, the cosines and texts that were found, best first. As in
+            `llm2comp search`, queries have the query prompt and texts the document prompt.
         lineage: content of its `llm2comp.json`; `None` if it has none.
     """
 
@@ -60,7 +63,7 @@ class Content:
     Attributes:
         title: title of the page.
         sample: texts that every encoder encoded.
-        queries: queries that were searched for in these texts.
+        queries: queries that were searched for in these texts, or in the positives of pairs.
         encoders: the encoders, in the order of the table.
         rows: scores by name of the encoder or baseline.
         run: the run; `None` if the report is about encoders.
@@ -161,13 +164,40 @@ def _encoder(
     encoded = measure.encode(model, name, sample, batch_size)
     analysis = measure.measure(name, sample.note, encoded, start)
     embeddings = to_unit_length(np.asarray(encoded.embeddings, dtype=np.float32))
-    cosines = to_unit_length(embed(model, list(queries), batch_size, "query")) @ embeddings.T
-    nearest = np.argsort(-cosines, axis=1)[:, :NEAREST]
-    neighbours = [
-        [(float(row[index]), sample.texts[index]) for index in indices]
+    texts, documents = _documents(model, sample, encoded, batch_size)
+    neighbours = _search(model, queries, texts, documents, batch_size)
+    return Encoder(name, analysis, embeddings, neighbours, lineage)
+
+
+def _documents(
+    model: SentenceTransformer, sample: Sample, encoded: Encoded, batch_size: int
+) -> tuple[list[str], Embeddings]:
+    """Return the texts that are searched, and their embeddings as documents.
+
+    Of pairs these are the positives. What `measure.encode` gave is used again if it is the same.
+    """
+    if encoded.positives is not None:
+        return sample.positives, encoded.positives
+    if model.default_prompt_name or any(map(model.prompts.get, DOCUMENT_PROMPTS)):
+        return sample.texts, embed(model, sample.texts, batch_size, "document")
+    return sample.texts, encoded.embeddings
+
+
+def _search(
+    model: SentenceTransformer,
+    queries: Sequence[str],
+    texts: Sequence[str],
+    documents: Embeddings,
+    batch_size: int,
+) -> list[list[tuple[float, str]]]:
+    """Return the cosines and texts that are nearest to each query, best first."""
+    documents = to_unit_length(np.asarray(documents, dtype=np.float32))
+    cosines = to_unit_length(embed(model, list(queries), batch_size, "query")) @ documents.T
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
+    return [
+        [(float(row[index]), texts[index]) for index in indices]
         for row, indices in zip(cosines, nearest, strict=True)
     ]
-    return Encoder(name, analysis, embeddings, neighbours, lineage)
 
 
 def _stored_scores(encoders: Sequence[Encoder]) -> run_folder.Scores:
