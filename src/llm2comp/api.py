@@ -25,6 +25,7 @@ from llm2comp.api_planning import plan as plan
 from llm2comp.api_publishing import export as export
 from llm2comp.api_publishing import push as push
 from llm2comp.errors import UserError
+from llm2comp.utils.files import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,13 +177,14 @@ def encode_file(
     from llm2comp.inference import embedding_files
     from llm2comp.inference.encode_file import encode_file as encode_texts
 
-    embedding_files.require_writable(Path(out), Path(file), precision)
-    text_files.require_texts(Path(file))  # before a model is loaded
+    texts, target = user_path(file), user_path(out)
+    embedding_files.require_writable(target, texts, precision)
+    text_files.require_texts(texts)  # before a model is loaded
     encoder = _loaded(model, dtype, merge_threshold, memory_tokens)
     whole = merge_threshold is None and memory_tokens is None
     vectors = _vector_format(model, encoder, whole, dim, precision)
     processes = 1 if workers is None else workers
-    return encode_texts(encoder, Path(file), Path(out), batch_size, prompt, processes, vectors)
+    return encode_texts(encoder, texts, target, batch_size, prompt, processes, vectors)
 
 
 def search(
@@ -228,17 +230,18 @@ def search(
     from llm2comp.inference.vector_format import require_vectors
 
     searching.require_query(query)
-    text_files.require_texts(Path(file))  # before a model is loaded
+    texts = user_path(file)
+    text_files.require_texts(texts)  # before a model is loaded
     require_vectors(vectors or "one", dim=dim, precision=precision)
-    known = embedding_files.has_vectors(Path(file), dim, precision)
+    known = embedding_files.has_vectors(texts, dim, precision)
     encoder, stored_as = _loaded(model, dtype, merge_threshold, memory_tokens), None
     if vectors == "k":
         name = str(model) if isinstance(model, str | Path) else "the encoder"
-        return searching.search_k_vectors(encoder, name, Path(file), query, top_k, batch_size)
+        return searching.search_k_vectors(encoder, name, texts, query, top_k, batch_size)
     if not known:
         whole = merge_threshold is None and memory_tokens is None
         stored_as = _vector_format(model, encoder, whole, dim, precision or "float32")
-    return searching.search(encoder, Path(file), query, top_k, batch_size, stored_as)
+    return searching.search(encoder, texts, query, top_k, batch_size, stored_as)
 
 
 def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str] = ()) -> Path:
@@ -270,14 +273,15 @@ def train(recipe: Recipe | str | Path, out: str | Path, overrides: Sequence[str]
     from llm2comp.training import pipeline
     from llm2comp.training.distributed import world
 
+    run = user_path(out)
     if not recipe.evaluation.tasks:
-        return pipeline.train(recipe, Path(out))
+        return pipeline.train(recipe, run)
     from llm2comp.training.scoring import check_evaluation, score_run
 
     with world.joined():
         check_evaluation(recipe)
-        folder = pipeline.train(recipe, Path(out))
-        world.from_main(lambda: score_run(recipe, Path(out)))
+        folder = pipeline.train(recipe, run)
+        world.from_main(lambda: score_run(recipe, run))
     return folder
 
 
@@ -310,7 +314,7 @@ def study(
     from llm2comp.training.study.run import StudyRun
 
     world.require_one_process("a study")
-    return StudyRun(loaded, Path(out), reuse=[Path(folder) for folder in reuse]).run()
+    return StudyRun(loaded, user_path(out), reuse=[user_path(folder) for folder in reuse]).run()
 
 
 def evaluate(
@@ -364,7 +368,7 @@ def evaluate(
 
     encoders = Encoders(models, baselines, backbone, dtype, merge_threshold, vectors, memory_tokens)
     chosen = Tasks(suite, tasks, quick, instructions, read_all(data))
-    results = ResultStore(None if out is None else Path(out))
+    results = ResultStore(None if out is None else user_path(out))
     stored = Vectors(dim, precision, sizes)
     return evaluate_all(encoders, chosen, results, batch_size, again=again, vectors=stored)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm2comp.utils.files import user_path
+
 if TYPE_CHECKING:
     from llm2comp.analysis.measure import Analysis
     from llm2comp.analysis.reading.answers import Answers
@@ -46,7 +48,9 @@ def analyze(
     """
     from llm2comp.analysis.analyze import analyze as analyze_all
 
-    return analyze_all(models, Path(out), data, texts, seed, batch_size, dtype, merge_threshold)
+    return analyze_all(
+        models, user_path(out), data, texts, seed, batch_size, dtype, merge_threshold
+    )
 
 
 def report(
@@ -77,8 +81,10 @@ def report(
     """
     from llm2comp.analysis.report.write import report as write_report
 
-    folder = None if capacity is None else Path(capacity)
-    return write_report(models, Path(out), data, texts, queries, seed, batch_size, dtype, folder)
+    folder = None if capacity is None else user_path(capacity)
+    return write_report(
+        models, user_path(out), data, texts, queries, seed, batch_size, dtype, folder
+    )
 
 
 def memory(
@@ -226,7 +232,7 @@ def capacity(
     from llm2comp.analysis.reading.write import capacity as measure_all
     from llm2comp.inference.load import model_names
 
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out)
     return measure_all(
         model_names(models), folder, data, lengths, k, passages, seed, dtype, backbone
     )
@@ -267,5 +273,5 @@ def answer(
     from llm2comp.analysis.reading.write import answer as answer_all
     from llm2comp.inference.load import model_names
 
-    folder = None if out is None else Path(out)
+    folder = None if out is None else user_path(out)
     return answer_all(model_names(models), folder, questions, seed, dtype, backbone)

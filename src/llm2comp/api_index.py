@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm2comp.utils.files import user_path
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -61,7 +63,7 @@ def index(
     made, _ = build(
         model,
         str(corpus),
-        Path(out),
+        user_path(out),
         batch_size=batch_size,
         dtype=dtype,
         dim=dim,
@@ -99,4 +101,4 @@ def open_index(
     """
     from llm2comp.retrieval.index import Index
 
-    return Index(Path(folder), str(model) if isinstance(model, Path) else model, dtype)
+    return Index(user_path(folder), str(model) if isinstance(model, Path) else model, dtype)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2comp.errors import UserError
+from llm2comp.utils.files import user_path
 
 if TYPE_CHECKING:
     from llm2comp.inference.mining.summary import Summary
@@ -73,7 +74,7 @@ def mine(
         str(model),
         str(pairs),
         None if corpus is None else str(corpus),
-        Path(out),
+        user_path(out),
         settings,
         reranker=None if reranker is None else str(reranker),
         dtype=dtype,

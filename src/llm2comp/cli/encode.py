@@ -28,6 +28,7 @@ from llm2comp.utils.choices import (
     SearchBy,
     VectorCount,
 )
+from llm2comp.utils.files import user_path
 
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
@@ -145,8 +146,8 @@ def encode(
     from llm2comp.data.text_files import require_texts
     from llm2comp.inference.embedding_files import require_writable
 
-    require_writable(Path(out), Path(file), precision)
-    require_texts(Path(file))  # before the imports, which take seconds
+    require_writable(user_path(out), user_path(file), precision)
+    require_texts(user_path(file))  # before the imports, which take seconds
     preload("llm2comp.inference.encode_file", "llm2comp.inference.load")
     rows = api.encode_file(
         model,

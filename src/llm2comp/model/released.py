@@ -15,7 +15,7 @@ from llm2comp.model import encoder
 from llm2comp.model.folder.layout import LAYOUT
 from llm2comp.model.lineage import LINEAGE, Lineage
 from llm2comp.recipe import STAGE_FOLDERS
-from llm2comp.utils.files import cache_dir
+from llm2comp.utils.files import cache_dir, user_path
 
 RELEASED = Path(__file__).parent / "released"
 PEERS = ("minilm",)
@@ -140,7 +140,7 @@ def lineage_of(name: str) -> Lineage | None:
         name: released encoder, local folder, or hub id. That of a hub id is known once it was
             loaded.
     """
-    folder = fetch(name) if name.partition("/")[0] in names() else Path(name)
+    folder = fetch(name) if name.partition("/")[0] in names() else user_path(name)
     if not folder.exists():
         folder = cached_model(name) or folder
     return Lineage.read(folder) if (folder / LINEAGE).is_file() else None

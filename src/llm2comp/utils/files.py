@@ -21,6 +21,15 @@ def cache_dir() -> Path:
     return Path(configured).expanduser() if configured else platformdirs.user_cache_path("llm2comp")
 
 
+def user_path(name: str | Path) -> Path:
+    """Return a path as the user means it: `~` at its beginning is the home folder.
+
+    A shell puts the home folder into `--out ~/runs`, and not into `--out=~/runs`. Of users that do
+    not exist (`~nobody/runs`), the path stays as it is, as in a shell.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (that of Path raises a RuntimeError)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, and move it to `path` if the block succeeds.
