@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 import requests
+import torch
 from running_server import wait_for
 from typer.testing import CliRunner
 
+import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
+from llm2comp.inference.embed import embed
+from llm2comp.inference.load import load
+from llm2comp.model.folder.reference import TEXTS
+from llm2comp.model.modules import MergeMemory
 from llm2comp.serving.loading import load_all, named_indexes
 
 
@@ -22,6 +28,32 @@ def test_merging_is_refused_where_it_would_do_nothing(notes: Path) -> None:
         load_all({}, {"notes": str(notes)}, "float32", 0.5)
     with pytest.raises(UserError, match="leave --memory-tokens out"):
         load_all({}, {"notes": str(notes)}, "float32", None, 2)
+
+
+def test_an_index_is_not_searched_with_merged_queries(
+    folder: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    alike = load(folder, "float32")
+    memory = alike[0].model.get_input_embeddings().weight.data[-4:]
+    memory[:] = memory[0] + torch.tensor([[0.0], [0.05], [0.2], [0.2]]) * (memory - memory[0])
+    alike.save_pretrained(str(tmp_path / "alike"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    idx = tmp_path / "idx"
+    llm2comp.index(tmp_path / "alike", tmp_path / "a.txt", idx, dtype="float32")
+    models, indexes = {"m": str(tmp_path / "alike")}, {"a": str(idx), "b": str(idx)}
+    encoders, served = load_all(models, indexes, "float32", 0.95)
+    assert list(encoders) == ["m", "m, unmerged"]
+    merged, plain = (embed(one, list(TEXTS), 8, "query") for one in encoders.values())
+    cosines = (merged * plain).sum(1)
+    assert 0.99 < min(cosines) < 0.9999  # so near that the index would take it
+    query = TEXTS[cosines.argmin()]
+    wanted = llm2comp.open_index(idx, dtype="float32").search(query)
+    for one in served:
+        assert one.model == "m, unmerged"
+        assert not [part for part in one.index.encoder if isinstance(part, MergeMemory)]
+        found = one.index.search(query)
+        assert [(hit.id, hit.score) for hit in found] == [(hit.id, hit.score) for hit in wanted]
 
 
 @pytest.mark.parametrize("signals", [1, 2])

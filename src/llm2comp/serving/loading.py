@@ -8,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load
 from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
+from llm2comp.model.modules import MergeMemory
 from llm2comp.retrieval.index import Index, load_for, stored_name
 from llm2comp.serving.searching import ServedIndex
 from llm2comp.utils.choices import Precision
@@ -54,7 +55,8 @@ def load_all(
     Returns:
         The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
         after the embedding. An encoder of which an index has another number of memory tokens than
-        the model that is named is loaded again for it, as `NAME@2 tokens`.
+        the model that is named is loaded again for it, as `NAME@2 tokens`. So is one that merges
+        its memory tokens, as `NAME, unmerged`, because an index keeps vectors without merging.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
@@ -76,7 +78,7 @@ def load_all(
     for name, index in opened.items():
         encoder = _served(index, named, encoders) or _fitting(index, encoders)
         if encoder is None:
-            encoder, model = _own(index, named)
+            encoder, model = _own(index, named, encoders)
             named[encoder], encoders[encoder] = model, load_for(index.about, model, dtype)
         checked = Index(index.folder, encoders[encoder])
         checked.encoder  # noqa: B018  # it is compared with that of the index
@@ -103,12 +105,22 @@ def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> di
 def _served(
     index: Index, named: Mapping[str, str], encoders: Mapping[str, SentenceTransformer]
 ) -> str | None:
-    """Return the name of the model that made an index, if it is served with as many tokens."""
+    """Return the name of the model that made an index, if it is served as it was then.
+
+    That is with as many memory tokens, which are not merged.
+    """
     made, tokens = index.about.model, index.about.memory_tokens
     for name, model in named.items():
-        if stored_name(model) == made and tokens in (None, memory_tokens_of(encoders[name])):
+        encoder = encoders[name]
+        if stored_name(model) != made or _merges(encoder):
+            continue
+        if tokens in (None, memory_tokens_of(encoder)):
             return name
     return None
+
+
+def _merges(encoder: SentenceTransformer) -> bool:
+    return any(isinstance(module, MergeMemory) for module in encoder.children())
 
 
 def _fitting(index: Index, encoders: Mapping[str, SentenceTransformer]) -> str | None:
@@ -132,12 +144,23 @@ def _fitting(index: Index, encoders: Mapping[str, SentenceTransformer]) -> str |
     )
 
 
-def _own(index: Index, named: Mapping[str, str]) -> tuple[str, str]:
+def _own(
+    index: Index, named: Mapping[str, str], encoders: Mapping[str, SentenceTransformer]
+) -> tuple[str, str]:
     """Return the name, and the name or folder, of the encoder of an index."""
     made = str(index.about.model)
-    name = Path(made).name if Path(made).is_dir() else made
-    if name in named and stored_name(named[name]) == made:
-        name += f"@{index.about.memory_tokens} tokens"  # the same folder, of which others read more
+    known = [name for name, model in named.items() if stored_name(model) == made]
+    if known:  # the same encoder, which is served in another way
+        name = _variant(known[0], index, encoders[known[0]])
+    else:
+        name = Path(made).name if Path(made).is_dir() else made
     if name in named:
         raise UserError(f"two models are named {name}; give one another name: NAME={made}")
     return name, made
+
+
+def _variant(name: str, index: Index, encoder: SentenceTransformer) -> str:
+    """Return the name of the encoder of an index that is served in another way under a name."""
+    tokens = index.about.memory_tokens
+    as_many = tokens in (None, memory_tokens_of(encoder))
+    return f"{name}, unmerged" if as_many else f"{name}@{tokens} tokens"
