@@ -242,6 +242,25 @@ def test_indexes_of_other_numbers_are_served_together(
         assert [hit.id for hit in one.index.search("a river")] == [hit.id for hit in alone]
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_index_of_fewer_tokens_is_served_beside_its_encoder(
+    encoder: Path, file: Path, tmp_path: Path, moved: bool
+) -> None:
+    pytest.importorskip("lancedb")
+    before, now = tmp_path / "before", tmp_path / "now"
+    shutil.copytree(encoder, before)
+    llm2comp.index(before, file, tmp_path / "two", dtype="float32", memory_tokens=2)
+    folder = before.rename(now) if moved else before
+    indexes = {"one": str(tmp_path / "two"), "other": str(tmp_path / "two")}
+    encoders, served = load_all({"mine": str(folder)}, indexes, "float32", None)
+    assert list(encoders) == ["mine", "mine@2 tokens"]
+    assert [one.model for one in served] == ["mine@2 tokens"] * 2
+    assert memory_tokens_of(encoders["mine@2 tokens"]) == 2
+    wanted = llm2comp.open_index(tmp_path / "two", str(folder), dtype="float32").search("a river")
+    found = served[0].index.search("a river")
+    assert [(hit.id, hit.score) for hit in found] == [(hit.id, hit.score) for hit in wanted]
+
+
 def test_the_sample_for_int8_of_all_tokens_is_not_taken(
     encoder: Path, file: Path, tmp_path: Path
 ) -> None:

@@ -56,7 +56,8 @@ def load_all(
         The encoders by name, and the indexes. An encoder whose k vectors an index has gives them
         after the embedding. An encoder of which an index has another number of memory tokens than
         the model that is named is loaded again for it, as `NAME@2 tokens`. So is one that merges
-        its memory tokens, as `NAME, unmerged`, because an index keeps vectors without merging.
+        its memory tokens, as `NAME, unmerged`, because an index keeps vectors without merging. The
+        folder of such a model may have been moved since the index was made.
 
     Raises:
         UserError: if something cannot be loaded, the encoder of an index is not to be found, or
@@ -76,8 +77,10 @@ def load_all(
     }
     served: list[ServedIndex] = []
     for name, index in opened.items():
-        encoder = _served(index, named, encoders) or _fitting(index, encoders)
-        if encoder is None:
+        encoder = _served(index, named, encoders)
+        if encoder is None and _is_gone(index):
+            encoder = _fitting(index, named, encoders, dtype)
+        elif encoder is None:
             encoder, model = _own(index, named, encoders)
             named[encoder], encoders[encoder] = model, load_for(index.about, model, dtype)
         checked = Index(index.folder, encoders[encoder])
@@ -123,25 +126,53 @@ def _merges(encoder: SentenceTransformer) -> bool:
     return any(isinstance(module, MergeMemory) for module in encoder.children())
 
 
-def _fitting(index: Index, encoders: Mapping[str, SentenceTransformer]) -> str | None:
-    """Return the name of a model with the vectors of an index whose own cannot be loaded.
+def _is_gone(index: Index) -> bool:
+    """Return whether the encoder of an index cannot be loaded by the name that the index has."""
+    made = index.about.model
+    return made is None or (Path(made).is_absolute() and not Path(made).exists())
+
+
+def _fitting(
+    index: Index,
+    named: dict[str, str],
+    encoders: dict[str, SentenceTransformer],
+    dtype: Precision,
+) -> str:
+    """Return the name of a model with the vectors of an index whose own is gone.
+
+    One that has them with another number of memory tokens, or without merging, is loaded and named.
 
     Raises:
         UserError: if no model has them.
     """
     made = index.about.model
-    if made is not None and not (Path(made).is_absolute() and not Path(made).exists()):
-        return None
     for name, encoder in encoders.items():
-        try:
-            Index(index.folder, encoder).encoder  # noqa: B018
-        except UserError:
+        # An index of a loaded model may have merged vectors.
+        if (made is None or not _merges(encoder)) and _fits(index, encoder):
+            return name
+    tried: set[str] = set()
+    for name, model in list(named.items()):
+        as_many = index.about.memory_tokens in (None, memory_tokens_of(encoders[name]))
+        if model in tried or (as_many and not _merges(encoders[name])):
             continue
-        return name
+        tried.add(model)
+        encoder = load_for(index.about, model, dtype)
+        if _fits(index, encoder):
+            variant = _variant(name, index, encoders[name])
+            named[variant], encoders[variant] = model, encoder
+            return variant
     raise UserError(
         f"{index.folder} was made with {made or 'a loaded model'}, which is not there; name the "
         f"folder of that model before --index"
     )
+
+
+def _fits(index: Index, encoder: SentenceTransformer) -> bool:
+    try:
+        Index(index.folder, encoder).encoder  # noqa: B018  # it is compared with that of the index
+    except UserError:
+        return False
+    return True
 
 
 def _own(
