@@ -82,7 +82,7 @@ def encode_files(
     folder.require_outside(shards, pattern, settings.model)
     with _started(engine, settings, workers) as started:
         encoding = started.encoding(folder.encoding(), folder.name)
-        todo = folder.missing(shards, encoding)
+        todo = folder.missing(shards, encoding, settings.on_bad_row)
         with folder.writing():
             folder.claim(encoding)
             done, failed = _encode_all(started, todo, folder, encoding) if todo else ([], {})

@@ -19,6 +19,7 @@ from llm2comp.inference.bulk.locations import (
     remove_partials,
 )
 from llm2comp.inference.bulk.shards import Shard, would_find
+from llm2comp.utils.choices import OnBadRow
 from llm2comp.utils.files import require_folder
 
 ENCODING, FAILED, LOCK = "_encoding.json", "_failed.jsonl", "_writer.lock"
@@ -118,8 +119,15 @@ class VectorFolder:
         elif known.id != encoding.id:
             raise UserError(f"{self.name}: another process encodes into it; name another folder")
 
-    def missing(self, shards: Sequence[Shard], encoding: Encoding) -> list[Shard]:
+    def missing(
+        self, shards: Sequence[Shard], encoding: Encoding, on_bad_row: OnBadRow
+    ) -> list[Shard]:
         """Return the files of texts whose vectors are not there, or are of an earlier version.
+
+        Args:
+            shards: the files of texts.
+            encoding: what their vectors are.
+            on_bad_row: with `fail`, vectors without those of bad rows are not all of them.
 
         Raises:
             UserError: if a file that would be replaced holds something else.
@@ -128,7 +136,9 @@ class VectorFolder:
         return [
             shard
             for shard in shards
-            if shard.output not in there or not self._is_whole(shard, encoding)
+            if shard.output not in there
+            or (on_bad_row == "fail" and _skipped_file(shard) in there)
+            or not self._is_whole(shard, encoding)
         ]
 
     def _is_whole(self, shard: Shard, encoding: Encoding) -> bool:
@@ -164,8 +174,12 @@ def save_skipped(out: str, shard: Shard, skipped: Sequence[tuple[int, str]]) -> 
         skipped: number of each row, and what is wrong with it.
     """
     lines = [{"file": shard.name, "row": number, "error": error} for number, error in skipped]
-    name = shard.output.removesuffix(".parquet")
-    _save_list(f"{out}/{SKIPPED}/{name}.jsonl", lines)
+    _save_list(f"{out}/{_skipped_file(shard)}", lines)
+
+
+def _skipped_file(shard: Shard) -> str:
+    """Return the name of the list of bad rows of a file, relative to the folder of vectors."""
+    return f"{SKIPPED}/{shard.output.removesuffix('.parquet')}.jsonl"
 
 
 def _save_list(place: str, lines: Sequence[Mapping[str, object]]) -> None:
