@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ logger = logging.getLogger("llm2comp")
 
 REACH_SECONDS = 10.0
 """How long the hub may take to answer."""
+HOME = "SENTENCE_TRANSFORMERS_HOME"
+"""Environment variable with the folder into which sentence-transformers downloads models."""
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md")
 """The files of a model that transformers reads, and its card, which has the licence; folders of
 other formats are left out."""
@@ -135,12 +138,19 @@ def require_dataset(name: str, revision: str | None = None) -> str | None:
 
 
 def cached_model(name: str) -> Path | None:
-    """Return the folder of a model in the hub's local cache, or None if it is not there."""
-    try:
-        config = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    except errors.HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None
+    """Return the folder of a model in a local cache of the hub, or None if it is in none.
+
+    Its name is the commit. sentence-transformers has a cache of its own if `HOME` is set.
+    """
+    for cache in dict.fromkeys((os.environ.get(HOME), None)):
+        for file in ("config.json", "modules.json"):  # static models lack the first
+            try:
+                found = huggingface_hub.try_to_load_from_cache(name, file, cache_dir=cache)
+            except errors.HFValidationError:
+                return None
+            if isinstance(found, str):
+                return Path(found).parent
+    return None
 
 
 def download_model(

@@ -65,7 +65,7 @@ class Encoding:
 
     Attributes:
         model: name of the encoder, as the user spelled it first.
-        fingerprint: of the encoder's files.
+        fingerprint: of the encoder: a hash of its files, or the commit of a model of the hub.
         asked: the settings.
         content: how the vectors are stored; with the ranges of int8, which are the same in all
             files.

@@ -25,6 +25,8 @@ from llm2comp.model import released
 from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.utils.checksums import fingerprint
 
+HASH_LENGTH = 64
+"""Characters of a hash of files; the commit of a model of the hub has 40."""
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -58,11 +60,10 @@ class Encoder:
         Raises:
             UserError: if they are not the same, or the model has fewer dimensions than wanted.
         """
-        mark = self._fingerprint()
         if known is not None:
-            known.require_same(mark, self.settings, out)
+            known.require_same(self._fingerprint(known.fingerprint), self.settings, out)
             return known
-        settings = self.settings
+        settings, mark = self.settings, self._fingerprint()
         whole = (settings.merge_threshold, settings.memory_tokens) == (None, None)
         named = settings.model if whole else None
         vectors = vector_format(self.model, settings.dim, settings.precision, named)
@@ -75,17 +76,33 @@ class Encoder:
         Raises:
             UserError: if it has another one of the same name.
         """
-        if self._fingerprint() != encoding.fingerprint:
+        if self._fingerprint(encoding.fingerprint) != encoding.fingerprint:
             raise UserError(
                 f"model {self.settings.model!r} is another one on this machine; give all machines "
                 "one copy of its folder"
             )
 
-    def _fingerprint(self) -> str:
-        source = released.resolve_encoder(self.settings.model)
-        folder = Path(source) if Path(source).is_dir() else cached_model(source)
-        assert folder is not None, "a model that was loaded is in the cache"
-        return fingerprint(folder)
+    def _fingerprint(self, known: str | None = None) -> str:
+        """Return the commit of a model of the hub, or a hash of the files of a folder.
+
+        The files of a commit in the cache become more, whenever something needs another one.
+
+        Args:
+            known: fingerprint to compare with. Older versions hashed the files of all models.
+
+        Raises:
+            UserError: if there is no fingerprint.
+        """
+        name = self.settings.model
+        local = released.local_encoder(name)
+        folder = local or cached_model(name)
+        if folder is None:
+            raise UserError(
+                f"{name} is in no cache of the hub, so later calls could not know it again; "
+                "download it to a folder, and name that"
+            )
+        is_hashed = local is not None or (known is not None and len(known) == HASH_LENGTH)
+        return fingerprint(folder) if is_hashed else folder.name
 
     def encode(
         self, shard: Shard, out: str, encoding: Encoding, workers: Workers | None = None
