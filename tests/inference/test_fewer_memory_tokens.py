@@ -216,8 +216,9 @@ def test_an_index_of_an_encoder_of_the_hub_keeps_its_number(
     out = tmp_path / "index"
     llm2comp.index("me/nested", file, out, dtype="float32", memory_tokens=2)
     wanted = llm2comp.search(encoder, file, "a river", dtype="float32", memory_tokens=2)
-    found = llm2comp.open_index(out, dtype="float32").search("a river")
-    assert [hit.text for hit in found] == [hit.text for hit in wanted]
+    index = llm2comp.open_index(out, dtype="float32")
+    assert [hit.text for hit in index.search("a river")] == [hit.text for hit in wanted]
+    assert index.about.model == "me/nested"  # and not the folder in the cache
     lineage = released.lineage_of("me/nested")
     assert lineage is not None
     assert lineage.token_counts == [4, 2, 1]

@@ -160,7 +160,7 @@ def test_a_copy_that_has_lost_its_lineage_is_exported_too(encoder: Path, tmp_pat
     (copy / "llm2comp.json").unlink()
     assert llm2comp.export(copy, "multi-vector", tmp_path / "out").passed
     assert not (tmp_path / "out" / "llm2comp.json").exists()
-    with pytest.raises(UserError, match="no folder of this machine"):
+    with pytest.raises(UserError, match="no whole 'nobody/nothing' on this machine"):
         llm2comp.export("nobody/nothing", "multi-vector", tmp_path / "out")
 
 

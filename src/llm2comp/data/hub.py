@@ -153,6 +153,30 @@ def cached_model(name: str) -> Path | None:
     return None
 
 
+def has_file(name: str, file: str) -> bool:
+    """Return whether a model of the hub has a file; False if it is not here, and the hub is silent.
+
+    Args:
+        name: hub id.
+        file: path in the model. It is downloaded if it is not there.
+    """
+    cache = _cache_of(name)
+    found = huggingface_hub.try_to_load_from_cache(name, file, cache_dir=cache)
+    if found is not None:  # a path, or a mark that the commit has no such file
+        return isinstance(found, str)
+    try:
+        huggingface_hub.hf_hub_download(name, file, cache_dir=cache, etag_timeout=REACH_SECONDS)
+    except Exception:  # the HTTP library has exceptions of its own
+        return False
+    return True
+
+
+def _cache_of(name: str) -> str | None:
+    """Return the cache that has a model, or into which sentence-transformers would download it."""
+    folder = cached_model(name)
+    return os.environ.get(HOME) if folder is None else str(folder.parents[2])
+
+
 def download_model(
     name: str, revision: str | None = None, *, code: bool = False, weights: bool = True
 ) -> Path:
@@ -183,7 +207,9 @@ def download_model(
     return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"])
 
 
-def download_encoder(name: str, revision: str | None = None, *, code: bool = False) -> Path:
+def download_encoder(
+    name: str, revision: str | None = None, *, code: bool = False, compiled: bool = False
+) -> Path:
     """Return the folder of a sentence-transformers model, as `download_model` does.
 
     The folders of its modules, such as `1_Pooling` and `2_Dense`, are downloaded too.
@@ -192,16 +218,20 @@ def download_encoder(name: str, revision: str | None = None, *, code: bool = Fal
         name: hub id.
         revision: branch, tag or commit; by default the main branch.
         code: whether to download the Python files of the model too.
+        compiled: whether to download all files, of which those of the compiled body are some.
 
     Raises:
         UserError: as `download_model`.
     """
+    cache = _cache_of(name)
+    if compiled:
+        return _snapshot(name, revision, ["*"], (), cache)
     wanted = [*MODEL_FILES, "[0-9]*_*/*.bin", *(["*.py"] if code else [])]
     unwanted = ["onnx/*", "openvino/*", "consolidated*"]
-    folder = _snapshot(name, revision, wanted, unwanted)
+    folder = _snapshot(name, revision, wanted, unwanted, cache)
     if any(folder.glob("*.safetensors")) or any(folder.glob("0_*/*")):
         return folder
-    return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"], unwanted)
+    return _snapshot(name, folder.name, [*wanted, "pytorch_model*.bin"], unwanted, cache)
 
 
 # "consolidated" files hold the same weights once more, under other names.
@@ -210,12 +240,17 @@ def _snapshot(
     revision: str | None,
     files: list[str],
     unwanted: Sequence[str] = ("*/*", "consolidated*"),
+    cache: str | None = None,
 ) -> Path:
     """Download the files of a model that match a pattern, and return their folder."""
     with _hub_errors("model", name, revision):
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=files, ignore_patterns=list(unwanted)
+                name,
+                revision=revision,
+                allow_patterns=files,
+                ignore_patterns=list(unwanted),
+                cache_dir=cache,
             )
         )
 

@@ -96,11 +96,12 @@ def export(
             runtime is not installed, `out` holds something else, or the export differs too much.
     """
     compiled.require(to)
-    if compiled.backend_of(Path(name)):
-        raise UserError(f"{name} is compiled already; name the encoder that it was made from")
     if out.exists() and not compiled.backend_of(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
+    source = Path(released.resolve_encoder(name))
+    if compiled.backend_of(source):
+        raise UserError(f"{name} is compiled already; name the encoder that it was made from")
     encoder = load(name, "float32", memory_tokens=memory_tokens).to("cpu")
     if not isinstance(encoder[0], Transformer):
         raise UserError(f"{name} cannot be compiled, because its first module is not a transformer")
@@ -139,7 +140,7 @@ def export(
             compiled_as = Compiled.model_validate({"to": to, "int8": int8, **asdict(check)})
             lineage = lineage.model_copy(update={"compiled": compiled_as, "dtype": None})
             lineage.write(partial)
-            plain = plain_tokenizer(encoder, Path(released.resolve_encoder(name)))
+            plain = plain_tokenizer(encoder, source)
             plain.save(str(partial / FILE))
             card = model_card(lineage, expected.shape[1], needed)
             (partial / "README.md").write_text(card, encoding="utf-8")

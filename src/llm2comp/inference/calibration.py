@@ -56,7 +56,7 @@ def vector_format(
     kept = require_dim(model, dim)
     if precision not in CALIBRATED:
         return VectorFormat(kept, precision)
-    source = None if name is None else released.resolve_encoder(name)
+    source = None if name is None else str(released.local_encoder(name) or name)
     embeddings = truncate(calibration(model, source), kept)
     ranges = np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
     return VectorFormat(kept, precision, ranges)

@@ -118,8 +118,8 @@ def _require_one_causal_token(name: str, memory_tokens: int | None) -> tuple[Pat
     Raises:
         UserError: if the output of its last token is not its embedding in a server.
     """
-    folder = released.local_encoder(name)
-    if folder is None or not (folder / LINEAGE).is_file():
+    folder = Path(released.resolve_encoder(name))
+    if not (folder / LINEAGE).is_file():
         raise UserError(f"{name} has no memory tokens, because llm2comp did not make it")
     lineage = Lineage.read(folder)
     if lineage.compiled or lineage.last_token:

@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from llm2comp.data import catalog
-from llm2comp.data.hub import cached_model, require_model
+from llm2comp.data.hub import cached_model, download_encoder, has_file, require_model
 from llm2comp.errors import UserError
 from llm2comp.model import encoder
 from llm2comp.model.folder.layout import LAYOUT
@@ -99,6 +99,9 @@ def lineage_of_adapter(adapter: Path) -> Lineage:
 def resolve_encoder(name: str) -> str:
     """Return the local folder or the hub id of an encoder.
 
+    An encoder of ours on the hub is downloaded, because its folder says more than its modules do.
+    Encoders of others are left to sentence-transformers.
+
     Args:
         name: released encoder, peer, local folder, or hub id.
 
@@ -106,10 +109,15 @@ def resolve_encoder(name: str) -> str:
         UserError: if there is no such release, or neither a folder nor a hub model of that name.
     """
     local = local_encoder(name)
-    if local is None:
-        require_model(name)
+    if local is not None:
+        return str(local)
+    require_model(name)
+    if not has_file(name, LINEAGE):
         return name
-    return str(local)
+    folder = download_encoder(name, code=True)  # its code is run only if the user trusts it
+    if Lineage.read(folder).compiled:
+        folder = download_encoder(name, folder.name, compiled=True)
+    return str(folder)
 
 
 def local_encoder(name: str) -> Path | None:

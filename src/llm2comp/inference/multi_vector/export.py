@@ -70,8 +70,8 @@ def export(name: str, out: Path, memory_tokens: int | None = None) -> Difference
     if out.exists() and not is_multi_vector(out):
         raise UserError(f"{out} exists and is not an export; choose another --out")
     require_folder(out)
-    source, lineage = released.local_encoder(name), released.lineage_of(name)
-    if source is None:
+    source, lineage = Path(released.resolve_encoder(name)), released.lineage_of(name)
+    if not source.is_dir():
         raise UserError(f"{name} is no folder of this machine; download it first")
     if lineage and (lineage.compiled or lineage.last_token):
         raise UserError(f"{name} is an export already; name the encoder that it was made from")
