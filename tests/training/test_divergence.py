@@ -188,10 +188,18 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.parametrize("anew", [False, True])
 def test_the_checkpoint_before_a_divergence_goes_on_at_the_new_rate(
-    tiny_recipe: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    anew: bool,
+    tiny_recipe: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Step 5 diverges: checkpoint 4 began it and is removed, checkpoint 2 goes on."""
+    """Step 5 diverges: checkpoint 4 began it and is removed, checkpoint 2 goes on.
+
+    Without checkpoint 2, the stage begins anew at the new rate, as the guide says.
+    """
     stage = "supervised"
     path = one_stage(tiny_recipe, stage, {"memory_learning_rate": 2e-3}, tmp_path)
     out = run_folder(tmp_path, stage, pretrained)
@@ -208,6 +216,8 @@ def test_the_checkpoint_before_a_divergence_goes_on_at_the_new_rate(
     assert "checkpoint-4 was bad already and is removed" in line
     work = out / ".3-supervised.work"
     assert [folder.name for folder in work.glob("checkpoint-*")] == ["checkpoint-2"]
+    if anew:
+        shutil.rmtree(work / "checkpoint-2")
     changes = ["learning_rate=1e-4", "memory_learning_rate=1e-5", "warmup_steps=4"]
     loaded = recipe.load_recipe(path, [f"{stage}.{change}" for change in changes])
     pipeline.train(loaded, out)
@@ -216,6 +226,7 @@ def test_the_checkpoint_before_a_divergence_goes_on_at_the_new_rate(
     assert [step for step, _ in rates] == [1, 2, 3, 4, 5, 6]
     # Warm-up over four steps, then a cosine over two.
     assert [rate for _, rate in rates[2:]] == pytest.approx([0.5e-4, 0.75e-4, 1e-4, 0.5e-4])
+    assert (max(rate for _, rate in rates[:2]) < 1e-4) == anew
     require_finite_files(out)
 
 
