@@ -91,14 +91,17 @@ def test_the_card_names_the_model_on_the_hub(hub: Hub, folder: Path) -> None:
 def test_files_of_the_encoder_before_are_deleted_in_the_same_commit(hub: Hub, folder: Path) -> None:
     llm2comp.push(folder, REPO)
     files = hub.repositories[REPO].branches["main"]
-    files |= {"LICENSE": b"mine", "figure.png": b"mine"}
+    mine = ("LICENSE", "figure.png", "LICENSE.txt", "NOTICE.txt", "eval/results.json")
+    files |= dict.fromkeys(mine, b"mine")
     files |= {"model-00001-of-00002.safetensors": b"", "openvino/openvino_model.xml": b""}
+    settings = ("vocab.txt", "merges.txt", "special_tokens_map.json")
+    files |= dict.fromkeys((*settings, "9_Dense/config.json", "onnx/export.json"), b"{}")
     (folder / ".secret").write_text("hidden")
     (folder / CALIBRATION).write_bytes(b"")
     url = llm2comp.push(folder, REPO, message="More steps")
     assert url.endswith(f"{2:040x}")
     assert [message for _, message in hub.repositories[REPO].commits][1:] == ["More steps"]
-    expected = files_of(folder).keys() | {".gitattributes", "LICENSE", "figure.png"}
+    expected = files_of(folder).keys() | {".gitattributes", *mine}
     after = hub.repositories[REPO].branches["main"]
     assert after.keys() == expected - {".secret", CALIBRATION}
 

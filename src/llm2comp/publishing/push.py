@@ -1,6 +1,7 @@
 """Upload an encoder folder to the Hugging Face hub, in one commit."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,10 @@ OF_AN_ENCODER = {
     ".bin", ".data", ".jinja", ".json", ".model", ".onnx", ".safetensors", ".sha256", ".txt", ".xml"
 }  # fmt: skip
 """Endings of files that an encoder that was there before may have left, and a client may read."""
+VOCABULARIES = {"merges.txt", "vocab.txt"}
+"""The texts that a tokenizer reads. Others are documents."""
+MODULE = re.compile(r"\d+_\w+|adapter|onnx|openvino")
+"""Folders of an encoder. JSON in others is not a client's."""
 TOO_LARGE = ("too large", "storage limit", "quota", "exceeds")
 """Parts of the messages with which the hub refuses a size."""
 
@@ -76,7 +81,7 @@ def push(
         stale = [
             file
             for file in api.list_repo_files(repo, revision=revision)
-            if file not in contents and PurePosixPath(file).suffix in OF_AN_ENCODER
+            if file not in contents and _is_of_an_encoder(PurePosixPath(file))
         ]
         done = api.create_commit(
             repo,
@@ -90,6 +95,14 @@ def push(
     if stale:
         logger.info("%s: deleted of the encoder before: %s", repo, ", ".join(stale))
     return str(done.commit_url)
+
+
+def _is_of_an_encoder(file: PurePosixPath) -> bool:
+    if file.suffix == ".txt":
+        return file.name in VOCABULARIES
+    if file.suffix == ".json" and len(file.parts) > 1:
+        return MODULE.fullmatch(file.parts[0]) is not None
+    return file.suffix in OF_AN_ENCODER
 
 
 def _contents(folder: Path, card: bytes) -> dict[str, Path | bytes]:
