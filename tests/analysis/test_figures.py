@@ -1,5 +1,6 @@
 import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -10,7 +11,10 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from typer.testing import CliRunner
 
+import llm2comp
+from llm2comp.analysis import analyze as analysis_run
 from llm2comp.analysis import figures, measure, summary
+from llm2comp.analysis.report import write as report_run
 from llm2comp.cli.app import app
 from llm2comp.data import sample
 from llm2comp.errors import UserError
@@ -23,6 +27,20 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("vectors") / "spread.npy"
     np.save(file, np.random.default_rng(0).standard_normal((6000, 16)))
     return file
+
+
+@pytest.mark.parametrize("missing", ["plotly.offline", "matplotlib"])
+def test_what_cannot_be_drawn_is_said_before_the_work(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
+    for module in (analysis_run, report_run):
+        monkeypatch.setattr(module, "draw", lambda *_: pytest.fail("it draws texts"))
+    monkeypatch.setattr(analysis_run, "load", lambda *_: pytest.fail("it loads an encoder"))
+    work: Any = llm2comp.analyze if missing == "matplotlib" else llm2comp.report
+    with pytest.raises(UserError, match=rf"needs? {missing.split('.')[0]}: pip install"):
+        work(["minilm"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_json_files_and_figures(

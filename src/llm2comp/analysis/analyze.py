@@ -31,6 +31,7 @@ def analyze(
     if not names:
         raise UserError("name an encoder, or a .npy file, to analyze")
     require_folder(out)
+    figures.require_matplotlib()  # before the work, which takes minutes
     analyses = []
     sample: Sample | None = None
     for name, short_name in zip(names, summary.short_names(names), strict=True):

@@ -65,6 +65,7 @@ def report(
     _require_page(out)
     for query in queries:
         require_query(query)
+    plots.script()  # without plotly the error comes now, not after the work, which takes minutes
     capacities = from_folder(capacity) if capacity else []
     sample = draw(data, texts, seed)
     content = gather(names, sample, queries or QUERIES, batch_size, dtype)
