@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,14 +63,41 @@ def test_the_id_of_a_line_is_its_place(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
-@pytest.mark.parametrize("name", ["train-times.txt", "test-results.txt", "dev/a.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-times.txt",
+        "test-results.txt",
+        "dev/a.txt",
+        "__old/a.txt",
+        "config.json",
+        "dataset_dict.json",
+    ],
+)
 def test_a_folder_is_read_whole_whatever_its_files_are_called(tmp_path: Path, name: str) -> None:
     """A source of training data leaves out files whose names have the words of other splits."""
-    for one in ("whales.txt", name, ".hidden.txt", "notes.md"):
+    ending = Path(name).suffix
+    for one in (f"whales{ending}", name, f".hidden{ending}", f".old/a{ending}", "notes.md"):
         (tmp_path / one).parent.mkdir(exist_ok=True)
-        (tmp_path / one).write_text(f"{one}\n")
+        content = json.dumps([{"text": one}]) if ending == ".json" else f"{one}\n"
+        (tmp_path / one).write_text(content)
     found = {row.text for row in Corpus.survey(str(tmp_path)).rows()}
-    assert found == {"whales.txt", name}
+    assert found == {f"whales{ending}", name}
+
+
+def test_settings_of_a_dataset_beside_other_files_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert [row.text for row in Corpus.survey(str(tmp_path)).rows()] == ["a text"]
+
+
+def test_a_folder_of_save_to_disk_is_no_corpus(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a"]})
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "two")
+    for name in ("one", "two"):
+        with pytest.raises(UserError, match="is a folder of save_to_disk"):
+            Corpus.survey(str(tmp_path / name))
 
 
 def test_a_file_has_one_name_in_ids_however_it_is_given(

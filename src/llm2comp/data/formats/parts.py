@@ -7,7 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets.data_files import DataFilesList, EmptyDatasetError, get_data_patterns
+from datasets.data_files import (
+    FILES_TO_IGNORE,
+    DataFilesList,
+    EmptyDatasetError,
+    get_data_patterns,
+)
 
 from llm2comp.data import files
 from llm2comp.data.formats import saved
@@ -37,8 +42,10 @@ def local_files(name: str, split: str | None, *, announced: bool = False) -> lis
     """
     path = Path(name).expanduser()
     if path.is_dir() and not saved.is_saved(path):
-        every = _matching(path, ["**"])
-        found = _readable(every if split is None else _of_split(path, split), str(path))
+        if split is None:
+            every = found = _readable(_all_in(path), str(path))
+        else:
+            every, found = _matching(path, ["**"]), _readable(_of_split(path, split), str(path))
         count = sum(files.kind_of(one) in files.READERS for one in every)
         if announced and len(found) < count:
             read = counted(len(found), "file")
@@ -53,6 +60,21 @@ def local_files(name: str, split: str | None, *, announced: bool = False) -> lis
         return [path] if files.kind_of(path) in files.READERS else None
     require_all_parts(map(str, found), name)
     return found
+
+
+def _all_in(folder: Path) -> list[Path]:
+    """Return the files in a folder, whatever their names, without hidden ones.
+
+    Settings that datasets and models of the hub have beside files of another kind are left out.
+    """
+    found = [
+        path
+        for path in sorted(folder.rglob("*"), key=str)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    others = [path for path in found if path.name not in FILES_TO_IGNORE]
+    kinds = {files.kind_of(path) for path in others if path.is_file()} & set(files.READERS)
+    return others if kinds and ".json" not in kinds else found
 
 
 def _of_split(folder: Path, split: str) -> list[Path]:

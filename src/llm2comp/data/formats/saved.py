@@ -15,8 +15,8 @@ ROWS = 1024
 
 
 def is_saved(path: Path) -> bool:
-    """Return whether a folder is one of `save_to_disk`."""
-    return any((path / mark).is_file() for mark in MARKS)
+    """Return whether a folder is one of `save_to_disk`, and no corpus with a file of that name."""
+    return any((path / mark).is_file() for mark in MARKS) and any(path.rglob("*.arrow"))
 
 
 def read(
