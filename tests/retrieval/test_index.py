@@ -283,6 +283,11 @@ def test_the_commands(
     gone = run("delete", folder, "s5", "absent")
     assert gone == f"{folder}: deleted 1 of 2; 7 texts are left\n"
     assert "s5" not in run("search", folder, sentences[5], "--top-k", 9)
+    gone = run("delete", folder, "-:1", "s6")  # the first is the id of a line of standard input
+    assert gone == f"{folder}: deleted 1 of 2; 6 texts are left\n"
+    assert run("delete", folder, "--", "-:1") == f"{folder}: deleted 0 of 1; 6 texts are left\n"
+    for mistake in ("--dry", "-n", "-:x"):
+        assert "No such option" in run("delete", folder, mistake, "s7", "-:1", status=2)
     for arguments, said in (
         (["search", corpus, "whales"], "holds no index"),
         (["search", folder], "give DIR QUERY for an index, or MODEL FILE QUERY"),

