@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from base_encoders import fine_tuning
 from rich.console import Console
 
 from llm2comp.errors import UserError
+from llm2comp.model.lineage import Base
 from llm2comp.recipe import Recipe
 from llm2comp.training import pipeline
 from llm2comp.training.trainer import AdapterCheckpoints
@@ -37,6 +40,24 @@ def test_a_base_that_changed_between_stop_and_resume_is_refused(
     (base / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
     with pytest.raises(UserError, match=r"the base \S+ has changed since the run began"):
         train(settings, out)
+
+
+@pytest.mark.parametrize("revision", [None, "a" * 40], ids=["local", "hub"])
+def test_a_base_of_the_hub_stays_the_same_when_more_of_it_is_downloaded(
+    tmp_path: Path, revision: str | None
+) -> None:
+    first, later = (
+        SimpleNamespace(
+            folder=tmp_path,
+            lineage=SimpleNamespace(
+                bases=[Base(name="me/tiny", revision=revision, fingerprint=fingerprint)]
+            ),
+        )
+        for fingerprint in ("1", "2")
+    )
+    pipeline._require_same_base(first, tmp_path)  # type: ignore[arg-type]
+    with nullcontext() if revision else pytest.raises(UserError, match="has changed since"):
+        pipeline._require_same_base(later, tmp_path)  # type: ignore[arg-type]
 
 
 def _interrupt(*_: object) -> None:

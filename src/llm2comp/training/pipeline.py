@@ -315,7 +315,8 @@ def _require_same_base(base: BaseEncoder, workdir: Path) -> None:
     if not record.exists():
         with atomic_file(record) as partial:
             partial.write_text(found.fingerprint + "\n", encoding="utf-8")
-    elif record.read_text(encoding="utf-8").strip() != found.fingerprint:
+    # Of a commit of the hub more files may have been downloaded since.
+    elif found.revision is None and record.read_text("utf-8").strip() != found.fingerprint:
         raise UserError(
             f"the base {found.name} has changed since the run began, and what was trained fits "
             f"the old one only; restore it, or start again with another --out ({base.folder})"
@@ -342,9 +343,8 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         write_recipe(recipe, out)
         return recipe
     wanted, known, recipe = recipe, read_recipe(out), as_begun(recipe, out)
-    begun = known.backbone.revision
     if recipe.backbone.revision is None:  # the commit with which the run began
-        recipe = _at(begun, recipe)
+        recipe = _at(known.backbone.revision, recipe)
     elif recipe.backbone != known.backbone:
         recipe = pinned_recipe(recipe)
     diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
@@ -357,10 +357,12 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
             (out / SCORES).unlink(missing_ok=True)
             write_recipe(wanted, out)
             return wanted
-        moved = _compared(known, ignored) == _compared(_at(begun, recipe), ignored)
+        moved = _compared(known, ignored) == _compared(
+            _at(known.backbone.revision, recipe), ignored
+        )
         raise UserError(
             f"{out} holds a run of {'another commit' if moved else 'another recipe'} (see {path}); "
-            f"{f'set backbone.revision={begun}, ' if moved else ''}"
+            f"{f'set backbone.revision={known.backbone.revision}, ' if moved else ''}"
             "give another --out, or remove that folder to start again"
         )
     if is_of_0_1(out):
