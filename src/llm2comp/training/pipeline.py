@@ -38,6 +38,7 @@ from llm2comp.training.run_folder import (
     SCORES,
     alone_in,
     as_begun,
+    at_commit,
     is_of_0_1,
     read_recipe,
     require_none_later,
@@ -344,7 +345,7 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         return recipe
     wanted, known, recipe = recipe, read_recipe(out), as_begun(recipe, out)
     if recipe.backbone.revision is None:  # the commit with which the run began
-        recipe = _at(known.backbone.revision, recipe)
+        recipe = at_commit(known.backbone.revision, recipe)
     elif recipe.backbone != known.backbone:
         recipe = pinned_recipe(recipe)
     diverged = [stage.stage for stage in known.stages if has_diverged(_workdir(stage.stage, out))]
@@ -357,12 +358,11 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
             (out / SCORES).unlink(missing_ok=True)
             write_recipe(wanted, out)
             return wanted
-        moved = _compared(known, ignored) == _compared(
-            _at(known.backbone.revision, recipe), ignored
-        )
+        first = known.backbone.revision
+        moved = _compared(known, ignored) == _compared(at_commit(first, recipe), ignored)
+        other = f"commit, {first}" if moved else "recipe"
         raise UserError(
-            f"{out} holds a run of {'another commit' if moved else 'another recipe'} (see {path}); "
-            f"{f'set backbone.revision={known.backbone.revision}, ' if moved else ''}"
+            f"{out} holds a run of another {other} (see {path}); "
             "give another --out, or remove that folder to start again"
         )
     if is_of_0_1(out):
@@ -374,12 +374,6 @@ def _claim(recipe: Recipe, out: Path, *, planned: bool) -> Recipe:
         for stage in recipe.stages
     ]
     return _with_stages(recipe, stages)
-
-
-def _at(commit: str | None, recipe: Recipe) -> Recipe:
-    """Return the recipe with another `backbone.revision`."""
-    backbone = recipe.backbone.model_copy(update={"revision": commit})
-    return recipe.model_copy(update={"backbone": backbone})
 
 
 def _compared(recipe: Recipe, ignored: frozenset[str]) -> dict[str, Any]:

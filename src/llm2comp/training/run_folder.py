@@ -130,6 +130,12 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     return as_in_0_1(recipe) if is_of_0_1(folder) else recipe
 
 
+def at_commit(commit: str | None, recipe: Recipe) -> Recipe:
+    """Return the recipe with another `backbone.revision`."""
+    backbone = recipe.backbone.model_copy(update={"revision": commit})
+    return recipe.model_copy(update={"backbone": backbone})
+
+
 def is_of_0_1(folder: Path) -> bool:
     """Return whether version 0.1 began a run; later versions always write `backbone.add_bos`."""
     return not chooses_bos(read_yaml(folder / RECIPE, "recipe"))
