@@ -94,6 +94,25 @@ def test_a_positive_of_a_query_is_no_other_rows_text_in_its_batch(tmp_path: Path
     assert len(list(DistinctTexts(two, batch_size=2, drop_last=False))) == 1
 
 
+@pytest.mark.parametrize("kind", ["score", "label"])
+def test_rows_without_in_batch_negatives_share_batches(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Graded relevance: CoSENT compares the documents of a query, and so a batch holds several."""
+    rows = [{"anchor": f"q{i}", "positive": f"p{i}-{j}"} for i in range(4) for j in range(10)]
+    if kind == "score":
+        dataset = only(draw(tmp_path, [row | {"score": i % 5} for i, row in enumerate(rows)], 5))
+    else:
+        dataset = only(draw(tmp_path, rows, 5, teacher="minilm"))
+        dataset = dataset.add_column("label", [[1.0]] * len(dataset))
+    assert not caplog.messages, "all batches can be filled"
+    sampler = DistinctTexts(
+        dataset, batch_size=8, drop_last=False, valid_label_columns=["label", "score"]
+    )
+    assert [len(batch) for batch in sampler] == [8] * 5
+    assert sorted(index for batch in sampler for index in batch) == list(range(40))
+
+
 def test_rows_that_differ_in_white_space_or_form_alone_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

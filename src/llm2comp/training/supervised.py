@@ -12,12 +12,14 @@ from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import ROWS, drawn_once
 from llm2comp.data.pairs import dataset_names, require_minable, row_prompts, write_pairs
+from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.reranker import is_reranker
 from llm2comp.recipe import Stage, Supervised
 from llm2comp.training.contrastive import train_contrastive
 from llm2comp.training.distillation.labels import with_labels
 from llm2comp.training.distributed import world
+from llm2comp.training.losses.distillation import LABEL
 from llm2comp.training.stage_context import StageContext
 
 TEACHER = "teacher"
@@ -33,12 +35,17 @@ class DistinctTexts(NoDuplicatesBatchSampler):
     its own negative, and so would a positive of the anchor from another row. Two forms of Unicode
     of one text are one text here, as they are when rows are drawn.
 
+    Rows with a score or the label of a teacher have losses without in-batch negatives, so any of
+    them may share a batch.
+
     Args:
         dataset: the rows, with the columns of `llm2comp.data.drawn.pair_file`.
         **options: as the stock sampler takes them.
     """
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
+        # The stock sampler removes such columns.
+        self._has_negatives = not {SCORE, LABEL} & set(dataset.column_names)
         super().__init__(dataset, **options)
         self.dataset = self.dataset.with_transform(_numbers)
 
@@ -47,7 +54,10 @@ class DistinctTexts(NoDuplicatesBatchSampler):
     ) -> Iterator[list[int]]:
         """Yield the batches of a pass over the rows, as the stock sampler asks for them."""
         del has_overlap  # it compares texts alone
-        yield from super()._iter_one_pass(get_sample_values, _exclude_each_other)
+        if self._has_negatives:
+            yield from super()._iter_one_pass(get_sample_values, _exclude_each_other)
+        else:
+            yield from super()._iter_one_pass(lambda _: set(), lambda *_: False)
 
 
 def require_models(stage: Stage) -> None:

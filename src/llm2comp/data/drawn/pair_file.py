@@ -117,6 +117,8 @@ class PairFile:
     def require_batches(self, batch_size: int, asked: int) -> None:
         """Check that there are rows, and that batches of them can be filled.
 
+        Rows with scores or a teacher fill any batch: the other rows of it are not their negatives.
+
         Args:
             batch_size: rows of a batch.
             asked: how many pairs all sources were to give.
@@ -132,6 +134,8 @@ class PairFile:
         if SCORE in self._columns:
             logger.info("%s has scores: its loss is CoSENT, which ranks pairs by score", self.name)
             return
+        if self.source.teacher is not None:
+            return  # what it says of a row is learned without the other rows
         lonely = min(self.rows, batch_size) < 2
         if lonely and not self._has_negatives:
             raise UserError(
