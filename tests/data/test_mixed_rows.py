@@ -171,6 +171,20 @@ def test_a_text_in_a_few_rows_too_many_is_a_warning(
     assert len(batches) == 24
 
 
+@pytest.mark.parametrize("few", ["anchor", "positive"])
+def test_few_queries_in_many_rows_leave_batches_small(tmp_path: Path, few: str) -> None:
+    """A batch holds each of 20 queries once, and so has 20 rows, though no text is in many rows."""
+    other = "positive" if few == "anchor" else "anchor"
+    rows = [
+        {few: f"q{i}", other: f"p{i}-{j}", "negative": f"n{i}-{j}"}
+        for i in range(20)
+        for j in range(50)
+    ]
+    with pytest.raises(UserError, match="at most 320 rows fit into 16 batches of 64") as raised:
+        draw(tmp_path, pairs_file(tmp_path / "a.jsonl", rows), batch_size=64, steps=16)
+    assert f"1,000 rows have 20 {few}s, and a batch holds each {few} once" in str(raised.value)
+
+
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 8), (8, 1)])
 def test_a_pair_alone_in_its_batch_has_nothing_to_learn_from(
     tmp_path: Path, rows: int, batch_size: int

@@ -23,6 +23,7 @@ from datasets import Dataset, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from llm2comp.data.drawn.distinct import number
+from llm2comp.data.drawn.full_batches import FILLED, WELL_FILLED, RowTexts
 from llm2comp.data.drawn.rows import RowFiles
 from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
@@ -32,10 +33,6 @@ from llm2comp.recipe_parts import DataSource
 logger = logging.getLogger("llm2comp")
 
 POSITIVES = "positives"
-FILLED = 0.5
-"""A stage is refused if less than this share of its rows fits into its batches."""
-WELL_FILLED = 0.9
-"""There is a warning if less than this share does."""
 WRITTEN_TOGETHER = 1000
 """Rows that are kept in memory before they are written."""
 
@@ -64,8 +61,8 @@ class PairFile:
         self._writer: ArrowWriter | None = None
         self._columns: dict[str, Any] = {}
         self._has_negatives = False
-        # Eight bytes for each text, and for each positive of an anchor.
-        self._texts = array("q")
+        self._texts = RowTexts()
+        # Eight bytes for each positive of an anchor.
         self._anchors = array("q")
         self._positives = array("q")
 
@@ -95,8 +92,7 @@ class PairFile:
         """Return the columns of a row, and remember its texts."""
         anchor, positive, negatives = row["anchor"], row["positive"], row.get(NEGATIVE, [])
         anchor_number = number(anchor)
-        texts = {anchor_number, number(positive), *map(number, negatives)}
-        self._texts.extend(texts)
+        self._texts.add(anchor_number, number(positive), map(number, negatives))
         self._has_negatives |= bool(negatives)
         for one in row.get(POSITIVES, [positive]):
             self._anchors.append(anchor_number)
@@ -146,23 +142,12 @@ class PairFile:
         self._require_full_batches(batch_size)
 
     def _require_full_batches(self, size: int) -> None:
-        """Check that no text is in so many rows that batches stay small.
-
-        A batch holds a text once, or the text would be its own negative. So of the rows with one
-        text, as many fit into the batches as there are batches.
-        """
-        commonest = int(np.unique(np.asarray(self._texts), return_counts=True)[1].max())
-        batches = -(-self.rows // size)
-        fit = self.rows - max(0, commonest - batches)
-        if fit >= WELL_FILLED * self.rows:
+        """Check that texts are not in so many rows that batches stay small."""
+        fit = self._texts.fit(size)
+        if fit.share >= WELL_FILLED:
             return
-        found = (
-            f"{self.name}: one text is in {commonest} of {self.rows} rows, and a batch holds a "
-            f"text once, so at most {counted(fit, 'row fits', 'rows fit')} into "
-            f"{counted(batches, 'batch', 'batches')} of {size}; leave out "
-            "rows with that text, or give more rows without it"
-        )
-        if fit < FILLED * self.rows or commonest == self.rows:
+        found = f"{self.name}: {fit.reason}; {fit.remedy}"
+        if fit.share < FILLED or fit.alone:
             raise UserError(found)
         logger.warning(found)
 
