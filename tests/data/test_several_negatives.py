@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from llm2comp.data import sources
-from llm2comp.data.drawn.pair_file import negatives_of
+from llm2comp.data.drawn.pair_file import POSITIVES, negatives_of
 from llm2comp.data.drawn.rows import Rows, drawn_once
 from llm2comp.data.pairs import write_pairs
 from llm2comp.errors import UserError
@@ -92,6 +92,31 @@ def test_a_positive_of_a_query_is_no_other_rows_text_in_its_batch(tmp_path: Path
     )
     two = dataset.select([first, second])
     assert len(list(DistinctTexts(two, batch_size=2, drop_last=False))) == 1
+
+
+@pytest.mark.parametrize("before", ["instruction", "prompt", "nothing"])
+def test_a_query_behind_an_instruction_is_no_negative_of_itself(
+    tmp_path: Path, before: str
+) -> None:
+    """Each query is the positive of another one, as of two questions that are the same."""
+    rows: list[dict[str, Any]] = [{"query": f"q{i}", "pos": [f"q{i + 1}"]} for i in range(16)]
+    if before == "prompt":
+        rows = [row | {"prompt": "find: "} for row in rows]
+    instruction = "find" if before == "instruction" else ""
+    dataset = only(draw(tmp_path, rows, steps=2, query_instruction=instruction))
+    assert (POSITIVES in dataset.column_names) == (before != "nothing")
+    queries = [row["anchor"].removeprefix("find:").strip() for row in dataset]
+    for seed in range(30):
+        for batch in DistinctTexts(dataset, batch_size=8, drop_last=False, seed=seed):
+            for index in batch:
+                others = {dataset[other]["positive"] for other in batch if other != index}
+                assert queries[index] not in others
+
+
+def test_queries_that_are_no_texts_of_other_rows_are_not_remembered(tmp_path: Path) -> None:
+    rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(8)]
+    dataset = only(draw(tmp_path, rows, query_instruction="find"))
+    assert dataset.column_names == ["anchor", "positive"]
 
 
 @pytest.mark.parametrize("kind", ["score", "label"])

@@ -10,8 +10,9 @@ from datasets import Value
 from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
-from llm2comp.data.drawn.pair_file import PairFile
+from llm2comp.data.drawn.pair_file import QUERY, PairFile
 from llm2comp.data.drawn.rows import RowFiles, Summary
+from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Supervised
@@ -126,7 +127,8 @@ def _draw_pairs(
         wanted: asked of each row just before it is drawn; the others are passed over.
 
     Yields:
-        The place of a source, and its row with the instruction before the anchor.
+        The place of a source, and its row with the instruction before the anchor. `QUERY` is the
+        query without its instruction or prompt.
 
     Raises:
         UserError: if a source cannot be read, or has both negatives and scores.
@@ -138,6 +140,7 @@ def _draw_pairs(
     ]
     for place, row in mixture.draw(sources, streams, "pairs", count):
         require_one_kind(sources[place], row)
+        row[QUERY] = row["anchor"].removeprefix(row.get(PROMPT, ""))
         row["anchor"] = add_instruction(sources[place].query_instruction, row["anchor"])
         yield place, row
 

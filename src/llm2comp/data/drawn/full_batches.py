@@ -43,6 +43,11 @@ class RowTexts:
     def __len__(self) -> int:
         return len(self._columns["anchor"])
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """The texts of all rows, each once for each of its rows."""
+        return np.asarray(self._all)
+
     def add(self, anchor: int, positive: int, negatives: Iterable[int]) -> None:
         """Remember the texts of a row."""
         self._all.extend({anchor, positive, *negatives})

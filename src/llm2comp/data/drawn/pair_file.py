@@ -8,7 +8,8 @@ may have:
 | `negative` | a text or None; with `negatives` above 1, a list of texts, which may be empty |
 | `positives` | the numbers of all known positives of the anchor, if there are several |
 
-None of these texts is a negative of the anchor, neither in its row nor in a batch.
+None of these texts is a negative of the anchor, neither in its row nor in a batch. Where an anchor
+is a query with an instruction or a prompt, the query alone counts as a positive if a row has it.
 """
 
 import logging
@@ -33,6 +34,8 @@ from llm2comp.recipe_parts import DataSource
 logger = logging.getLogger("llm2comp")
 
 POSITIVES = "positives"
+QUERY = "query"
+"""Key of a row with the query alone, without what its anchor has before and behind it."""
 WRITTEN_TOGETHER = 1000
 """Rows that are kept in memory before they are written."""
 
@@ -62,12 +65,17 @@ class PairFile:
         self._columns: dict[str, Any] = {}
         self._has_negatives = False
         self._texts = RowTexts()
-        # Eight bytes for each positive of an anchor.
+        # Eight bytes for each positive of an anchor, and for each query without its instruction.
         self._anchors = array("q")
         self._positives = array("q")
+        self._asked = array("q")
+        self._queries = array("q")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row of `llm2comp.data.sources.rows`. All rows of a source are scored, or none."""
+        """Write a row of `llm2comp.data.sources.rows` with its `QUERY`.
+
+        All rows of a source are scored, or none.
+        """
         if self._writer is None:
             self._columns = self._features(scored=SCORE in row)
             writer = self._files.train(self.name, self._columns, WRITTEN_TOGETHER)
@@ -97,6 +105,9 @@ class PairFile:
         for one in row.get(POSITIVES, [positive]):
             self._anchors.append(anchor_number)
             self._positives.append(number(one))
+        if row[QUERY] != anchor:
+            self._asked.append(anchor_number)
+            self._queries.append(number(row[QUERY]))
         return {
             "anchor": anchor,
             "positive": positive,
@@ -176,8 +187,16 @@ class PairFile:
         return left_out
 
     def _several_positives(self) -> dict[int, list[int]]:
-        """Return the numbers of the positives of each anchor that has several."""
-        pairs = np.unique(np.stack([self._anchors, self._positives], axis=1), axis=0)
+        """Return the numbers of the positives of each anchor that has several.
+
+        A query that is a text of a row is one of them: no negative of what asks it.
+        """
+        pairs = np.stack([self._anchors, self._positives], axis=1)
+        if self._queries:
+            queries = np.stack([self._asked, self._queries], axis=1)
+            elsewhere = np.isin(queries[:, 1], self._texts.numbers)
+            pairs = np.concatenate([pairs, queries[elsewhere]])
+        pairs = np.unique(pairs, axis=0)
         anchors, starts, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
         return {
             int(anchor): pairs[start : start + count, 1].tolist()
