@@ -268,3 +268,36 @@ def test_a_source_with_the_longest_file_name_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / f"{'語' * 83}.jsonl"  # 255 bytes
     rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(4)]
     assert len(drawn(tmp_path, pairs_file(path, rows))) == 4
+
+
+@pytest.mark.parametrize("kind", [Supervised, Unsupervised])
+@pytest.mark.parametrize(("rows", "held_out"), [(6, 0), (8, 0), (9, 1), (10, 2)])
+def test_a_stage_that_trains_on_all_of_its_rows_says_so(
+    tmp_path: Path,
+    kind: type[Supervised | Unsupervised],
+    rows: int,
+    held_out: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = ("anchor", "positive") if kind is Supervised else ("text",)
+    content = [{name: f"{name} {i}" for name in names} for i in range(rows)]
+    source = pairs_file(tmp_path / "a.jsonl", content)
+    said = {}
+    for eval_pairs in (0, 4):
+        stage = kind(data=[source], steps=2, batch_size=4, learning_rate=1.0, eval_pairs=eval_pairs)
+        write = partial(
+            write_pairs if kind is Supervised else write_sentences,
+            stage=stage,
+            seed=0,
+            on_bad_row="fail",
+        )
+        caplog.clear()
+        drawn = drawn_once(tmp_path / f"{eval_pairs}", stage, 0, "fail", write)
+        said[eval_pairs] = [message for message in caplog.messages if "trained on" in message]
+    assert len(drawn.held_out) == held_out
+    but = " but one" if held_out else ""
+    expected = (
+        f"{stage.stage}: all rows{but} are trained on, so there is no held-out loss and no warning "
+        "of collapse; lower steps, or use evaluation.during"
+    )
+    assert said == {0: [], 4: [] if held_out == 2 else [expected]}

@@ -11,7 +11,7 @@ from llm2comp.data import mixture
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
 from llm2comp.data.drawn.pair_file import QUERY, PairFile
-from llm2comp.data.drawn.rows import RowFiles, Summary
+from llm2comp.data.drawn.rows import RowFiles, Summary, warn_if_none_are_held_out
 from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError, counted
@@ -81,6 +81,7 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     total = sum(part.rows for part in parts)
     if total < trained:
         logger.warning("%s, %d were asked for", counted(total, "pair"), trained)
+    warn_if_none_are_held_out(stage, len(held_out))
     for part in parts:
         part.require_batches(stage.batch_size, trained)
         left_out.count("false_negatives", part.source.source, part.tell_positives_apart())

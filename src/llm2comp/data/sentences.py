@@ -9,7 +9,7 @@ from llm2comp.data import mixture
 from llm2comp.data.crops import TEXT_WORDS, Crops
 from llm2comp.data.drawn.distinct import Distinct
 from llm2comp.data.drawn.left_out import LeftOut
-from llm2comp.data.drawn.rows import RowFiles, Summary
+from llm2comp.data.drawn.rows import RowFiles, Summary, warn_if_none_are_held_out
 from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Unsupervised
 from llm2comp.recipe_parts import DataSource
@@ -56,6 +56,7 @@ def write_sentences(files: RowFiles, stage: Unsupervised, seed: int, on_bad_row:
             "is alone, and the other texts of its batch are its negatives; give more texts and set "
             "unsupervised.batch_size to 2 or more"
         )
+    warn_if_none_are_held_out(stage, count - texts)
     too_short = {"too_short": crops.too_short} if crops and crops.too_short else {}
     return {"texts": texts} | left_out.counts | too_short
 

@@ -18,7 +18,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from llm2comp.data.drawn import origins
 from llm2comp.errors import UserError
-from llm2comp.recipe import Stage
+from llm2comp.recipe import Stage, Supervised, Unsupervised
 from llm2comp.utils.checksums import CHECKSUMS, require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
 
@@ -178,6 +178,22 @@ class RowFiles:
         """Yield the writer of the rows that are measured."""
         with arrow_writer(self.folder / HELD_OUT, features, 1000) as writer:
             yield writer
+
+
+def warn_if_none_are_held_out(stage: Unsupervised | Supervised, held_out: int) -> None:
+    """Warn if a stage trains on all of its rows, or on all but one, though it is to hold out some.
+
+    Args:
+        stage: the stage.
+        held_out: how many rows are held out. One alone cannot be measured.
+    """
+    if held_out < min(stage.eval_pairs, 2):
+        logger.warning(
+            "%s: all rows%s are trained on, so there is no held-out loss and no warning of "
+            "collapse; lower steps, or use evaluation.during",
+            stage.stage,
+            " but one" if held_out else "",
+        )
 
 
 @contextmanager
