@@ -88,9 +88,11 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     left_out.log()
     plain = [row for row in held_out if SCORE not in row] or held_out
     columns = (*REQUIRED, DATASET)
-    with files.held_out({column: Value("string") for column in columns}) as writer:
+    features = {column: Value("string") for column in columns} | {SCORE: Value("float32")}
+    with files.held_out(features) as writer:
         for row in plain:
-            writer.write({column: row[column] for column in columns})
+            score = float(row[SCORE]) if SCORE in row else None
+            writer.write({column: row[column] for column in columns} | {SCORE: score})
     by_source = {part.name: part.rows for part in parts}
     prompts = {part.name: sorted(part.prompts) for part in parts if part.prompts}
     return {"pairs": by_source} | ({ROW_PROMPTS: prompts} if prompts else {}) | left_out.counts

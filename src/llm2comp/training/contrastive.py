@@ -48,7 +48,7 @@ from llm2comp.training.mining.rounds import RoundOver, begin_round
 from llm2comp.training.monitoring.development import DevelopmentWatch
 from llm2comp.training.monitoring.divergence import saving
 from llm2comp.training.monitoring.progress import TokenCounter
-from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of
+from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of, scores_of
 from llm2comp.training.stage_context import StageContext
 from llm2comp.training.trainer import (
     AdapterCheckpoints,
@@ -110,7 +110,7 @@ def train_contrastive(
         data: columns `anchor`, `positive` and possibly `negative` or `score`. With several
             datasets, each batch comes from one of them.
         held_out: columns `anchor` and `positive` of pairs that are measured, not trained on, and
-            possibly `dataset`, whose prompts they then have.
+            possibly `dataset`, whose prompts they then have, and `score`.
         batch_sampler: how sentence-transformers draws batches.
         attention_dropout: dropout of attention weights, in training only.
     """
@@ -213,6 +213,7 @@ def _train(
             dtype=dtype,
             log=context.log,
             prompts=prompts_of(held_out, columns),
+            scores=scores_of(held_out),
         )
     )
     watch = DevelopmentWatch.of(

@@ -2,7 +2,10 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,18 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from torch.nn.functional import cosine_similarity
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from llm2comp.data.drawn.rows import drawn_once
+from llm2comp.data.pairs import write_pairs
 from llm2comp.evaluation import baselines
 from llm2comp.inference.precision import computing_in
+from llm2comp.recipe import Supervised
+from llm2comp.recipe_parts import DataSource
 from llm2comp.training.monitoring.held_out import Directions
 from llm2comp.training.monitoring.run_log import RunLog
-from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of
+from llm2comp.training.monitoring.watches import CollapseWatch, prompts_of, scores_of
 
 
 def watch(
@@ -26,6 +34,7 @@ def watch(
     dropout: bool = False,
     dtype: torch.dtype = torch.float32,
     prompts: Sequence[tuple[str, str]] = (),
+    scores: Sequence[float] | None = None,
 ) -> CollapseWatch:
     return CollapseWatch(
         model,
@@ -37,6 +46,7 @@ def watch(
         dtype=dtype,
         log=RunLog(file, Console(file=io.StringIO())),
         prompts=prompts,
+        scores=scores,
     )
 
 
@@ -80,6 +90,47 @@ def test_the_loss_equals_a_literal_reference(
     cosines = positives @ positives.T
     expected = (cosines.sum() - 8) / 56
     assert event["held_out"]["text_cosine"] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_the_loss_of_scored_pairs_is_that_of_training(
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    """Not one that takes a pair of score 0 for a positive pair."""
+    model = baselines.build("mean", tiny_backbone)
+    pairs = list(zip(sentences, sentences[::-1], strict=True))
+    scores = [0.0, 1.0, 2.0, 2.0, 3.5, 4.0, 4.0, 5.0]
+    step(watch(model, pairs, tmp_path / "log", scores=scores), 10, tmp_path)
+    (event,) = map(json.loads, (tmp_path / "log").open())
+    anchors, positives = (
+        torch.tensor(model.encode(list(side))) for side in zip(*pairs, strict=True)
+    )
+    cosines = cosine_similarity(anchors, positives).tolist()
+    terms = [
+        math.exp((cosines[low] - cosines[high]) / 0.05)
+        for low, high in permutations(range(8), 2)
+        if scores[high] > scores[low]
+    ]
+    assert event["held_out"]["loss"] == pytest.approx(math.log(1 + sum(terms)), abs=1e-3)
+    assert {"text_cosine", "rankme"} <= event["held_out"].keys()
+
+
+def test_scores_of_held_out_pairs_are_kept(tmp_path: Path) -> None:
+    """Those of a stage of scored pairs alone; other rows come before scored ones."""
+    for name, more in {"scored": {"score": 2.5}, "plain": {}}.items():
+        rows = [{"anchor": f"q{i}", "positive": f"p{i}"} | more for i in range(20)]
+        (tmp_path / name).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def drawn(*names: str) -> Dataset:
+        data = [DataSource(source=str(tmp_path / f"{name}.jsonl")) for name in names]
+        stage = Supervised(data=data, steps=2, batch_size=4, learning_rate=1, eval_pairs=4)
+        write = partial(write_pairs, stage=stage, seed=0, on_bad_row="fail")
+        return drawn_once(tmp_path / "-".join(names), stage, 0, "fail", write).held_out
+
+    assert scores_of(drawn("scored")) == [2.5] * 4
+    assert scores_of(drawn("plain")) is None
+    assert scores_of(drawn("scored", "plain")) is None
+    of_an_older_version = drawn("scored").remove_columns("score")
+    assert scores_of(of_an_older_version) is None
 
 
 def test_pairs_are_measured_behind_their_prompts(

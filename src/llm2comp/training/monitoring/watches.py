@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.data.pairs import DATASET, module_name
+from llm2comp.data.sources import SCORE
 from llm2comp.evaluation.metrics import memory_tokens
 from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.inference.precision import computing_in
@@ -162,6 +164,8 @@ class CollapseWatch(EvalCallback):
         log: where measurements are written.
         prompts: what is put before the anchor and the positive of each pair. With none given,
             nothing is.
+        scores: how alike each pair is. The loss is then CoSENT, as in training, because two texts
+            of a pair may be far from alike. Otherwise it is InfoNCE.
     """
 
     def __init__(
@@ -176,10 +180,12 @@ class CollapseWatch(EvalCallback):
         dtype: torch.dtype,
         log: RunLog,
         prompts: Sequence[tuple[str, str]] = (),
+        scores: Sequence[float] | None = None,
     ) -> None:
         self.model = model
         self.pairs = pairs
         self.prompts = prompts or [("", "")] * len(pairs)
+        self.scores = scores
         self.stage = stage
         self.every = every
         self.temperature = temperature
@@ -200,7 +206,7 @@ class CollapseWatch(EvalCallback):
         warn_of_collapse(self.run_log, self.stage, step, values)
 
     def _values(self) -> dict[str, float]:
-        """Return the loss with in-batch negatives, and how the positives use their space."""
+        """Return the loss of the pairs, and how the positives use their space."""
         anchors, positives = (list(side) for side in zip(*self.pairs, strict=True))
         of_anchors, of_positives = zip(*self.prompts, strict=True)
         states: list[npt.NDArray[np.floating]] = []
@@ -211,16 +217,24 @@ class CollapseWatch(EvalCallback):
         for module in self.model:
             if isinstance(module, UnsavableModule):  # it gives other embeddings in training
                 module.eval()
-        anchor_embeddings = normalize(self._embed(anchors, of_anchors), dim=-1)
+        anchor_embeddings = self._embed(anchors, of_anchors)
         positive_embeddings = (
             self._embed(positives, of_positives) if self.dropout else without_dropout
         )
-        logits = anchor_embeddings @ normalize(positive_embeddings, dim=-1).T / self.temperature
-        loss = cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        loss = self._loss(anchor_embeddings, positive_embeddings)
         values = {"loss": loss.item(), **asdict(Directions.of(without_dropout))}
         if states:
             values["token_cosine"] = memory_tokens.measure(states).redundancy
         return values
+
+    def _loss(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        """Return the loss of pairs of embeddings."""
+        if self.scores is not None:
+            cosent = CoSENTLoss(self.model, scale=1.0 / self.temperature)
+            scores = torch.tensor(self.scores, device=anchors.device)
+            return cosent.compute_loss_from_embeddings([anchors, positives], scores)
+        logits = normalize(anchors, dim=-1) @ normalize(positives, dim=-1).T / self.temperature
+        return cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
     def _embed(self, texts: Sequence[str], prompts: Sequence[str]) -> Tensor:
         """Return the embeddings `(texts, dimension)` of texts after their prompts, in float32."""
@@ -253,6 +267,16 @@ def prompts_of(
     names = held_out[DATASET] if DATASET in held_out.column_names else [""] * len(held_out)
     own = (columns.get(module_name(name), {}) for name in names)
     return [(one.get("anchor", ""), one.get("positive", "")) for one in own]
+
+
+def scores_of(held_out: Dataset) -> list[float] | None:
+    """Return the scores of held-out pairs, or None if they have none.
+
+    Those that an older version drew have none in any case.
+    """
+    if SCORE not in held_out.column_names or held_out.data.column(SCORE).null_count:
+        return None
+    return list(held_out[SCORE])
 
 
 def log_held_out(log: RunLog, stage: str, step: int, values: Mapping[str, float]) -> None:
