@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -20,9 +22,9 @@ import llm2comp
 from llm2comp.data import sources
 from llm2comp.data.pairs import dataset_name, module_name
 from llm2comp.errors import UserError
-from llm2comp.inference.mining.miner import mine
-from llm2comp.recipe import Recipe
-from llm2comp.recipe_parts import DataSource
+from llm2comp.inference.mining.miner import Mined, mine
+from llm2comp.recipe import Recipe, Supervised
+from llm2comp.recipe_parts import DataSource, Mining
 from llm2comp.training import pipeline
 from llm2comp.training.contrastive import ContrastiveTrainer
 from llm2comp.training.mining import rounds
@@ -215,6 +217,41 @@ def test_a_source_with_negatives_stays_as_it_is(
 def test_a_dataset_has_its_name_again(name: str) -> None:
     assert "." not in module_name(name)
     assert dataset_name(module_name(name)) == name
+
+
+@pytest.mark.parametrize("shared", [0, 2, 10])
+def test_one_negative_of_many_rows_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, shared: int
+) -> None:
+    """Such rows cannot share a batch, and the last batches have one row each."""
+
+    def found(
+        _: object, given: Iterable[tuple[str, str]], *__: object, **___: object
+    ) -> list[Mined]:
+        return [
+            Mined(anchor, positive, ["hub" if i < shared else f"n{i}"], [0.9, 0.8])
+            for i, (anchor, positive) in enumerate(given)
+        ]
+
+    monkeypatch.setattr("llm2comp.training.mining.negatives.mine", found)
+    rows = {"anchor": [f"q{i}" for i in range(30)], "positive": [f"p{i}" for i in range(30)]}
+    data = DatasetDict({module_name("a.jsonl"): Dataset.from_dict(rows)})
+    stage = Supervised(
+        data=[DataSource(source="a.jsonl")],
+        steps=3,
+        batch_size=10,
+        learning_rate=1,
+        mining=Mining(negatives=1),
+    )
+    log = SimpleNamespace(write_once=lambda **_: None)
+    context: Any = SimpleNamespace(stage=stage, workdir=tmp_path, log=log)
+    model: Any = SimpleNamespace(forward=None)
+    rounds.begin_round(context, model, data, {}, torch.float32)
+    assert caplog.messages == [
+        "a.jsonl with the negatives mined after step 0: one text is in 10 of 30 rows, and a batch "
+        "holds a text once, so at most 23 rows fit into 3 batches of 10; mine at other ranks, or "
+        "give more texts to search"
+    ] * (shared == 10)
 
 
 def test_negatives_that_are_missing_are_not_mined_with_other_weights(

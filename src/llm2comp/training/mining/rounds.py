@@ -12,7 +12,11 @@ from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llm2comp.data.drawn.distinct import number
+from llm2comp.data.drawn.full_batches import WELL_FILLED, RowTexts
 from llm2comp.data.drawn.rows import ROWS
+from llm2comp.data.pairs import dataset_name
+from llm2comp.data.sources import NEGATIVE
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.miner import remedies
 from llm2comp.inference.precision import computing_in
@@ -117,5 +121,28 @@ def begin_round(
             stage.stage,
             remedies(mining, reranked=False),
         )
+    _warn_of_small_batches(data, rows, stage.batch_size, first)
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)
+
+
+def _warn_of_small_batches(data: DatasetDict, rows: DatasetDict, size: int, first: int) -> None:
+    """Warn of mined negatives that keep rows apart. A batch holds a text once."""
+    for name, part in rows.items():
+        if part is data[name]:
+            continue  # nothing was mined for it
+        texts, before = RowTexts(), RowTexts()
+        columns = (part[column] for column in ("anchor", "positive", NEGATIVE))
+        for anchor, positive, negatives in zip(*columns, strict=True):
+            pair = number(anchor), number(positive)
+            before.add(*pair, ())
+            texts.add(*pair, map(number, negatives))
+        fit = texts.fit(size)
+        if fit.share < WELL_FILLED and fit.rows < before.fit(size).rows:
+            logger.warning(
+                "%s with the negatives mined after step %d: %s; mine at other ranks, or give more "
+                "texts to search",
+                dataset_name(name),
+                first,
+                fit.reason,
+            )
