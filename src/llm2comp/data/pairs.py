@@ -24,6 +24,8 @@ REQUIRED = ("anchor", "positive")
 OPTIONAL = (NEGATIVE, SCORE)
 DATASET = "dataset"
 """Column of a held-out pair: the name of the dataset that it would be trained in."""
+OF_SOURCE = "source:"
+"""What the torch name of a dataset begins with, because a module has a `train` of its own."""
 ROW_PROMPTS = "row_prompts"
 """Key of a summary: the prompts of rows, by the name of their dataset."""
 
@@ -172,12 +174,12 @@ def dataset_names(sources: Sequence[DataSource]) -> Iterator[str]:
 
 def module_name(dataset: str) -> str:
     """Return the name of a dataset as a torch module may have it, which is without dots."""
-    return dataset.replace("%", "%25").replace(".", "%2E")
+    return OF_SOURCE + dataset.replace("%", "%25").replace(".", "%2E")
 
 
 def dataset_name(module: str) -> str:
     """Return the name of a dataset from that of its torch module."""
-    return module.replace("%2E", ".").replace("%25", "%")
+    return module.removeprefix(OF_SOURCE).replace("%2E", ".").replace("%25", "%")
 
 
 def require_minable(stage: Supervised, columns: Iterable[Collection[str]]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,7 +205,7 @@ def test_a_source_with_negatives_stays_as_it_is(
     train(
         fine_tuning(bert, pairs, data, "supervised.mining={relative_margin: 0}"), tmp_path / "run"
     )
-    before, after = given[str(other).replace(".", "%2E")]
+    before, after = given[module_name(str(other))]
     assert before.to_dict() == after.to_dict()
     events = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").open()]
     (mined,) = [event["mined"] for event in events if "mined" in event]
@@ -213,9 +214,17 @@ def test_a_source_with_negatives_stays_as_it_is(
     assert mined[str(pairs)]["pairs"] == drawn[str(pairs)]
 
 
-@pytest.mark.parametrize("name", ["train.csv", "train%2Ecsv", "50%.csv", "%25.a"])
-def test_a_dataset_has_its_name_again(name: str) -> None:
-    assert "." not in module_name(name)
+NAMES = ["train.csv", "train%2Ecsv", "50%.csv", "%25.a", "source:train"]
+TAKEN = ["train", "eval", "type", "half", "pop", "T_destination"]
+"""Names of folders that are attributes of torch modules."""
+
+
+@pytest.mark.parametrize("name", [*NAMES, *TAKEN])
+def test_a_dataset_has_its_name_again_and_may_name_a_module(name: str) -> None:
+    assert list(torch.nn.ModuleDict({module_name(name): torch.nn.Identity()})) == [
+        module_name(name)
+    ]
+    torch.nn.Sequential(OrderedDict({module_name(name): torch.nn.Identity()}))
     assert dataset_name(module_name(name)) == name
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from llm2comp.data.drawn.rows import drawn_once
-from llm2comp.data.pairs import write_pairs
+from llm2comp.data.pairs import module_name, write_pairs
 from llm2comp.evaluation import baselines
 from llm2comp.inference.precision import computing_in
 from llm2comp.recipe import Supervised
@@ -154,7 +154,8 @@ def test_pairs_are_measured_behind_their_prompts(
 
 def test_held_out_pairs_have_the_prompts_of_their_dataset() -> None:
     pairs = {"anchor": ["a", "b"], "positive": ["c", "d"]}
-    columns = {"one": {"anchor": "query: ", "positive": "passage: "}, "scored": {}}
+    prompts = {"anchor": "query: ", "positive": "passage: "}
+    columns = {module_name("one"): prompts, module_name("scored"): {}}
     held_out = Dataset.from_dict(pairs | {"dataset": ["scored", "one"]})
     assert prompts_of(held_out, columns) == [("", ""), ("query: ", "passage: ")]
     of_an_older_version = Dataset.from_dict(pairs)
