@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from llm2comp.data.formats import parts, saved
 from llm2comp.data.formats.cells import Cells
 from llm2comp.data.formats.expand import expanded
 from llm2comp.data.formats.layouts import LISTS, PROMPT, Layout, recognise
+from llm2comp.data.formats.values import is_number, problem_of_text
 from llm2comp.errors import UserError, counted, listed
 from llm2comp.recipe_parts import DataSource
 
@@ -130,6 +130,7 @@ class _Columns:
         announced: whether the log says which tool's rows these are.
         layout: the source's names; None until the names of its columns are known.
         settled: whether a good row has shown which of the optional ones the source has.
+        warned: whether the log says that negatives are in another column.
     """
 
     source: DataSource
@@ -138,6 +139,7 @@ class _Columns:
     announced: bool
     layout: Layout | None = None
     settled: bool = field(default=False)
+    warned: bool = field(default=False)
 
     @classmethod
     def of(
@@ -233,7 +235,22 @@ class _Columns:
             self.layout = Layout(columns) if found is None else replace(found, columns=columns)
             if found is not None and self.announced:
                 logger.info("%s: %s", self.source.source, found)
+            self._tell_of_other_negatives(names)
         return self.layout
+
+    def _tell_of_other_negatives(self, names: Sequence[str]) -> None:
+        """Warn once if a column that is not read seems to have hard negatives."""
+        assert self.layout is not None
+        columns = None if NEGATIVE in self.source.columns else self.layout.overlooked(names)
+        if self.announced and columns and not self.warned:
+            self.warned = True
+            logger.warning(
+                "%s: hard negatives are read from a column %r, which it has not; "
+                "`columns: %s` reads those that it has",
+                self.source.source,
+                self.layout.columns[NEGATIVE],
+                columns,
+            )
 
 
 def _logged(
@@ -360,39 +377,14 @@ def _packaged(name: str) -> Iterator[NumberedRow]:
 def problem_of_value(value: object, ours: str) -> str | None:
     """Return what is wrong with the value of one of our columns, or None if it is good."""
     if ours == SCORE:
-        return None if _is_number(value) else f"holds {value!r}, not a number"
+        return None if is_number(value) else f"holds {value!r}, not a number"
     if isinstance(value, list) and ours in LISTS:
-        problems = [_problem_of_text(item) for item in value]
+        problems = [problem_of_text(item) for item in value]
         first = next((f"item {i}: {p}" for i, p in enumerate(problems, 1) if p), None)
         return first if value else "is an empty list"
-    return _problem_of_text(value)
-
-
-def _problem_of_text(value: object) -> str | None:
-    if not isinstance(value, str):
-        return f"holds {type(value).__name__}, not a string"
-    if not value.strip():
-        return "is empty"
-    if not _is_unicode(value):
-        return "is not valid Unicode; save the file as UTF-8"
-    return "holds a NUL character" if files.NUL in value else None
+    return problem_of_text(value)
 
 
 def is_given(value: object) -> bool:
     """Return whether an optional column has a value in a row."""
     return value is not None and value != "" and value != []
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(str(value)))
-    except ValueError:
-        return False
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

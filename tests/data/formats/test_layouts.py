@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -188,3 +189,51 @@ def test_columns_of_ones_own_come_before_those_of_a_tool(tmp_path: Path) -> None
         ("a", "p", None),
         ("b", "r", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "advised"),
+    [
+        ({"anchor": "q", "positive": "p", "negatives": ["n"]}, {}, "{negative: negatives}"),
+        ({"anchor": "q", "positive": "p", "hard_negatives": "n"}, {}, "{negative: hard_negatives}"),
+        ({"anchor": "q", "positive": "p", "neg_1": "n"}, {}, "{negative: neg}"),
+        (
+            {"question": "q", "positive": "p", "negs": ["n"]},
+            {"anchor": "question"},
+            "{anchor: question, negative: negs}",
+        ),
+        (
+            {"query": "q", "positive_passages": [{"text": "p"}], "negatives": ["n"]},
+            {},
+            "{anchor: query, positive: positive_passages, negative: negatives}",
+        ),
+        ({"anchor": "q", "positive": "p", "negative": "n", "negatives": ["m"]}, {}, None),
+        ({"anchor": "q", "positive": "p", "negative_1": "n", "negatives": ["m"]}, {}, None),
+        ({"query": "q", "pos": ["p"], "neg": ["n"], "negatives": ["m"]}, {}, None),
+        ({"anchor": "q", "positive": "p", "negatives": ["n"]}, {"negative": "negatives"}, None),
+        ({"anchor": "q", "positive": "p", "other": ["n"]}, {}, None),
+    ],
+)
+def test_negatives_in_a_column_that_is_not_read_are_told_once(
+    tmp_path: Path,
+    row: dict[str, Any],
+    columns: dict[str, str],
+    advised: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = re.sub(r'"([qpnm])"', r'"other \1"', json.dumps(row))
+    rows = [row, json.loads(other)]
+    source = write(tmp_path / "a.jsonl", rows, columns=columns)
+    found = rows_of(source)
+    told = [message for message in caplog.messages if "`columns:" in message]
+    assert len(told) == (advised is not None)
+    if advised is None:
+        return
+    assert told[0].endswith(f"`columns: {advised}` reads those that it has")
+    assert all(negative is None for _, _, negative in found)
+    given = dict(part.split(": ") for part in advised.strip("{}").split(", "))
+    (tmp_path / "again").mkdir()
+    caplog.clear()
+    again = rows_of(write(tmp_path / "again" / "a.jsonl", rows, columns=given))
+    assert [negative for _, _, negative in again] == ["other n", "n"]
+    assert not [message for message in caplog.messages if "`columns:" in message]

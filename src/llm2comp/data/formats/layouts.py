@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 LISTS = ("positive", "negative")
 """Our columns that may hold a list of texts, or be numbered: `negative_1`, `negative_2`, …"""
+NEGATIVES = ("negatives", "neg", "negs", "hard_negative", "hard_negatives")
+"""Names that others give to what we call `negative`."""
 PROMPT = "prompt"
 """FlagEmbedding's column with what is put before the query."""
 
@@ -67,6 +69,22 @@ class Layout:
         for ours, theirs in self.columns.items():
             read.update(_columns(theirs, names) if ours in LISTS else [theirs])
         return [name for name in names if name in read]
+
+    def overlooked(self, names: Collection[str]) -> str | None:
+        """Return what `columns` is to be if hard negatives are in a column that is not read.
+
+        Args:
+            names: all columns of the source.
+        """
+        theirs = self.columns.get("negative")
+        if theirs is None or set(_columns(theirs, names)) & set(names):
+            return None
+        found = [one for one in NEGATIVES if one in names or f"{one}_1" in names]
+        if not found:
+            return None
+        mapped = {**self.columns, "negative": found[0]}
+        shown = (f"{ours}: {theirs}" for ours, theirs in mapped.items() if ours != theirs)
+        return f"{{{', '.join(shown)}}}"
 
     def __str__(self) -> str:
         shown = ", ".join(f"{theirs} as {ours}" for ours, theirs in self.columns.items())
