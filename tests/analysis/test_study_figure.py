@@ -76,6 +76,20 @@ def test_settings_are_bars_beside_the_baselines(tmp_path: Path) -> None:
     assert math.isnan(bars[2].deviation)  # a single run has no deviation
 
 
+def test_a_task_that_a_setting_lacks_is_not_drawn(tmp_path: Path) -> None:
+    found = scored({"CTKD": [60.0, 62.0], "NLL": [50.0]}, "after stage 1")
+    del found.trials["NLL-0"].scores["after stage 1"][1]
+    _, svg = study_figure.draw(found, study({"CTKD": [], "NLL": []}), tmp_path / "scores")
+    values = [[bar.value for bar in study_figure._bars(found.rows(), [task])] for task in "ab"]
+    assert values[0] == [40.0, 61.0, 50.0]
+    assert values[1][:2] == [41.0, 62.0]
+    assert math.isnan(values[1][2])
+    assert texts(svg).split().count("-") == 2  # its task, and the mean
+    assert "nan" not in texts(svg)
+    settings = {"CTKD": ["pretext.steps=2"], "NLL": ["pretext.steps=4"]}
+    study_figure.draw(found, study(settings, x="pretext.steps"), tmp_path / "lines")
+
+
 def test_with_a_plot_settings_of_any_name_are_points_of_lines(tmp_path: Path) -> None:
     found = scored({"long": [60.0, 62.0], "short": [50.0], "short, alone": [45.0]}, "x")
     settings = {

@@ -11,6 +11,7 @@ import numpy as np
 from llm2comp.analysis.measure import Analysis
 from llm2comp.errors import UserError
 from llm2comp.utils.files import atomic_file
+from llm2comp.utils.tables import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +196,8 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
     """Draw one horizontal bar per row, coloured by group (paper, figure 2).
 
     Args:
-        panels: rows from top to bottom, by title of the panel. All panels have the same row names.
+        panels: rows from top to bottom, by title of the panel. All panels have the same row names;
+            a row without a value in a panel is NaN there.
         stem: path of the figure without `.png` and `.svg`.
         x: label of the values.
 
@@ -206,7 +208,7 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
         UserError: if matplotlib is not installed.
     """
     all_rows = [row for rows in panels.values() for row in rows]
-    ends = [row.value + np.nan_to_num(row.deviation) for row in all_rows]
+    ends = np.nan_to_num([row.value + np.nan_to_num(row.deviation) for row in all_rows])
     height = 1.0 + 0.24 * len(all_rows) / len(panels)
     with _panels(len(panels), 4.2, height) as (figure, axes_of):
         for place, (axes, (title, rows)) in enumerate(zip(axes_of, panels.items(), strict=True)):
@@ -221,7 +223,8 @@ def bars(panels: Mapping[str, Sequence[Bar]], stem: Path, x: str) -> list[Path]:
                     capsize=2,
                 )
             for i, row in enumerate(rows):
-                axes.text(0, i, f" {row.value:.1f}", va="center", size=7.5)
+                value = MISSING if np.isnan(row.value) else f"{row.value:.1f}"
+                axes.text(0, i, f" {value}", va="center", size=7.5)
             axes.set_yticks(range(len(rows)), [row.name for row in rows] if place % 2 == 0 else [])
             axes.invert_yaxis()
             axes.grid(visible=False, axis="y")

@@ -77,10 +77,16 @@ def _bars(rows: list[Row], tasks: Collection[str]) -> list[figures.Bar]:
 def _summary(row: Row, tasks: Collection[str]) -> tuple[float, float]:
     """Return the mean over runs of each run's mean over tasks, and its sample deviation.
 
-    The deviation of a single run is NaN.
+    Runs that lack a task are left out. Both are NaN if none is left, and the deviation of a single
+    run is NaN too.
     """
+    points = [{score.task: score.main_score for score in run} for run in row.runs]
     means = [
-        statistics.mean(score.main_score for score in run if score.task in tasks)
-        for run in row.runs
+        statistics.mean(run[task] for task in tasks)
+        for run in points
+        if all(task in run for task in tasks)
     ]
-    return statistics.mean(means), statistics.stdev(means) if len(means) > 1 else math.nan
+    return (
+        statistics.mean(means) if means else math.nan,
+        statistics.stdev(means) if len(means) > 1 else math.nan,
+    )

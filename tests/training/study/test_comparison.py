@@ -217,6 +217,37 @@ def test_a_study_continued_on_another_machine_compares_as_one_that_was_not_stopp
     assert all(gap.interval for gap in one.tasks.values())
 
 
+def test_settings_are_compared_on_the_tasks_that_both_have(
+    runs,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 50)
+    scores, items = runs
+    whole = compare(scores, items, "CTKD")
+    for run in [run for run in scores if run.setting == "NLL"]:
+        scores[Run("RC", run.seed, run.stage)] = scores[run]
+        scores[run] = [score for score in scores[run] if score.task != "search"]
+        for task in SIZES:
+            items[Run("RC", run.seed, run.stage), task] = items[run, task]
+    found = compare(scores, items, "CTKD")
+    before = {(one.setting, one.stage): one for one in whole.differences}
+    for one in found.differences:
+        expected = before["NLL", one.stage].tasks
+        missing = {"search"} if one.setting == "NLL" else set()
+        assert one.tasks == {task: gap for task, gap in expected.items() if task not in missing}
+        both = [one.tasks[task].points for task in ("sts", "pairs")]
+        assert one.mean is not None
+        assert one.mean.points == pytest.approx(np.mean(both)), "all rows have the same tasks"
+    place = found.table()[0].index("search")
+    assert [line[place] == "-" for line in found.table()[1:]] == [True, True, False, False]
+    assert "Not in the mean, because not all settings have it: search." in found.notes()
+    assert "not all settings" not in whole.notes()
+    nothing_in_common = {
+        run: row[:1] if run.setting == "CTKD" else row[1:] for run, row in scores.items()
+    }
+    assert all(not one.tasks for one in compare(nothing_in_common, items, "CTKD").differences)
+
+
 @pytest.mark.parametrize("broken", [b"", b"not xz", lzma.compress(b"{")])
 def test_items_that_cannot_be_read_are_named(tmp_path: Path, broken: bytes) -> None:
     (tmp_path / "items.json.xz").write_bytes(broken)

@@ -44,6 +44,22 @@ def test_settings_may_have_different_stages(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_may_have_different_tasks(tmp_path: Path) -> None:
+    def trial(name: str, seed: int, **points: float) -> results.TrialResult:
+        row = [Score(task, "m", point, 1, 1, 1, 1, False) for task, point in points.items()]
+        return results.TrialResult(name, seed, scores={"after stage 1": row})
+
+    trials = [trial("one", 0, a=1, b=2), trial("one", 1, a=3), trial("other", 0, b=4, c=6)]
+    found = results.Results("x", {f"{one.setting}-{one.seed}": one for one in trials})
+    assert found.score_table() == [
+        ["setting", "runs", "a", "b", "c", "mean"],
+        ["one", "2", "2.0 ± 1.4", "2.0", "-", "-"],
+        ["other", "1", "-", "4.0", "6.0", "-"],
+    ]
+    found.write(tmp_path)
+    assert results.read(tmp_path, "x") == found
+
+
 def test_the_file_calls_the_trials_cells_as_0_1_did(tmp_path: Path) -> None:
     known = results.Results("x", {"a-seed0": results.TrialResult("a", 0, seconds=1.5)})
     known.write(tmp_path)

@@ -94,6 +94,13 @@ class Comparison:
                 f" Without an interval, and not in the mean: {', '.join(without)}. Their scores "
                 "are not computed from items, or the items of a trial were not kept."
             )
+        some = [
+            task
+            for task in dict.fromkeys(task for task, _ in gaps)
+            if task not in without and any(task not in one.tasks for one in self.differences)
+        ]
+        if some:
+            text += f" Not in the mean, because not all settings have it: {', '.join(some)}."
         return text
 
 
@@ -107,7 +114,7 @@ def compare(
     A task's items are resampled for all runs alike. The statistic of a resample is the mean of the
     differences over the seeds that both settings have. The mean over tasks resamples each task
     independently of the others. It has the tasks of which all runs have items, so that all rows
-    have the same.
+    have the same. A difference has the tasks that both settings have.
 
     Args:
         scores: scores of each run.
@@ -120,13 +127,13 @@ def compare(
     points = {run: {score.task: score.main_score for score in row} for run, row in scores.items()}
     runs = list(points)
     tasks = list(dict.fromkeys(task for run in runs for task in points[run]))
-    resampled = {
-        task: dict(
-            zip(runs, intervals.resampled([items[run, task] for run in runs], i), strict=True)
-        )
-        for i, task in enumerate(tasks)
-        if all(items.get((run, task)) for run in runs)
-    }
+    resampled: dict[str, dict[Run, intervals.Floats]] = {}
+    for i, task in enumerate(tasks):
+        having = [run for run in runs if task in points[run]]
+        of_task = [items.get((run, task), {}) for run in having]
+        if all(of_task):
+            samples_of_runs = intervals.resampled(of_task, i)
+            resampled[task] = dict(zip(having, samples_of_runs, strict=True))
     differences = []
     for setting in dict.fromkeys(run.setting for run in runs if run.setting != reference):
         for stage in dict.fromkeys(run.stage for run in runs):
@@ -141,16 +148,19 @@ def compare(
             gaps = {
                 task: float(np.mean([points[a][task] - points[b][task] for a, b in pairs]))
                 for task in points[pairs[0][0]]
+                if all(task in points[run] for pair in pairs for run in pair)
             }
             samples = {
                 task: np.mean([of_run[a] - of_run[b] for a, b in pairs], axis=0)
                 for task, of_run in resampled.items()
+                if task in gaps
             }
+            common = [task for task in samples if len(resampled[task]) == len(runs)]
             mean = None
-            if samples:
+            if common:
                 mean = Gap(
-                    float(np.mean([gaps[task] for task in samples])),
-                    intervals.interval(np.mean(list(samples.values()), axis=0)),
+                    float(np.mean([gaps[task] for task in common])),
+                    intervals.interval(np.mean([samples[task] for task in common], axis=0)),
                 )
             by_task = {
                 task: Gap(gap, intervals.interval(samples[task]) if task in samples else None)

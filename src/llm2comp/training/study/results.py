@@ -118,15 +118,18 @@ class Results:
         """Return a table with the mean and deviation over runs, one line for each of `rows()`.
 
         The deviation is the sample standard deviation. In the column `mean` it is the deviation of
-        the runs' means over tasks.
+        the runs' means over tasks. Settings may have different tasks. A task that a row lacks is
+        `MISSING`, and so is its mean, which other rows have over other tasks.
         """
         tasks = self.tasks
         body = []
         for row in self.rows():
             points = [{score.task: score.main_score for score in run} for run in row.runs]
-            spreads = [spread([run[task] for run in points]) for task in tasks]
-            means = spread([statistics.mean(run.values()) for run in points])
-            body.append([row.name, str(len(row.runs)), *spreads, means])
+            of_tasks = ([run[task] for run in points if task in run] for task in tasks)
+            spreads = [spread(values) if values else tables.MISSING for values in of_tasks]
+            whole = [run for run in points if len(run) == len(tasks)]
+            means = spread([statistics.mean(run.values()) for run in whole]) if whole else None
+            body.append([row.name, str(len(row.runs)), *spreads, means or tables.MISSING])
         return [["setting", "runs", *tasks, "mean"], *body]
 
     def tuning_table(self) -> tables.Cells:
