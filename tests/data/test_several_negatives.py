@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llm2comp.data.pairs import write_pairs
 from llm2comp.errors import UserError
 from llm2comp.recipe import Supervised
 from llm2comp.recipe_parts import DataSource
-from llm2comp.training.supervised import DistinctTexts
+from llm2comp.training.supervised import DistinctTexts, tell_of_another_order
 
 
 def draw(folder: Path, rows: list[dict[str, Any]], steps: int = 1, **fields: object) -> Rows:
@@ -136,6 +137,27 @@ def test_rows_without_in_batch_negatives_share_batches(
     )
     assert [len(batch) for batch in sampler] == [8] * 5
     assert sorted(index for batch in sampler for index in batch) == list(range(40))
+
+
+@pytest.mark.parametrize("kind", ["scored", "teacher", "plain"])
+def test_a_stage_that_an_older_version_stopped_says_that_its_order_is_new(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"anchor": f"q{i}", "positive": f"p{i}"} for i in range(8)]
+    if kind == "scored":
+        rows = [row | {"score": 1.0} for row in rows]
+    fields = {"teacher": "minilm"} if kind == "teacher" else {}
+    drawn = draw(tmp_path, rows, **fields)
+    older = replace(drawn, held_out=Dataset.from_dict({"anchor": [], "positive": []}))
+    data = [DataSource.model_validate({"source": str(tmp_path / "a.jsonl")} | fields)]
+    stage = Supervised(data=data, steps=1, batch_size=8, learning_rate=1.0)
+    tell_of_another_order(older, stage, tmp_path)
+    (tmp_path / "checkpoint-2").mkdir()
+    tell_of_another_order(drawn, stage, tmp_path)
+    assert not caplog.messages, "the stage begins, or this version drew its rows"
+    tell_of_another_order(older, stage, tmp_path)
+    told = "a.jsonl now share batches that were kept apart; it goes on in the new order"
+    assert [told in message for message in caplog.messages] == [True] * (kind != "plain")
 
 
 def test_rows_that_differ_in_white_space_or_form_alone_are_counted(

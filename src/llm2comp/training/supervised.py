@@ -1,8 +1,10 @@
 """Stage 3 (SCL): train on pairs with hard negatives (paper, "SCL") and on scored pairs."""
 
+import logging
 from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -10,7 +12,7 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
-from llm2comp.data.drawn.rows import ROWS, drawn_once
+from llm2comp.data.drawn.rows import ROWS, Rows, drawn_once
 from llm2comp.data.pairs import dataset_names, require_minable, row_prompts, write_pairs
 from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
@@ -21,6 +23,8 @@ from llm2comp.training.distillation.labels import with_labels
 from llm2comp.training.distributed import world
 from llm2comp.training.losses.distillation import LABEL
 from llm2comp.training.stage_context import StageContext
+
+logger = logging.getLogger("llm2comp")
 
 TEACHER = "teacher"
 """Folder of the labels of teachers, beside the rows."""
@@ -86,6 +90,7 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     stage, seed, on_bad_row = context.stage, context.recipe.seed, context.recipe.on_bad_row
     draw = partial(write_pairs, stage=stage, seed=seed, on_bad_row=on_bad_row)
     rows = world.main_first(lambda: drawn_once(context.workdir, stage, seed, on_bad_row, draw))
+    tell_of_another_order(rows, stage, context.workdir)
     context.log.write_once(stage=stage.stage, **rows.summary)
     # A source may have negatives in few rows, which only the drawn rows show.
     require_minable(stage, [rows.train[name].column_names for name in dataset_names(stage.data)])
@@ -102,6 +107,33 @@ def train_supervised(context: StageContext[Supervised]) -> None:
     )
     train = world.main_first(lambda: label(rows.train, stage.data))
     train_contrastive(context, train, rows.held_out, batch_sampler=DistinctTexts)
+
+
+def tell_of_another_order(rows: Rows, stage: Supervised, workdir: Path) -> None:
+    """Warn if a stage that an older version stopped goes on with other batches.
+
+    Rows with scores or a teacher used to be kept apart where they have a text in common.
+
+    Args:
+        rows: of the stage.
+        stage: its settings.
+        workdir: its work folder.
+    """
+    older = SCORE not in rows.held_out.column_names  # a newer version writes the column
+    share = [
+        name
+        for name, source in zip(dataset_names(stage.data), stage.data, strict=True)
+        if source.teacher is not None or SCORE in rows.train[name].column_names
+    ]
+    if older and share and any(workdir.glob("checkpoint-*")):
+        logger.warning(
+            "%s: an older version began it, and rows of %s now share batches that were kept apart; "
+            "it goes on in the new order, with some rows twice and without others; to train it "
+            "anew, remove %s",
+            stage.stage,
+            " and ".join(share),
+            workdir,
+        )
 
 
 def _numbers(columns: dict[str, list[Any]]) -> dict[str, list[str]]:
