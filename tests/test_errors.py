@@ -53,7 +53,6 @@ NEVER_ONE = {
     "{len(inputs)}": "more than the most",
     "{memory_tokens or tokens}": "not one",
     "{reader.k}": "more than the fewest",
-    "{self.rows}": "a text is in many of them",
     "{speed:,.0f}": "a speed",
     "{tally.read}": "one row has words of its own",
     "{texts}": "more than a mini-batch",

@@ -158,7 +158,7 @@ def test_a_run_keeps_the_commit_with_which_it_began(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.items())
 
     moved = recipe.model_copy(update={"backbone": Backbone(name="me/tiny", revision="v2")})
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match=f"holds a run of another commit, {MAIN}"):
         pipeline.train(moved, out)
     other_run = pipeline.train(moved, tmp_path / "v2")
     assert Lineage.read(other_run).backbone.revision == OTHER

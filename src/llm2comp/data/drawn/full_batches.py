@@ -68,7 +68,9 @@ class RowTexts:
         batches = -(-rows // size)
         commonest = int(_counts(self._all).max())
         fit = rows - max(0, commonest - batches)
-        found = f"one text is in {commonest} of {rows} rows, and a batch holds a text once"
+        found = (
+            f"one text is in {commonest} of {counted(rows, 'row')}, and a batch holds a text once"
+        )
         remedy = "leave out rows with that text, or give more rows without it"
         for name, numbers in self._columns.items():
             counts = _counts(numbers)
