@@ -12,6 +12,8 @@ from llm2comp.cli.app import app
 from llm2comp.evaluation import baselines
 from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
+from llm2comp.retrieval.index import stored_name
+from llm2comp.serving.loading import named_indexes
 from llm2comp.training import pipeline
 from llm2comp.utils.files import user_path
 
@@ -48,6 +50,18 @@ def test_embeddings_are_written_to_the_home_folder(
     assert llm2comp.encode_file(model, home / "texts.txt", "~/v.npy") == len(sentences)
     assert np.load(home / "v.npy").shape == (len(sentences), 32)
     assert llm2comp.encode_file(model, "~/texts.txt", "~/w.npy") == len(sentences)
+    assert here() == []
+
+
+def test_inputs_are_in_the_home_folder(home: Path) -> None:
+    (analysis,) = llm2comp.analyze(["~/rows.npy"], "~/analysis")
+    assert analysis.dimension == 4
+    assert named_indexes(["~/my-index", "mine=~/other"]) == {
+        "my-index": "~/my-index",
+        "mine": "~/other",
+    }
+    (home / "encoder").mkdir()
+    assert stored_name("~/encoder") == str(home / "encoder")
     assert here() == []
 
 

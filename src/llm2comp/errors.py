@@ -15,6 +15,10 @@ class BrokenModelError(UserError):
     """A model that a training which diverged left: weights or outputs that are not finite."""
 
 
+class NoScoreError(UserError):
+    """An encoder has no score on a task, because its similarities are all equal."""
+
+
 def one_line(error: object, limit: int | None = 200) -> str:
     """Return the message of an error in one line.
 

@@ -10,6 +10,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import store
 from llm2comp.evaluation.results import Leaderboard
 from llm2comp.evaluation.store import ResultStore, Score, TaskResult
+from llm2comp.model.folder.reference import Reference
 from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Recipe
 
@@ -104,6 +105,33 @@ def test_encoders_that_had_one_name_after_each_other_have_rows_of_their_own(
     assert [cell == "-" for cell in rows["mine (3) - mine (2)"]] == [True, False]
     caplog.clear()
     assert len(Leaderboard.of(found[::2]).cells()) == 1 + 2
+    assert not caplog.records
+
+
+def test_one_encoder_has_one_row_also_where_its_lineage_is_rounded_or_not_known(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = {"stage": "unsupervised", "data": [{"source": "x"}], "steps": 1, "batch_size": 2}
+    recipe = {"name": "r", "stages": [stage | {"learning_rate": 1.0}]}
+    bare = Lineage.start(Recipe.model_validate(recipe), "memory")
+
+    def measured(*numbers: float) -> Lineage:
+        reference = Reference(texts=["a"], prompt="", embeddings=[list(numbers)])
+        return bare.model_copy(update={"reference": reference})
+
+    tasks = ["STS17", "TREC", "R8", "STSBenchmark"]
+    lineages = [None, measured(0.6, 0.8), measured(0.6000001, 0.8), measured(0.8, 0.6)]
+    found = [
+        replace(one("mine", task, 80.0, "sts", [1.0, 0.6]), lineage=lineage)
+        for task, lineage in zip(tasks, lineages, strict=True)
+    ]
+    board = Leaderboard.of(found)
+    assert {name: set(points) for name, points in board.points.items()} == {
+        "mine": {"STS17", "TREC", "R8"},
+        "mine (2)": {"STSBenchmark"},
+    }
+    caplog.clear()
+    assert list(Leaderboard.of(found[:3]).points) == ["mine"]
     assert not caplog.records
 
 

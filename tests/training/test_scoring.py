@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mteb.abstasks import AbsTask
 
-from llm2comp.errors import UserError
+from llm2comp.errors import NoScoreError, UserError
 from llm2comp.evaluation import runner
 from llm2comp.evaluation.store import Score
 from llm2comp.recipe import Recipe, load_recipe
@@ -112,7 +112,11 @@ def test_only_tasks_without_a_score_are_scored(
 ) -> None:
     write_scores(run, {STAGE: [scored("STS17", 50.0), scored("R8", 60.0)]})
     rows = score(recipe, run, ["STSBenchmark", "STS17"], baselines=[BASELINE])
-    assert evaluated == [(BASELINE, ["STSBenchmark", "STS17"]), (STAGE, ["STSBenchmark"])]
+    assert evaluated == [
+        (BASELINE, ["STSBenchmark"]),
+        (BASELINE, ["STS17"]),
+        (STAGE, ["STSBenchmark"]),
+    ]
     both = {
         BASELINE: {"STSBenchmark": 1.0, "STS17": 1.0},
         STAGE: {"STSBenchmark": 1.0, "STS17": 50},
@@ -127,6 +131,22 @@ def test_only_tasks_without_a_score_are_scored(
     assert evaluated == [(STAGE, ["R8"])]
     whole = {name: [(one.task, one.quick) for one in row] for name, row in read_scores(run).items()}
     assert whole == {STAGE: [("R8", False)]}, "a table has scores of one size"
+
+
+def test_a_task_without_a_score_is_left_out_and_the_others_are_scored(
+    recipe: Recipe, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def evaluate(_: object, name: str, tasks: Sequence[AbsTask]) -> list[Score]:
+        (task,) = (one.metadata.name for one in tasks)
+        if (name, task) == (BASELINE, "STS17"):
+            raise NoScoreError("it has collapsed")
+        return [scored(task, 1.0)]
+
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    rows = score(recipe, run, ["STS17", "TREC"], baselines=[BASELINE])
+    assert points(rows) == {BASELINE: {"TREC": 1.0}, STAGE: {"STS17": 1.0, "TREC": 1.0}}
+    assert points(read_scores(run)) == points(rows)
+    assert caplog.messages == ["it has collapsed"]
 
 
 def test_rows_of_one_vector_stay_beside_those_of_k(

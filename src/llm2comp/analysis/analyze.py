@@ -10,7 +10,7 @@ from llm2comp.data.sample import Sample, draw
 from llm2comp.errors import UserError
 from llm2comp.inference.load import load, model_names
 from llm2comp.utils.choices import Precision
-from llm2comp.utils.files import require_folder
+from llm2comp.utils.files import require_folder, user_path
 
 
 def analyze(
@@ -36,7 +36,7 @@ def analyze(
     sample: Sample | None = None
     for name, short_name in zip(names, summary.short_names(names), strict=True):
         if name.endswith(".npy"):
-            analyses.append(analyze_embeddings(Path(name), short_name))
+            analyses.append(analyze_embeddings(user_path(name), short_name))
             continue
         sample = sample or draw(data, texts, seed)
         model = load(name, dtype, merge_threshold)

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, constants, errors
 from llm2comp.data.files import NumberedRow
 from llm2comp.data.formats import parts
 from llm2comp.errors import UserError, one_line
+from llm2comp.utils.files import user_path
 
 logger = logging.getLogger("llm2comp")
 
@@ -137,15 +138,21 @@ def require_dataset(name: str, revision: str | None = None) -> str | None:
         return HfApi().dataset_info(name, revision=revision, timeout=REACH_SECONDS).sha
 
 
-def cached_model(name: str) -> Path | None:
+def cached_model(name: str, revision: str | None = None) -> Path | None:
     """Return the folder of a model in a local cache of the hub, or None if it is in none.
 
     Its name is the commit. sentence-transformers has a cache of its own if `HOME` is set.
+
+    Args:
+        name: hub id.
+        revision: branch, tag or commit; by default the main branch.
     """
-    for cache in dict.fromkeys((os.environ.get(HOME), None)):
+    for cache in dict.fromkeys((_home(), None)):
         for file in ("config.json", "modules.json"):  # static models lack the first
             try:
-                found = huggingface_hub.try_to_load_from_cache(name, file, cache_dir=cache)
+                found = huggingface_hub.try_to_load_from_cache(
+                    name, file, cache_dir=cache, revision=revision
+                )
             except errors.HFValidationError:
                 return None
             if isinstance(found, str):
@@ -165,16 +172,28 @@ def has_file(name: str, file: str) -> bool:
     if found is not None:  # a path, or a mark that the commit has no such file
         return isinstance(found, str)
     try:
+        with suppress(errors.EntryNotFoundError):  # the download then marks that there is none
+            # It asks once. A download of a file that is not here asks seven times.
+            url = huggingface_hub.hf_hub_url(name, file)
+            huggingface_hub.get_hf_file_metadata(url, timeout=REACH_SECONDS)
         huggingface_hub.hf_hub_download(name, file, cache_dir=cache, etag_timeout=REACH_SECONDS)
-    except Exception:  # the HTTP library has exceptions of its own
+    except Exception as error:  # the HTTP library has exceptions of its own
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         return False
     return True
 
 
-def _cache_of(name: str) -> str | None:
+def _cache_of(name: str, revision: str | None = None) -> str | None:
     """Return the cache that has a model, or into which sentence-transformers would download it."""
-    folder = cached_model(name)
-    return os.environ.get(HOME) if folder is None else str(folder.parents[2])
+    folder = cached_model(name, revision)
+    return _home() if folder is None else str(folder.parents[2])
+
+
+def _home() -> str | None:
+    """Return the cache of sentence-transformers' own, if it has one."""
+    home = os.environ.get(HOME)
+    return None if home is None else str(user_path(home))
 
 
 def download_model(
@@ -223,7 +242,7 @@ def download_encoder(
     Raises:
         UserError: as `download_model`.
     """
-    cache = _cache_of(name)
+    cache = _cache_of(name, revision)
     if compiled:
         return _snapshot(name, revision, ["*"], (), cache)
     wanted = [*MODEL_FILES, "[0-9]*_*/*.bin", *(["*.py"] if code else [])]

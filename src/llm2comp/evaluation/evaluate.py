@@ -41,13 +41,14 @@ class Row:
     Attributes:
         name: in tables and results.
         load: loads it.
-        lineage: how it was made; None for an encoder of others.
+        lineage: returns how it was made, or None for an encoder of others. That of a hub id is
+            known once it is loaded.
         source: name under which the sample for int8 is kept; None if it is not kept.
     """
 
     name: str
     load: Callable[[], SentenceTransformer]
-    lineage: Lineage | None = None
+    lineage: Callable[[], Lineage | None] = lambda: None
     source: str | None = None
 
 
@@ -76,7 +77,7 @@ class Vectors:
     def formats(self, model: SentenceTransformer, row: Row) -> list[VectorFormat]:
         """Return the formats to score; none for whole embeddings in float32."""
         if self.sizes:
-            return sizes.formats(model, row.lineage, row.source)
+            return sizes.formats(model, row.lineage(), row.source)
         if (self.dim, self.precision) == (None, "float32"):
             return []
         return [vector_format(model, self.dim, self.precision, row.source)]
@@ -138,7 +139,7 @@ class Encoders:
                 partial(
                     load, name, self.dtype, self.merge_threshold, memory_tokens=self.memory_tokens
                 ),
-                released.lineage_of(name),
+                partial(released.lineage_of, name),
                 name if changes == (None, None) else None,
             )
 
@@ -220,7 +221,7 @@ def evaluate(
         options: dict[str, Any] = {
             "again": again,
             "instructions": instructions,
-            "lineage": row.lineage,
+            "lineage": row.lineage(),
         }
         if formats:
             scores |= sizes.evaluate_sizes(

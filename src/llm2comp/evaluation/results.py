@@ -174,17 +174,21 @@ def paper_points() -> dict[str, dict[str, float]]:
 
 def _rows_of(results: Sequence[TaskResult]) -> list[str]:
     """Return the name of the row of each result, and log which names several encoders had."""
-    lineages: dict[str, list[Lineage | None]] = {}
+    lineages: dict[str, list[Lineage]] = {}
+    places = []
     for result in results:
         of_name = lineages.setdefault(result.model, [])
-        if result.lineage not in of_name:
+        # One that is not known, as that of a hub id may be, is taken for the first.
+        place = 0 if result.lineage is None else _place(result.lineage, of_name)
+        if place == len(of_name) and result.lineage is not None:
             of_name.append(result.lineage)
+        places.append(place)
     rows: dict[str, list[str]] = {}
     for name, of_name in lineages.items():
         numbered = (f"{name} ({number})" for number in itertools.count(2))
         free = (row for row in numbered if row not in lineages)
-        rows[name] = [name, *itertools.islice(free, len(of_name) - 1)]
-    found = [rows[one.model][lineages[one.model].index(one.lineage)] for one in results]
+        rows[name] = [name, *itertools.islice(free, max(len(of_name) - 1, 0))]
+    found = [rows[one.model][place] for one, place in zip(results, places, strict=True)]
     tasks: dict[str, list[str]] = {}
     for row, one in zip(found, results, strict=True):
         tasks.setdefault(row, []).append(one.score.task)
@@ -198,6 +202,23 @@ def _rows_of(results: Sequence[TaskResult]) -> list[str]:
                 "; ".join(f"{row}: {', '.join(tasks[row])}" for row in own),
             )
     return found
+
+
+def _place(lineage: Lineage, known: Sequence[Lineage]) -> int:
+    """Return the place of the encoder with a lineage among others, or their number.
+
+    The embeddings that a lineage holds differ by rounding if an encoder is built on two machines.
+    """
+    for place, one in enumerate(known):
+        first, second = (each.model_copy(update={"reference": None}) for each in (one, lineage))
+        alike = one.reference == lineage.reference or (
+            one.reference is not None
+            and lineage.reference is not None
+            and one.reference.is_near(lineage.reference)
+        )
+        if first == second and alike:
+            return place
+    return len(known)
 
 
 def _require(name: str, known: Sequence[str] | dict[str, dict[str, float]], what: str) -> None:

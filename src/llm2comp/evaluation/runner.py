@@ -17,7 +17,7 @@ from mteb.results import TaskResult as MtebResult
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
-from llm2comp.errors import BrokenModelError, UserError, counted
+from llm2comp.errors import BrokenModelError, NoScoreError, counted
 from llm2comp.evaluation import intervals, store, suites
 from llm2comp.evaluation.instructed import InstructedEncoder
 from llm2comp.evaluation.late_interaction import LateInteractionEncoder
@@ -156,7 +156,7 @@ def _require_score(name: str, task: AbsTask, score: float) -> None:
     """Refuse a score that is not finite, which a stored result cannot hold.
 
     Raises:
-        UserError: if it is not finite.
+        NoScoreError: if it is not finite.
     """
     if math.isfinite(score):
         return
@@ -164,7 +164,7 @@ def _require_score(name: str, task: AbsTask, score: float) -> None:
     why = f"its {metric} is not a finite number"
     if "spearman" in metric or "pearson" in metric:
         why = "all similarities are equal, so there is no correlation"
-    raise UserError(
+    raise NoScoreError(
         f"{name}: there is no score on {task.metadata.name}, because {why}; has the encoder "
         "collapsed? llm2comp analyze shows how alike its embeddings are"
     )

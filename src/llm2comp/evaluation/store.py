@@ -176,6 +176,6 @@ def _read(file: Path) -> TaskResult:
         return TypeAdapter(TaskResult).validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{file} is not a score that llm2comp stored; name a folder that holds nothing but "
-            "scores"
+            f"{file} is not a score that llm2comp stored; remove it, or name a folder that holds "
+            "nothing but scores"
         ) from error

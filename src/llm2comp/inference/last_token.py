@@ -119,6 +119,11 @@ def _require_one_causal_token(name: str, memory_tokens: int | None) -> tuple[Pat
         UserError: if the output of its last token is not its embedding in a server.
     """
     folder = Path(released.resolve_encoder(name))
+    if not folder.is_dir():
+        raise UserError(
+            f"{name} is no folder here, and the hub does not show that llm2comp made it; download "
+            "it, and name its folder"
+        )
     if not (folder / LINEAGE).is_file():
         raise UserError(f"{name} has no memory tokens, because llm2comp did not make it")
     lineage = Lineage.read(folder)

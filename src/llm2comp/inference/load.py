@@ -99,6 +99,7 @@ def load(
                 wanted,
                 trust_remote_code=trust_remote_code,
                 attn_implementation=attn_implementation,
+                source=source,
             )
             _check_embeddings(model, lineage, name, wanted)
         if memory_tokens is not None:
@@ -136,6 +137,7 @@ def load_in(
     *,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    source: str | None = None,
 ) -> SentenceTransformer:
     """Load an encoder with weights of one dtype, without the check that `load` makes.
 
@@ -144,11 +146,12 @@ def load_in(
         dtype: of the weights in memory; a compiled encoder keeps its own precision.
         trust_remote_code: as `load` takes it.
         attn_implementation: as `load` takes it.
+        source: where `released.resolve_encoder` found it, if it was asked.
 
     Raises:
         UserError: if it is not found, a weight is no number, or it cannot attend as asked.
     """
-    source = released.resolve_encoder(name)
+    source = source or released.resolve_encoder(name)
     no_choice = UserError(
         f"model {name!r} has no attention that can be chosen; leave attn_implementation out"
     )

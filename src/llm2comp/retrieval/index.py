@@ -28,6 +28,7 @@ from llm2comp.retrieval.filters import require_filter
 from llm2comp.retrieval.rows import Kind, Kinds, Row, Value
 from llm2comp.retrieval.store import Store, has_index, require_index_folder, writing
 from llm2comp.utils.choices import IndexPrecision, Precision, Prompt, SearchBy, VectorCount
+from llm2comp.utils.files import user_path
 from llm2comp.utils.progress import text_progress, track_texts
 
 CHUNK = 2_048
@@ -379,7 +380,8 @@ def stored_name(model: str | SentenceTransformer) -> str | None:
     """Return the name by which an index finds its encoder from any folder; None if it is loaded."""
     if not isinstance(model, str):
         return None
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    folder = user_path(model)
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def _reference(encoder: SentenceTransformer) -> tuple[Embeddings, Embeddings]:

@@ -12,6 +12,7 @@ from llm2comp.model.modules import MergeMemory
 from llm2comp.retrieval.index import Index, load_for, stored_name
 from llm2comp.serving.searching import ServedIndex
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.files import user_path
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:
@@ -29,7 +30,7 @@ def named_indexes(folders: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: if two have the same name, or one has none or a slash in it.
     """
-    named = _named(folders, "index", lambda folder: Path(folder).resolve().name)
+    named = _named(folders, "index", lambda folder: user_path(folder).resolve().name)
     for name, folder in named.items():
         if "/" in name:  # it would be several parts of an address
             raise UserError(f"the name {name!r} of an index has a slash; give NAME={folder}")
@@ -69,7 +70,8 @@ def load_all(
                 f"{option} is for models that are named, and an index keeps the encoder that made "
                 f"it; leave {option} out"
             )
-    opened = {name: Index(Path(folder)) for name, folder in indexes.items()}  # before what is slow
+    # They are opened before models are loaded, which is slow.
+    opened = {name: Index(user_path(folder)) for name, folder in indexes.items()}
     named = dict(models)
     encoders = {
         name: load(model, dtype, merge_threshold, memory_tokens=memory_tokens)
@@ -95,7 +97,7 @@ def _named(given: Sequence[str], kind: str, name_of: Callable[[str], str]) -> di
     named: dict[str, str] = {}
     for one in given:
         name, equals, folder = one.partition("=")
-        if Path(one).exists() or not equals:
+        if user_path(one).exists() or not equals:
             name, folder = name_of(one), one
         if not name or not folder:
             raise UserError(f"{one!r} names no {kind}; give a folder, or NAME=FOLDER")

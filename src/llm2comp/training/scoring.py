@@ -1,5 +1,6 @@
 """Score a run: its baselines and the encoder after each stage, for one table."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
+from llm2comp.errors import NoScoreError
 from llm2comp.evaluation import baselines, late_interaction, runner, suites
 from llm2comp.evaluation.evaluate import MANY_VECTORS
 from llm2comp.inference.load import load
@@ -21,6 +23,8 @@ from llm2comp.training.run_folder import (
     read_scores,
     write_scores,
 )
+
+logger = logging.getLogger("llm2comp")
 
 Models = dict[str, Callable[[], SentenceTransformer]]
 """For each row of the table, its name and a function that loads its model."""
@@ -64,7 +68,8 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         out: the folder of the finished run.
 
     Returns:
-        Scores by row, in the order of the table.
+        Scores by row, in the order of the table. A task on which an encoder has no score is left
+        out, with a warning.
     """
     recipe, settings = as_begun(recipe, out), recipe.evaluation
     known = {
@@ -83,11 +88,17 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
         found = {score.task: score for score in known.get(name, [])}
         missing = [task for task in tasks_of(settings) if task.metadata.name not in found]
         if missing:
-            scores = runner.evaluate(load_model(), name, missing)
-            found |= {score.task: score for score in scores}
-            known[name] = list(found.values())
-            write_scores(out, {row: known[row] for row in [*models, *known] if row in known})
-        rows[name] = [found[task] for task in settings.tasks]
+            model = load_model()
+            for task in missing:  # one by one: a collapsed encoder has no score on some
+                try:
+                    scores = runner.evaluate(model, name, [task])
+                except NoScoreError as error:
+                    logger.warning("%s", error)
+                    continue
+                found |= {score.task: score for score in scores}
+                known[name] = list(found.values())
+                write_scores(out, {row: known[row] for row in [*models, *known] if row in known})
+        rows[name] = [found[task] for task in settings.tasks if task in found]
     return rows
 
 

@@ -162,3 +162,33 @@ def test_a_run_keeps_the_commit_with_which_it_began(
         pipeline.train(moved, out)
     other_run = pipeline.train(moved, tmp_path / "v2")
     assert Lineage.read(other_run).backbone.revision == OTHER
+
+
+def test_a_hub_that_is_silent_is_asked_once_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download of a file that is not there asks seven times, with pauses."""
+    asked: list[str] = []
+
+    def silent(url: str, **_: object) -> None:
+        asked.append(url)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.huggingface_hub, "get_hf_file_metadata", silent)
+    monkeypatch.setattr(
+        hub.huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("it downloads")
+    )
+    assert not hub.has_file("me/tiny", "llm2comp.json")
+    assert len(asked) == 1
+
+
+def test_a_cached_commit_is_found_without_its_branch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models--me--tiny" / "snapshots" / MAIN
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert hub.cached_model("me/tiny") is None
+    assert hub.cached_model("me/tiny", MAIN) == folder

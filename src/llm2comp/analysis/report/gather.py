@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -27,6 +26,7 @@ from llm2comp.model.lineage import Lineage
 from llm2comp.training import run_folder
 from llm2comp.training.run_folder import Run
 from llm2comp.utils.choices import Precision
+from llm2comp.utils.files import user_path
 
 NEAREST = 3
 """Number of texts that are shown per query and encoder."""
@@ -105,10 +105,10 @@ def gather(
     Raises:
         UserError: if a run is mixed with other names, or an encoder cannot be loaded.
     """
-    runs = [name for name in names if (Path(name) / run_folder.RECIPE).is_file()]
+    runs = [name for name in names if (user_path(name) / run_folder.RECIPE).is_file()]
     if runs and len(names) > 1:
         raise UserError(f"{runs[0]} is a run; report it alone, or name encoder folders within it")
-    run = Run.read(Path(runs[0])) if runs else None
+    run = Run.read(user_path(runs[0])) if runs else None
     sources = {label: str(folder) for label, folder in run.encoders.items()} if run else {}
     sources = sources or {name: name for name in names}
     encoders = []

@@ -43,14 +43,25 @@ class Reference(BaseModel):
         rows = [[round(value, 7) for value in row] for row in embeddings.tolist()]
         return cls(texts=list(TEXTS), prompt="", embeddings=rows)
 
+    def is_near(self, other: "Reference") -> bool:
+        """Return whether another machine may have measured the same encoder."""
+        if (self.texts, self.prompt) != (other.texts, other.prompt):
+            return False
+        own, theirs = torch.tensor(self.embeddings), torch.tensor(other.embeddings)
+        return own.shape == theirs.shape and self._distance(own, theirs) <= SAME_ELSEWHERE
+
     def difference(self, encoder: SentenceTransformer) -> float:
         """Return the largest distance between the reference and an encoder's embeddings.
 
         It is half of the squared Euclidean distance over the squared length, which is the cosine
         distance of embeddings of one length. Embeddings of another length are far away too.
         """
-        own = torch.tensor(self.embeddings)
-        distances = (own - embed_alone(encoder, self.texts, self.prompt)).square().sum(1)
+        found = embed_alone(encoder, self.texts, self.prompt)
+        return self._distance(torch.tensor(self.embeddings), found)
+
+    @staticmethod
+    def _distance(own: Tensor, found: Tensor) -> float:
+        distances = (own - found).square().sum(1)
         return float((distances / own.square().sum(1)).max() / 2)
 
 
