@@ -122,7 +122,7 @@ class Pretext(StageBase):
     def _check_attention(self) -> "Pretext":
         opens = self.bidirectional_from_step
         if opens is not None and self.attention == "bidirectional":
-            raise ValueError("attention is bidirectional; leave bidirectional_from_step out")
+            raise ValueError("attention is bidirectional; leave it or bidirectional_from_step out")
         if opens is not None and opens >= self.steps:
             raise ValueError(
                 f"steps: {self.steps} never reaches bidirectional_from_step: {opens}; make it less "

@@ -44,6 +44,12 @@ def source(name: str, instruction: str = "") -> DataSource:
             [source("my/query.jsonl", "Find"), source("a", "Sort"), source("a", "Rank")],
             {"query": "Ask:", "my/query": "Find:", "a": "Sort:", "a#2": "Rank:"},
         ),
+        (
+            {"query": "Ask:", "train": "Old:"},
+            {"query": "Ask:"},
+            [source("query.jsonl", "Find"), source("x/train.jsonl", "Sort")],
+            {"query": "Ask:", "train": "Old:", "query#2": "Find:", "x/train": "Sort:"},
+        ),
     ],
     ids=[
         "none",
@@ -53,6 +59,7 @@ def source(name: str, instruction: str = "") -> DataSource:
         "several",
         "files of one name",
         "names that are taken",
+        "names of the encoder's own prompts",
     ],
 )
 def test_each_instruction_is_a_prompt(

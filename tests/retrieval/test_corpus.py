@@ -85,9 +85,12 @@ def test_a_folder_is_read_whole_whatever_its_files_are_called(tmp_path: Path, na
     assert found == {f"whales{ending}", name}
 
 
-def test_settings_of_a_dataset_beside_other_files_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a text\n")
-    (tmp_path / "dataset_infos.json").write_text("{}")
+@pytest.mark.parametrize("name", ["a.txt", "a.json"])
+def test_settings_of_a_dataset_beside_other_files_are_left_out(tmp_path: Path, name: str) -> None:
+    texts = {"a.txt": "a text\n", "a.json": '[{"text": "a text"}]'}
+    (tmp_path / name).write_text(texts[name])
+    (tmp_path / "dataset_infos.json").write_text('{\n "default": {"splits": {}}\n}\n')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert [row.text for row in Corpus.survey(str(tmp_path)).rows()] == ["a text"]
 
 

@@ -79,3 +79,14 @@ def test_only_the_sizes_of_tasks_that_decide_must_stay(tiny_recipe: Path, tasks:
     chosen = with_during(load_recipe(tiny_recipe), tasks=tasks).evaluation
     other = chosen.model_copy(update={"quick": not chosen.quick})
     assert (chosen.deciding == other.deciding) is not bool(tasks)
+
+
+def test_a_run_that_older_versions_took_is_read_as_they_trained_it(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """With both keys, attention was causal until the step that opened it."""
+    opened = load_recipe(tiny_recipe, ["pretext.bidirectional_from_step=2"])
+    stage = opened.stages[0].model_copy(update={"attention": "bidirectional"})
+    older = opened.model_copy(update={"stages": [stage, *opened.stages[1:]]})
+    run_folder.write_recipe(older, tmp_path)
+    assert run_folder.read_recipe(tmp_path) == opened

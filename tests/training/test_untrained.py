@@ -115,7 +115,7 @@ def test_what_makes_no_sense_is_refused(tiny_recipe: Path, override: str, messag
 def test_attention_that_is_open_cannot_be_opened(tiny_recipe: Path) -> None:
     """A step to open it would close it until then."""
     opened = ["pretext.attention=bidirectional", "pretext.bidirectional_from_step=2"]
-    with pytest.raises(UserError, match="bidirectional; leave bidirectional_from_step out"):
+    with pytest.raises(UserError, match="bidirectional; leave it or bidirectional_from_step out"):
         load_recipe(tiny_recipe, opened)
 
 

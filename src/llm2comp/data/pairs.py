@@ -40,8 +40,8 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     The name of a dataset is that of its source (`name#2` for the second use of a source). Its
     columns are those of `llm2comp.data.drawn.pair_file`.
     If a source has an instruction, its anchors are `instruction + ":" + query + "\n"` (paper,
-    stage 3). Rows with scores are held out only if there are no others. No held-out pair is trained
-    on.
+    stage 3). Rows with scores are measured only if there are no others, or only one. No held-out
+    pair is trained on.
 
     Args:
         files: where they are written.
@@ -83,16 +83,18 @@ def write_pairs(files: RowFiles, stage: Supervised, seed: int, on_bad_row: str) 
     total = sum(part.rows for part in parts)
     if total < trained:
         logger.warning("%s, %d were asked for", counted(total, "pair"), trained)
-    warn_if_none_are_held_out(stage, len(held_out))
+    plain = [row for row in held_out if SCORE not in row]
+    scored = [row for row in held_out if SCORE in row]
+    measured = plain if len(plain) > 1 or not scored else scored
+    warn_if_none_are_held_out(stage, len(measured))
     for part in parts:
         part.require_batches(stage.batch_size, trained)
         left_out.count("false_negatives", part.source.source, part.tell_positives_apart())
     left_out.log()
-    plain = [row for row in held_out if SCORE not in row] or held_out
     columns = (*REQUIRED, DATASET)
     features = {column: Value("string") for column in columns} | {SCORE: Value("float32")}
     with files.held_out(features) as writer:
-        for row in plain:
+        for row in measured:
             score = float(row[SCORE]) if SCORE in row else None
             writer.write({column: row[column] for column in columns} | {SCORE: score})
     by_source = {part.name: part.rows for part in parts}

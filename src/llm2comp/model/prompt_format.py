@@ -107,27 +107,34 @@ def trained_prompts(
     if len(distinct) == 1 and not given.get("query"):
         return dict(prompts) | {"query": distinct.pop()}
     named = {
-        name: min(p) for name, p in zip(_prompt_names(sources), own, strict=True) if len(p) == 1
+        name: min(p)
+        for name, p in zip(_prompt_names(sources, prompts), own, strict=True)
+        if len(p) == 1
     }
     new = {name: prompt for name, prompt in named.items() if prompt not in prompts.values()}
     return new | dict(prompts)
 
 
-def _prompt_names(sources: Sequence[DataSource]) -> list[str]:
+def _prompt_names(sources: Sequence[DataSource], known: Collection[str]) -> list[str]:
     """Return a name for the prompt of each source: of a file its name without the ending.
 
-    If that is the name of several sources, or of a prompt that every encoder may have, its folder
-    is before it, and then a number is behind it.
+    If that is the name of several sources, or of a prompt that the encoder has or every encoder may
+    have, its folder is before it, and then a number is behind it.
+
+    Args:
+        sources: that the encoder was trained on.
+        known: names of the prompts that it had before.
     """
+    reserved = list({"query", "document", *known})
     paths = [PurePath(source.source) for source in sources]
     names = [path.stem for path in paths]
-    taken = {"query", "document"} | {name for name, count in Counter(names).items() if count > 1}
+    taken = {*reserved} | {name for name, count in Counter(names).items() if count > 1}
     names = [
         f"{path.parent.name}/{name}".removeprefix("/") if name in taken else name
         for path, name in zip(paths, names, strict=True)
     ]
     return [
-        f"{name}#{earlier + 1}" if (earlier := names[:place].count(name)) else name
+        f"{name}#{earlier + 1}" if (earlier := [*reserved, *names[:place]].count(name)) else name
         for place, name in enumerate(names)
     ]
 

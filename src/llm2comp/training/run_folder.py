@@ -118,6 +118,10 @@ def read_recipe(folder: Path) -> Recipe:
             f"{path} is damaged or was edited since the run began: its checksum is another; "
             "restore it, or give a changed recipe with another --out"
         )
+    for stage in content.get("stages") or []:
+        opens = stage.get("bidirectional_from_step") is not None
+        if opens and stage.get("attention") == "bidirectional":  # older versions took both
+            stage["attention"] = "causal"  # as it was until that step
     return as_begun(parse_recipe(content, [], f"recipe {path}"), folder)
 
 
@@ -240,8 +244,8 @@ def require_none_later(recipe: Recipe, out: Path) -> None:
         missing = there.index(False)
         if later := [name for name, found in zip(names, there, strict=True) if found][missing:]:
             raise UserError(
-                f"{out / names[missing]} is not there, and {' and '.join(later)} was made from it; "
-                f"remove {' and '.join(str(out / name) for name in later)} to make them again"
+                f"{out / names[missing]} is not there, and what was made from it still is; remove "
+                f"{' and '.join(str(out / name) for name in later)} too, and repeat the command"
             )
 
 

@@ -120,20 +120,35 @@ def tell_of_another_order(rows: Rows, stage: Supervised, workdir: Path) -> None:
         workdir: its work folder.
     """
     older = SCORE not in rows.held_out.column_names  # a newer version writes the column
+    if not older or not any(workdir.glob("checkpoint-*")):
+        return
     share = [
         name
         for name, source in zip(dataset_names(stage.data), stage.data, strict=True)
         if source.teacher is not None or SCORE in rows.train[name].column_names
+        if _repeats_a_text(rows.train[name])
     ]
-    if older and share and any(workdir.glob("checkpoint-*")):
+    if share:
         logger.warning(
-            "%s: an older version began it, and rows of %s now share batches that were kept apart; "
-            "it goes on in the new order, with some rows twice and without others; to train it "
-            "anew, remove %s",
+            "%s: an older version began it, and put rows of %s with a text in common into "
+            "different batches. They may share one now, so the order of the rows is new: some are "
+            "read twice, and others not at all; to train the stage anew, remove %s",
             stage.stage,
             " and ".join(share),
             workdir,
         )
+
+
+def _repeats_a_text(part: Dataset) -> bool:
+    """Return whether two rows have a text in common."""
+    seen: set[int] = set()
+    texts = [name for name in part.column_names if name not in (POSITIVES, SCORE)]
+    for row in part.select_columns(texts):
+        found = {number(text) for value in row.values() for text in texts_of(value)}
+        if not seen.isdisjoint(found):
+            return True
+        seen |= found
+    return False
 
 
 def _numbers(columns: dict[str, list[Any]]) -> dict[str, list[str]]:

@@ -38,6 +38,7 @@ class RowTexts:
 
     def __init__(self) -> None:
         self._all = array("q")
+        self._has_negatives = False
         self._columns = {"anchor": array("q"), "positive": array("q")}
 
     def __len__(self) -> int:
@@ -50,7 +51,9 @@ class RowTexts:
 
     def add(self, anchor: int, positive: int, negatives: Iterable[int]) -> None:
         """Remember the texts of a row."""
-        self._all.extend({anchor, positive, *negatives})
+        others = set(negatives)
+        self._has_negatives |= bool(others)
+        self._all.extend({anchor, positive} | others)
         self._columns["anchor"].append(anchor)
         self._columns["positive"].append(positive)
 
@@ -82,7 +85,7 @@ class RowTexts:
                     f"batch holds each {name} once"
                 )
                 remedy = f"give rows with other {name}s"
-                if name == "anchor":
+                if name == "anchor" and self._has_negatives:
                     remedy += ", or put several negatives into a row (`negatives` of the source)"
         reason = (
             f"{found}, so at most {counted(fit, 'row fits', 'rows fit')} into "

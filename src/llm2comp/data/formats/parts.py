@@ -4,7 +4,7 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from datasets.data_files import (
@@ -65,16 +65,24 @@ def local_files(name: str, split: str | None, *, announced: bool = False) -> lis
 def _all_in(folder: Path) -> list[Path]:
     """Return the files in a folder, whatever their names, without hidden ones.
 
-    Settings that datasets and models of the hub have beside files of another kind are left out.
+    Settings that datasets and models of the hub have beside their files are left out.
     """
-    found = [
+    return [
         path
         for path in sorted(folder.rglob("*"), key=str)
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not _is_settings(path)
     ]
-    others = [path for path in found if path.name not in FILES_TO_IGNORE]
-    kinds = {files.kind_of(path) for path in others if path.is_file()} & set(files.READERS)
-    return others if kinds and ".json" not in kinds else found
+
+
+def _is_settings(path: Path) -> bool:
+    """Return whether a file has the name of settings of the hub, and no rows with a text."""
+    if path.name not in FILES_TO_IGNORE or not path.is_file():
+        return False
+    if files.kind_of(path) not in files.READERS:
+        return True
+    _, first = next(files.read(path), (0, None))
+    return not isinstance(first, Mapping) or not first.keys() & {"text", "anchor"}
 
 
 def _of_split(folder: Path, split: str) -> list[Path]:

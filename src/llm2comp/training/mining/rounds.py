@@ -121,7 +121,8 @@ def begin_round(
             stage.stage,
             remedies(mining, reranked=False),
         )
-    _warn_of_small_batches(data, rows, stage.batch_size, first)
+    if world.is_main():
+        _warn_of_small_batches(data, rows, stage.batch_size, first)
     context.log.write_once(stage=stage.stage, mined={"after_step": first} | numbers)
     return rows, RoundEnd(first + every)
 
