@@ -144,7 +144,7 @@ def read_model(
                 f"backbone {name!r} {what} weights, such as {min(keys)} ({len(keys)} in all); "
                 "download it again, and check that config.json belongs to the weights"
             )
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         # Some configurations say otherwise by default, and resizing the table would tie them.
         model.config.tie_word_embeddings = False
