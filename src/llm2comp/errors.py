@@ -16,7 +16,7 @@ class BrokenModelError(UserError):
 
 
 class NoScoreError(UserError):
-    """An encoder has no score on a task, because its similarities are all equal."""
+    """An encoder has no score on a task, as one whose embeddings are all alike."""
 
 
 def one_line(error: object, limit: int | None = 200) -> str:

@@ -77,12 +77,16 @@ def test_intervals_are_shown_for_tasks_with_items() -> None:
     assert [low, high] == pytest.approx([20 - 1.96 * 4, 20 + 1.96 * 4], abs=1.5)
 
 
+def a_lineage() -> Lineage:
+    stage = {"stage": "unsupervised", "data": [{"source": "x"}], "steps": 1, "batch_size": 2}
+    recipe = {"name": "r", "stages": [stage | {"learning_rate": 1.0}]}
+    return Lineage.start(Recipe.model_validate(recipe), "memory")
+
+
 def test_encoders_that_had_one_name_after_each_other_have_rows_of_their_own(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stage = {"stage": "unsupervised", "data": [{"source": "x"}], "steps": 1, "batch_size": 2}
-    recipe = {"name": "r", "stages": [stage | {"learning_rate": 1.0}]}
-    first = Lineage.start(Recipe.model_validate(recipe), "memory")
+    first = a_lineage()
     second = first.model_copy(update={"seed": first.seed + 1})
     found = [
         replace(one("mine", "STS17", 80.0, "sts", [1.0, 0.6]), lineage=first),
@@ -111,9 +115,7 @@ def test_encoders_that_had_one_name_after_each_other_have_rows_of_their_own(
 def test_one_encoder_has_one_row_also_where_its_lineage_is_rounded_or_not_known(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stage = {"stage": "unsupervised", "data": [{"source": "x"}], "steps": 1, "batch_size": 2}
-    recipe = {"name": "r", "stages": [stage | {"learning_rate": 1.0}]}
-    bare = Lineage.start(Recipe.model_validate(recipe), "memory")
+    bare = a_lineage()
 
     def measured(*numbers: float) -> Lineage:
         reference = Reference(texts=["a"], prompt="", embeddings=[list(numbers)])
