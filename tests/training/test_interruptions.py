@@ -236,7 +236,9 @@ def test_every_damaged_file_of_a_finished_run_is_named(
     for name in damaged_runs(uninterrupted):
         run = tmp_path / "run"
         shutil.copytree(uninterrupted, run)
-        assert resumed_or_refused(run, name, tiny_recipe, expected, harm) == "refused", name
+        # A power cut leaves the beginning of the log's last line, which is written again.
+        right = "the same" if harm is cut and name == "run.jsonl" else "refused"
+        assert resumed_or_refused(run, name, tiny_recipe, expected, harm) == right, name
         shutil.rmtree(run)
 
 
