@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.serving.settings import Limits, read_tokens
+from llm2comp.utils.choices import Prompt
 
 Start = Callable[..., Running]
 JSON = {"Content-Type": "application/json"}
@@ -194,6 +195,22 @@ def test_a_full_queue_says_when_to_come_again(start: Start, hold: Callable[..., 
     assert int(answer.headers["Retry-After"]) >= 1
     assert first.result().status_code == 200
     assert running.embed(input=["b"] * 3).status_code == 200
+
+
+@pytest.mark.parametrize("prompt", [None, "query"])
+def test_a_large_request_does_not_hold_up_a_small_one(
+    start: Start, hold: Callable[..., Any], prompt: Prompt | None
+) -> None:
+    running = start()
+    batcher = running.service.models["tiny"].batcher
+    batcher._batch_size = 1  # 64 tokens, so the large request takes many batches
+    with hold(running) as computed:
+        large = batcher.submit(["a sea"] * 60, None)
+        small = batcher.submit(["a bay"], prompt)
+    assert small.result(60).embeddings.shape == (1, 32)
+    assert large.result(60).embeddings.shape == (60, 32)
+    assert len(computed) == 62
+    assert computed.index("a bay") < 30
 
 
 def test_a_request_that_takes_too_long_is_ended(start: Start, hold: Callable[..., Any]) -> None:

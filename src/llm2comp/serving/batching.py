@@ -97,10 +97,10 @@ class _Row:
 
 
 class Batcher:
-    """Embeds texts of many requests together, oldest first.
+    """Embeds texts of many requests together; the requests take turns.
 
-    Every batch has the text that has waited longest, and those of the other texts that fit it in
-    length. So no request is starved by others, and little is padded.
+    Every batch has a text of the request whose turn it is, and those of the other texts that fit it
+    in length. So a large request does not hold up the others, and little is padded.
 
     Only the thread uses the model: its tokenizer must not be used by two threads at once.
 
@@ -209,6 +209,8 @@ class Batcher:
                 self._compute(batch)
                 done = set(batch)
                 rows = [row for row in rows if row not in done]
+                # Requests take turns: the next batch begins with a text of another one.
+                rows.sort(key=lambda row: row.job is batch[0].job)
 
     def _take(self, wait: bool) -> "list[_Job | _Call | None]":
         """Return the jobs that have come; wait for one if there is nothing else to do."""
