@@ -1,5 +1,6 @@
 """Parts of a recipe: backbone, memory tokens, LoRA, sources, hard negatives, scores."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -116,6 +117,13 @@ class DataSource(Strict):
     """Pairs only: put before each query, as `instruction:query` and a line break."""
     teacher: NotBlank | None = None
     """Stage 3 only: learn the vectors of this encoder, or the scores of this cross-encoder."""
+
+
+def dataset_names(sources: Sequence[DataSource]) -> list[str]:
+    """Return a name for each source; a source that is there twice is `name` and `name#2`."""
+    names = [source.source for source in sources]
+    earlier = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name}#{n + 1}" if n else name for name, n in zip(names, earlier, strict=True)]
 
 
 class Passages(Strict):

@@ -97,6 +97,18 @@ def test_embeddings_of_a_file_are_measured_like_those_in_memory(tmp_path: Path) 
     assert json.loads((tmp_path / "a.json").read_text())["spectrum"]["components_90"] >= 10
 
 
+def test_a_file_in_half_precision_is_measured_in_float32(tmp_path: Path) -> None:
+    """Of texts that have much in common, whose cosines are nearly alike."""
+    rows = np.random.default_rng(0).standard_normal((500, 64)) + 3
+    analyses = []
+    for dtype in (np.float16, np.float32):
+        np.save(tmp_path / "v.npy", rows.astype(np.float16).astype(dtype))
+        analyses.append(measure.analyze_embeddings(tmp_path / "v.npy", "v"))
+    half, single = analyses
+    assert half.hubness == single.hubness
+    assert half.uniformity == single.uniformity
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

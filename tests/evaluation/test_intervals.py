@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTask, AbsTaskPairClassification, AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.mocks import mock_tasks
@@ -106,6 +106,45 @@ class Toxic(mock_tasks.MockClassificationTask):
         self.dataset = self.dataset.rename_column("label", "toxic")
 
 
+class Moods(mock_tasks.MockClassificationTask):
+    """Labels that are texts."""
+
+    metadata = mock_tasks.MockClassificationTask.metadata.model_copy(update={"name": "Moods"})
+
+    def load_data(self, **_: Any) -> None:
+        rows = [{"text": f"it is {mood}", "label": mood} for mood in ("good", "bad", "neutral")]
+        self.dataset = DatasetDict({name: Dataset.from_list(rows) for name in ("train", "test")})
+        self.data_loaded = True
+
+
+class Folds(mock_tasks.MockClassificationTask):
+    """One set that is divided five times."""
+
+    metadata = mock_tasks.MockClassificationTask.metadata.model_copy(
+        update={"name": "Folds", "eval_splits": ["train"]}
+    )
+    is_cross_validation = True
+
+    def load_data(self, **_: Any) -> None:
+        rows = [{"text": f"text {i} of {i % 2}", "label": i % 2} for i in range(12)]
+        self.dataset = DatasetDict({"train": Dataset.from_list(rows)})
+        self.data_loaded = True
+
+
+class Several(mock_tasks.MockMultilabelClassification):
+    """One label or two per text."""
+
+    metadata = mock_tasks.MockMultilabelClassification.metadata.model_copy(
+        update={"name": "Several", "main_score": "accuracy"}
+    )
+
+    def load_data(self, **options: Any) -> None:
+        super().load_data(**options)
+        self.dataset = self.dataset.map(
+            lambda row, i: {"label": row["label"][: 1 + i % 2]}, with_indices=True
+        )
+
+
 class ByF1(mock_tasks.MockClassificationTask):
     """The score is no mean over texts."""
 
@@ -120,6 +159,10 @@ class ByF1(mock_tasks.MockClassificationTask):
         (Paraphrases, "average_precision"),
         (Duplicates, "mean"),
         (Toxic, "mean"),
+        (Moods, "mean"),
+        (Folds, None),
+        (Several, None),
+        (mock_tasks.MockMultilabelClassification, None),
         (ByF1, None),
         (mock_tasks.MockPairClassificationTask, None),
     ],

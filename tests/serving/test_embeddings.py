@@ -110,6 +110,21 @@ def test_usage_is_the_tokens_that_the_model_reads(
     assert usage == {"prompt_tokens": count, "total_tokens": count}
 
 
+def test_usage_counts_the_prompt(folder: Path, sentences: list[str]) -> None:
+    prompts = {"query": "a question about ", "passage": "a text of "}
+    model = llm2comp.load(folder, "float32")
+    model.prompts = prompts
+    running = Running({"tiny": model}, Limits())
+    try:
+        for kind, prompt in (("query", prompts["query"]), ("document", prompts["passage"])):
+            count = int(model.preprocess(sentences, prompt=prompt)["attention_mask"].sum())
+            assert count > int(model.preprocess(sentences)["attention_mask"].sum())
+            usage = running.embed(input=sentences, input_type=kind).json()["usage"]
+            assert usage["prompt_tokens"] == count
+    finally:
+        running.stop()
+
+
 def test_models_are_listed(server: Running) -> None:
     listed = server.get("/v1/models").json()["data"]
     assert [model["id"] for model in listed] == ["tiny", "second"]

@@ -172,6 +172,8 @@ def measure(name: str, data: str, encoded: Encoded, start: float) -> Analysis:
 
 def _unit(rows: Embeddings, name: str) -> Embeddings:
     """Return the rows scaled to unit length. A row of zeros stays zero."""
+    # In half precision a length has eleven bits, and cosines are ties.
+    rows = np.asarray(rows, dtype=np.promote_types(rows.dtype, np.float32))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all():
         raise UserError(f"{name}: an embedding is not finite; load the model in float32")

@@ -20,7 +20,7 @@ from llm2comp.data.crops import Crops
 from llm2comp.data.drawn.left_out import REASONS, LeftOut
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import drawn_once
-from llm2comp.data.pairs import dataset_names, module_name, row_prompts, write_pairs
+from llm2comp.data.pairs import module_name, row_prompts, write_pairs
 from llm2comp.data.passages import draw_passages
 from llm2comp.data.sentences import draw_sentences
 from llm2comp.data.sources import SCORE
@@ -32,7 +32,7 @@ from llm2comp.model.loading.checkpoint import read_config, read_tokenizer
 from llm2comp.model.loading.tokenizer import load_tokenizer
 from llm2comp.model.memory_tokens import extended_tokenizer
 from llm2comp.recipe import Pretext, Recipe, Stage, Supervised, Unsupervised
-from llm2comp.recipe_parts import DataSource
+from llm2comp.recipe_parts import DataSource, dataset_names
 from llm2comp.training.contrastive import (
     as_modules,
     prompts_by_column,

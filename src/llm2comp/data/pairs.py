@@ -16,7 +16,7 @@ from llm2comp.data.formats.layouts import PROMPT
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError, counted
 from llm2comp.recipe import Supervised
-from llm2comp.recipe_parts import DataSource
+from llm2comp.recipe_parts import DataSource, dataset_names
 
 logger = logging.getLogger("llm2comp")
 
@@ -165,13 +165,6 @@ def require_one_kind(source: DataSource, row: Mapping[str, Any]) -> None:
 def add_instruction(instruction: str, query: str) -> str:
     r"""Return `instruction:query\n` (paper, stage 3), or the query if there is no instruction."""
     return f"{instruction}:{query}\n" if instruction else query
-
-
-def dataset_names(sources: Sequence[DataSource]) -> Iterator[str]:
-    """Yield the name of each source's dataset."""
-    for place, source in enumerate(sources):
-        earlier = [one.source for one in sources[:place]].count(source.source)
-        yield f"{source.source}#{earlier + 1}" if earlier else source.source
 
 
 def module_name(dataset: str) -> str:

@@ -20,8 +20,7 @@ from llm2comp.inference import compiled
 from llm2comp.inference.embed import embed
 from llm2comp.inference.last_token import Difference
 from llm2comp.inference.load import load
-from llm2comp.inference.precision import smallest_cosine
-from llm2comp.inference.vector_format import require_dim
+from llm2comp.inference.vector_format import require_dim, smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.attention import use_sdpa
 from llm2comp.model.encoder import encoder_body

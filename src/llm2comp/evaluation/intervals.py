@@ -11,6 +11,7 @@ import pytrec_eval
 from mteb.abstasks import (
     AbsTask,
     AbsTaskClassification,
+    AbsTaskMultilabelClassification,
     AbsTaskPairClassification,
     AbsTaskRetrieval,
     AbsTaskSTS,
@@ -107,6 +108,8 @@ def _saved_items(task: AbsTask, folder: Path) -> dict[str, Any]:
     if isinstance(task, AbsTaskClassification):
         gold = np.array(data[split][task.label_column_name])
         correct = [np.array(experiment) == gold for experiment in predictions]
+        if not np.issubdtype(gold.dtype, np.number):  # items are numbers, and labels may be texts
+            gold = np.unique(gold, return_inverse=True)[1]
         return _items("mean", np.mean(correct, axis=0), gold)
     assert isinstance(task, AbsTaskRetrieval)
     if task.ignore_identical_ids:  # mteb saves the query's own text too, and does not score it
@@ -132,7 +135,9 @@ def supports(task: AbsTask) -> bool:
     if isinstance(task, AbsTaskPairClassification):
         return bool(measure == "max_ap")
     if isinstance(task, AbsTaskClassification):
-        return bool(measure == "accuracy")
+        # Predictions of several labels, or of folds, are not one for each text in its order.
+        several = isinstance(task, AbsTaskMultilabelClassification) or task.is_cross_validation
+        return bool(measure == "accuracy" and not several)
     return isinstance(task, AbsTaskSTS)
 
 

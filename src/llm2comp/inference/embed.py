@@ -11,6 +11,9 @@ from llm2comp.errors import UserError
 from llm2comp.inference.vector_format import Embeddings
 from llm2comp.inference.worker_pool import Workers
 
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""The prompts of which `encode_document` takes the first that there is."""
+
 
 def embed(
     model: SentenceTransformer,
@@ -50,6 +53,15 @@ def embed(
         texts, batch_size=batch_size, show_progress_bar=False, pool=workers
     )
     return np.asarray(embeddings, dtype=np.float32)
+
+
+def prompt_of(model: SentenceTransformer, prompt_name: str | None) -> str | None:
+    """Return what `embed` puts before each text; None or empty for nothing."""
+    names = {"query": ("query",), "document": DOCUMENT_PROMPTS}.get(prompt_name or "", ())
+    for name in (*names, model.default_prompt_name):
+        if name in model.prompts:
+            return model.prompts[name]
+    return None
 
 
 def as_texts(texts: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.load import load, trusted
-from llm2comp.inference.precision import smallest_cosine
+from llm2comp.inference.vector_format import smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.folder.card import model_card
 from llm2comp.model.folder.layout import write_layout

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from llm2comp.data.hub import cached_model
 from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
-from llm2comp.inference.vector_format import Embeddings
+from llm2comp.inference.vector_format import Embeddings, smallest_cosine
 from llm2comp.utils.checksums import CALIBRATION
 from llm2comp.utils.files import atomic_file, cache_dir
 from llm2comp.utils.hardware import compute_dtype, native_bfloat16
@@ -50,21 +50,6 @@ def sample_texts() -> list[str]:
         (f"{text} " * (length // len(text) + 1))[:length].strip()
         for text, length in zip(rotations, CHARACTERS, strict=True)
     ]
-
-
-def smallest_cosine(first: Embeddings, second: Embeddings) -> float:
-    """Return how far two encoders agree: the smallest cosine between the embeddings of a text.
-
-    Args:
-        first: `(texts, dimension)`.
-        second: embeddings of the same texts.
-
-    Returns:
-        At most 1 but for rounding; NaN if an embedding is not finite or zero.
-    """
-    with np.errstate(invalid="ignore"):
-        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        return float(((first * second).sum(axis=1) / lengths).min())
 
 
 class HalfPrecisionError(UserError):

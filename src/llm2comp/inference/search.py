@@ -14,8 +14,13 @@ from llm2comp.errors import UserError, counted
 from llm2comp.inference.embed import embed
 from llm2comp.inference.embedding_files import Content, content_of, read_vectors, sample_vectors
 from llm2comp.inference.encode_file import chunks, require_finite_rows
-from llm2comp.inference.precision import smallest_cosine
-from llm2comp.inference.vector_format import Stored, VectorFormat, require_dim, truncate
+from llm2comp.inference.vector_format import (
+    Stored,
+    VectorFormat,
+    require_dim,
+    smallest_cosine,
+    truncate,
+)
 from llm2comp.model.matryoshka.first_tokens import memory_tokens_of
 from llm2comp.model.multi_vector.max_sim import MaxSim
 from llm2comp.model.multi_vector.memory_vectors import memory_token_ids, sharing_memory_vectors

@@ -232,13 +232,15 @@ def _are_texts(inputs: Any) -> TypeGuard[list[str]]:
     )
 
 
-def count_tokens(model: SentenceTransformer, texts: list[str]) -> NDArray[np.int64]:
-    """Return `(texts,)`, the tokens that the model reads of each text, without a call's prompt.
+def count_tokens(
+    model: SentenceTransformer, texts: list[str], prompt: str | None = None
+) -> NDArray[np.int64]:
+    """Return `(texts,)`, the tokens that the model reads of each text, those of a prompt included.
 
     The texts are tokenized again when they are embedded. With SmolLM2-135M the counting takes
     0.3 % of the time.
     """
-    mask = model.preprocess(texts)["attention_mask"]
+    mask = model.preprocess(texts, prompt=prompt)["attention_mask"]
     # A baseline with several prompts reads each text once per prompt.
     counts: NDArray[np.int64] = mask.sum(1).view(-1, len(texts)).sum(0).numpy()
     return counts

@@ -136,9 +136,24 @@ def truncate(embeddings: Embeddings, dim: int) -> Embeddings:
 
 
 def to_unit_length(embeddings: Embeddings) -> Embeddings:
-    """Return embeddings scaled to unit length; zeros stay zeros."""
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    """Return embeddings `(..., dimension)` scaled to unit length; zeros stay zeros."""
+    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
     return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def smallest_cosine(first: Embeddings, second: Embeddings) -> float:
+    """Return how far two encoders agree: the smallest cosine between the embeddings of a text.
+
+    Args:
+        first: `(texts, dimension)`.
+        second: embeddings of the same texts.
+
+    Returns:
+        At most 1 but for rounding; NaN if an embedding is not finite or zero.
+    """
+    with np.errstate(invalid="ignore"):
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return float(((first * second).sum(axis=1) / lengths).min())
 
 
 def require_dim(model: SentenceTransformer, dim: int | None) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from llm2comp.errors import UserError, counted
-from llm2comp.inference.vector_format import Embeddings, require_vectors
+from llm2comp.inference.vector_format import Embeddings, require_vectors, smallest_cosine
 from llm2comp.utils.choices import IndexPrecision, VectorCount
 
 KEY = b"llm2comp"
@@ -92,7 +92,7 @@ class About(BaseModel):
             ("queries", self.query, query),
         ):
             there = np.asarray(own, np.float32)
-            if there.shape != other.shape or not _smallest_cosine(there, other) >= SAME:
+            if there.shape != other.shape or not smallest_cosine(there, other) >= SAME:
                 made = self.model or "a loaded model"
                 raise UserError(
                     f"{folder} was made with {made}, and this encoder embeds {kind} in another "
@@ -122,11 +122,6 @@ def require_options(
             f"precision {precision!r} of an index with vectors {vectors!r} is not one of "
             f"{', '.join(known)}"
         )
-
-
-def _smallest_cosine(one: Embeddings, other: Embeddings) -> float:
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return float(((one * other).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
 
 
 def read_about(metadata: dict[bytes, Any] | None, folder: object) -> About:

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.errors import counted
-from llm2comp.inference.embed import embed
+from llm2comp.inference.embed import embed, prompt_of
 from llm2comp.inference.token_batching import TokenBatched, count_tokens
 from llm2comp.inference.vector_format import Embeddings
 from llm2comp.serving.token_ids import text_of
@@ -227,17 +227,17 @@ class Batcher:
             job.texts = [
                 one if isinstance(one, str) else text_of(self._encoder, one) for one in job.inputs
             ]
-            job.tokens = self._count(job.texts)
+            job.tokens = self._count(job.texts, job.prompt)
         except Exception as error:
             _fail(job, error)
             return []
         job.left = len(job.texts)
         return [_Row(job, number) for number in range(job.left)]
 
-    def _count(self, texts: list[str]) -> npt.NDArray[np.int64]:
+    def _count(self, texts: list[str], prompt: Prompt | None) -> npt.NDArray[np.int64]:
         """Return the tokens of each text; words, for a model that has no tokens."""
         if isinstance(self._encoder, TokenBatched) and self._encoder.pads_texts:
-            return count_tokens(self._encoder, texts)
+            return count_tokens(self._encoder, texts, prompt_of(self._encoder, prompt))
         return np.array([len(text.split()) for text in texts])
 
     def _next_batch(self, rows: Sequence[_Row]) -> list[_Row]:

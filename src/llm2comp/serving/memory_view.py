@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm2comp.evaluation.metrics.memory_tokens import measure
-from llm2comp.inference.embed import embed
+from llm2comp.inference.embed import embed, prompt_of
 from llm2comp.inference.memory_states import collect_memory_states
 from llm2comp.inference.token_batching import count_tokens
 from llm2comp.model.modules import memory_weights
@@ -83,7 +83,7 @@ def look(encoder: SentenceTransformer, text: str, prompt: Prompt | None) -> Memo
         raise NoMemoryViewError(
             "a compiled model does not show its attention", "serve the folder it was compiled from"
         )
-    count = int(count_tokens(encoder, [text])[0])
+    count = int(count_tokens(encoder, [text], prompt_of(encoder, prompt))[0])
     if count > MOST_TOKENS:
         raise NoMemoryViewError(
             f"the text has {count} tokens, and the most is {MOST_TOKENS}", "shorten it"

@@ -18,7 +18,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import AutoConfig
 
-from llm2comp.data.pairs import dataset_names, module_name
+from llm2comp.data.pairs import module_name
 from llm2comp.data.sources import SCORE
 from llm2comp.model import encoder
 from llm2comp.model.adapter_checks import check_two_views
@@ -35,6 +35,7 @@ from llm2comp.model.matryoshka.nested_tokens import append_nested_tokens
 from llm2comp.model.multi_vector.memory_vectors import append_memory_vectors
 from llm2comp.model.prompt_format import own_prompts, trained_prompts
 from llm2comp.recipe import Contrastive, Recipe, Supervised, Unsupervised
+from llm2comp.recipe_parts import dataset_names
 from llm2comp.training.distributed import world
 from llm2comp.training.distributed.sharded import is_divided
 from llm2comp.training.distributed.shares import as_part_of_a_sum

@@ -61,7 +61,7 @@ def score_run(recipe: Recipe, out: Path) -> Scores:
     The models compute in the recipe's `backbone.dtype`, as in training. Each finished row is
     written to `out/scores.json`, so that a stopped call does not compute it twice. Of each row only
     the tasks that have no score are scored, and the rows and tasks that an earlier evaluation named
-    stay in the file.
+    stay in the file. Scores of the other size, quick or whole, do not: a table would mix the two.
 
     Args:
         recipe: its `evaluation` names the tasks and the baselines.

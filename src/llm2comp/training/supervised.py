@@ -13,11 +13,12 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from llm2comp.data.drawn.distinct import number
 from llm2comp.data.drawn.pair_file import POSITIVES, texts_of
 from llm2comp.data.drawn.rows import ROWS, Rows, drawn_once
-from llm2comp.data.pairs import dataset_names, require_minable, row_prompts, write_pairs
+from llm2comp.data.pairs import require_minable, row_prompts, write_pairs
 from llm2comp.data.sources import SCORE
 from llm2comp.errors import UserError
 from llm2comp.inference.mining.reranker import is_reranker
 from llm2comp.recipe import Stage, Supervised
+from llm2comp.recipe_parts import dataset_names
 from llm2comp.training.contrastive import train_contrastive
 from llm2comp.training.distillation.labels import with_labels
 from llm2comp.training.distributed import world

@@ -204,6 +204,22 @@ def test_a_source_that_changed_before_its_stage_is_named(caplog: pytest.LogCaptu
     assert len(caplog.messages) == 1, "it has not changed since"
 
 
+def test_each_use_of_a_source_is_watched() -> None:
+    for split in ("train", "test"):
+        Path("two").mkdir(exist_ok=True)
+        Path(f"two/{split}.txt").write_text(f"a text of {split}\n")
+    data = [DataSource(source="two", split=split) for split in ("train", "test")]
+    before = origins.record(data, {})
+    assert all("sha256" in origin for origin in before.values())
+    assert origins.changed(before, origins.record(data, before)) == []
+    for split, name in (("train", "two"), ("test", "two#2")):
+        with Path(f"two/{split}.txt").open("a") as stream:
+            stream.write("one more\n")
+        now = origins.record(data, before)
+        assert origins.changed(before, now) == [name]
+        before = now
+
+
 def test_a_data_set_of_the_hub_that_changed_before_its_stage_is_named(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,10 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for base_encoders
 
@@ -120,6 +124,21 @@ def test_an_encoder_gives_its_vectors(bert: Path, tmp_path: Path, sentences: lis
     assert np.allclose(found[:, 1], teacher.encode_document(ROWS["positive"]), atol=1e-5)
     negatives = [row[1] for row in ROWS["negative"]]
     assert np.allclose(found[:, 3], teacher.encode_document(negatives), atol=1e-5)
+
+
+def test_zeros_of_a_teacher_stay_zeros(tmp_path: Path, bert: Path) -> None:
+    """As of a text of unknown words only."""
+    words = sorted({word for text in ROWS["positive"] for word in text.split()})
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(["?", *words])}, "?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    weights = np.random.default_rng(0).standard_normal((len(words) + 1, 8)).astype(np.float32)
+    weights[0] = 0
+    teacher = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
+    teacher.save_pretrained(str(tmp_path / "teacher"))
+    found = np.array(labels(bert, tmp_path / "teacher", tmp_path, ROWS)["label"])
+    lengths = np.linalg.norm(found, axis=-1)
+    assert np.allclose(lengths[:, 1], 1, atol=1e-5)
+    assert np.allclose(lengths[0, 2:], 0)
 
 
 OWN_PROMPTS = {

@@ -16,7 +16,7 @@ from llm2comp.analysis.reading.texts import Reading, read
 from llm2comp.data.sample import Sample
 from llm2comp.errors import UserError
 from llm2comp.evaluation.store import ResultStore, Score
-from llm2comp.inference.embed import embed
+from llm2comp.inference.embed import embed, prompt_of
 from llm2comp.inference.load import load
 from llm2comp.inference.reading.backbone import READABLE
 from llm2comp.inference.reading.reader import Reader
@@ -30,8 +30,6 @@ from llm2comp.utils.files import user_path
 
 NEAREST = 3
 """Number of texts that are shown per query and encoder."""
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-"""Names of prompts of which `encode_document` takes the first that a model has."""
 READ_TOKENS = 128
 """Tokens of the text whose memory is read."""
 
@@ -178,7 +176,7 @@ def _documents(
     """
     if encoded.positives is not None:
         return sample.positives, encoded.positives
-    if model.default_prompt_name or any(map(model.prompts.get, DOCUMENT_PROMPTS)):
+    if prompt_of(model, "document"):
         return sample.texts, embed(model, sample.texts, batch_size, "document")
     return sample.texts, encoded.embeddings
 

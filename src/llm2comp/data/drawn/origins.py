@@ -10,12 +10,12 @@ from typing import Any
 from llm2comp.data import catalog, hub
 from llm2comp.data.formats import parts
 from llm2comp.errors import UserError, one_line
-from llm2comp.recipe_parts import DataSource
+from llm2comp.recipe_parts import DataSource, dataset_names
 
 Origins = dict[str, dict[str, Any]]
-"""By the name of a source what is known of it: `bytes`, `modified` (nanoseconds), `sha256` and the
-number of `files` of local files, `package` and `sha256` of a packaged source, `commit` of a data
-set of the hub."""
+"""By the name of a source (`dataset_names`) what is known of it: `bytes`, `modified` (nanoseconds),
+`sha256` and the number of `files` of local files, `package` and `sha256` of a packaged source,
+`commit` of a data set of the hub."""
 
 
 def record(data: Sequence[DataSource], known: Mapping[str, Mapping[str, Any]]) -> Origins:
@@ -26,7 +26,8 @@ def record(data: Sequence[DataSource], known: Mapping[str, Mapping[str, Any]]) -
         known: an earlier record. A file with its size and time is not read again, and a data set
             of the hub is not asked for again.
     """
-    return {one.source: _origin(one, known.get(one.source, {})) for one in data}
+    named = zip(dataset_names(data), data, strict=True)
+    return {name: _origin(one, known.get(name, {})) for name, one in named}
 
 
 def changed(before: Mapping[str, Mapping[str, Any]], now: Origins) -> list[str]:

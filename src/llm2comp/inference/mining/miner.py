@@ -13,6 +13,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from llm2comp.data.drawn.distinct import digest
 from llm2comp.errors import UserError
+from llm2comp.inference.vector_format import to_unit_length
 from llm2comp.recipe_parts import HardNegatives
 from llm2comp.utils.progress import text_progress, track_texts
 
@@ -116,9 +117,11 @@ def mine(
     with text_progress() as progress:
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
         with track_texts(model, progress, progress.add_task("queries", total=len(queries))):
-            asked = _unit_length(model.encode_query(queries, prompt=prompts[0], **options))
+            vectors = model.encode_query(queries, prompt=prompts[0], **options)
+            asked = to_unit_length(_finite(vectors))
         with track_texts(model, progress, progress.add_task("texts", total=len(searched))):
-            compared = _unit_length(model.encode_document(searched, prompt=prompts[1], **options))
+            vectors = model.encode_document(searched, prompt=prompts[1], **options)
+            compared = to_unit_length(_finite(vectors))
         rows = zip(queries, _cosines(asked, compared), strict=True)
         for query, cosines in progress.track(rows, len(queries), description="negatives"):
             own, others = sorted(answered[query]), sorted(left_out.get(query, ()))
@@ -147,13 +150,6 @@ def _places(place: dict[str, int], pairs: Iterable[Pair]) -> dict[str, set[int]]
         if text in place:
             places.setdefault(query, set()).add(place[text])
     return places
-
-
-def _unit_length(embeddings: npt.ArrayLike) -> Floats:
-    """Return embeddings `(texts, dimension)` of length 1, in float32."""
-    vectors = _finite(embeddings)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
 
 
 def _finite(numbers: npt.ArrayLike) -> Floats:

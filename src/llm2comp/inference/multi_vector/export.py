@@ -10,8 +10,7 @@ from llm2comp.errors import UserError
 from llm2comp.inference.embed import embed
 from llm2comp.inference.last_token import Difference, texts_to_compare
 from llm2comp.inference.load import load, trusted
-from llm2comp.inference.precision import smallest_cosine
-from llm2comp.inference.vector_format import Embeddings
+from llm2comp.inference.vector_format import Embeddings, smallest_cosine
 from llm2comp.model import released
 from llm2comp.model.folder.layout import write_layout
 from llm2comp.model.folder.names import encoder_name

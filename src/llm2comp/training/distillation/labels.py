@@ -13,13 +13,13 @@ from sentence_transformers import SentenceTransformer
 
 from llm2comp.data.drawn.pair_file import WRITTEN_TOGETHER, negatives_of, texts_of
 from llm2comp.data.drawn.rows import arrow_writer
-from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.errors import UserError, counted
 from llm2comp.inference.load import load_in
 from llm2comp.inference.mining.reranker import is_reranker, load_reranker
+from llm2comp.inference.vector_format import to_unit_length
 from llm2comp.model.prompt_format import own_prompts
-from llm2comp.recipe_parts import DataSource
+from llm2comp.recipe_parts import DataSource, dataset_names
 from llm2comp.training.losses.distillation import LABEL
 from llm2comp.utils.checksums import require_unchanged, write_checksums
 from llm2comp.utils.files import atomic_folder
@@ -183,7 +183,7 @@ def _vectors(
 def _embedded(
     part: Dataset, encoder: SentenceTransformer, name: str, prompt: str | None
 ) -> Vectors:
-    """Return the vectors `(rows, columns, dimension)` of the texts, of unit length.
+    """Return the vectors `(rows, columns, dimension)` of the texts, of unit length or zero.
 
     Anchors get `prompt` or, if it is None, the encoder's prompt for queries. Other texts get its
     prompt for documents.
@@ -198,8 +198,7 @@ def _embedded(
             columns.append(encoder.encode_document(texts, **options))
     vectors: Vectors = np.stack(columns, axis=1).astype(np.float32)
     _require_finite(name, vectors, name)
-    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors
+    return to_unit_length(vectors)
 
 
 def _require_finite(name: str, numbers: Vectors, teacher: str) -> None:

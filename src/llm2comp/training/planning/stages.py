@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm2comp.data.drawn.pair_file import texts_of
-from llm2comp.data.pairs import dataset_names
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model.attention import record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Contrastive, Pretext, Supervised, Unsupervised
+from llm2comp.recipe_parts import dataset_names
 from llm2comp.training.planning import on_meta
 from llm2comp.training.planning.meter import Need
 from llm2comp.training.planning.reading import reading_step
