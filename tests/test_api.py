@@ -54,6 +54,11 @@ NOT_IN_API = {
 prints."""
 
 
+def plain(default: Any) -> Any:
+    """Return a default in one form: the command line has None for nothing, also for no values."""
+    return None if default in ("", (), []) else default
+
+
 def commands() -> dict[str, Any]:
     group: Any = typer.main.get_command(app)
     return dict(group.commands)
@@ -169,7 +174,9 @@ def test_a_command_has_the_defaults_of_its_function(name: str) -> None:
     for option in commands()[name].params:
         known = RENAMED_OPTIONS.get(option.name, option.name)
         if known in arguments and arguments[known].default is not inspect.Parameter.empty:
-            assert (option.default or None) == (arguments[known].default or None), option.name
+            own = arguments[known].default
+            assert plain(option.default) == plain(own), option.name
+            assert type(plain(option.default)) is type(plain(own)), option.name  # 0 is not False
 
 
 def test_all_commands_are_considered() -> None:

@@ -108,6 +108,7 @@ def test_another_mask_in_bfloat16_is_found(
 
 def test_all_stages_train_and_agree(trained: dict[str, Any]) -> None:
     for rows in trained.values():
+        assert rows
         assert [row for row in rows.values() if row.result != "pass"] == []
     agree = [row for name, row in trained["bfloat16"].items() if name.startswith("losses are")]
     assert len(agree) == 4

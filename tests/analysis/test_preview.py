@@ -55,6 +55,7 @@ def test_rows_are_shown_as_the_trained_encoder_reads_them(
     trained = pipeline.train(shown.model_copy(update={"stages": stages}), tmp_path / "run")
     encoder = SentenceTransformer(str(trained), device="cpu")
     specials = encoder.tokenizer.num_special_tokens_to_add()
+    assert pairs.examples
     for row in pairs.examples:
         for column, texts in row.items():
             for text in texts:
@@ -136,6 +137,7 @@ def test_with_a_base_its_prompts_are_shown(
     content = {"name": "tuned", "base": str(folder), "stages": content["stages"][2:]}
     tuned = Recipe.model_validate(content | {"on_bad_row": "skip"})
     (pairs,) = previews(tuned)
+    assert pairs.examples
     for row in pairs.examples:
         for text in (*row["positive"], *row["negative"]):
             assert text.replace(BETWEEN, "").removeprefix("<s>").startswith("doc")

@@ -7,10 +7,12 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
@@ -23,29 +25,9 @@ from llm2comp.evaluation import baselines
 from llm2comp.training import pipeline
 
 RUNNER = CliRunner()
-COMMANDS = [
-    "train",
-    "plan",
-    "mine",
-    "encode",
-    "search",
-    "index",
-    "delete",
-    "evaluate",
-    "results",
-    "analyze",
-    "report",
-    "read",
-    "capacity",
-    "study",
-    "export",
-    "push",
-    "serve",
-    "data list",
-    "data fetch",
-    "demo",
-    "doctor",
-]
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands.keys() - {"data"})
+COMMANDS += [f"data {name}" for name in sorted(GROUP.commands["data"].commands)]
 
 
 @pytest.fixture(scope="module")

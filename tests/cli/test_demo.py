@@ -81,9 +81,14 @@ def test_the_demo_shows_table_searches_and_how_to_go_on(
     table = [line for line in output.splitlines() if "12.3" in line]
     rows = [*evaluation.baselines, *STAGE_LABELS.values(), "released-one"]
     assert [line.partition("  ")[0] for line in table] == rows
+    assert len(demo.QUERIES) == 3
     for query in demo.QUERIES:
-        shown = output.partition(query)[2].splitlines()[1:3]
-        assert all(line.split("  ")[-1].rstrip("…") in " ".join(sentences) for line in shown)
+        _, _, below = output.partition(f"{query}\n")
+        for line in below.splitlines()[:2]:
+            hit = re.fullmatch(r"  -?\d\.\d{3}  (\S.*)", line)
+            assert hit, f"{query}: {line!r}"
+            assert hit[1].rstrip("…") in " ".join(sentences)
+        assert len(below.splitlines()) > 2
     report = run_folder / "report.html"
     assert f"{report}: open it" in output.replace("\n", "")
     page = report.read_text()

@@ -58,6 +58,7 @@ def test_any_encoding_shows_what_it_can_and_escapes_the_rest(encoding: str) -> N
     shown = "".join(TEXTS).encode(encoding, "backslashreplace").decode(encoding)
     in_table, *in_lines = output.splitlines()[1:]
     assert in_table.startswith(shown)
+    assert len(in_lines) == 2000
     assert all(line.startswith(shown) for line in in_lines)
 
 
@@ -80,8 +81,22 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(reader: str) -> None:
 def test_streams_that_are_closed_or_full(streams: str, expected: int) -> None:
     status, output, errors = shell(f'"$PYTHON" -c "$PRINT" {streams}')
     assert status == expected
-    assert errors == ("" if expected == 0 else errors[: errors.index("\n") + 1])
+    said = "llm2comp: disk full: free some space and repeat the command, or move LLM2COMP_CACHE\n"
+    assert errors == ("" if expected == 0 else said)
     assert (len(output) > 0) == (">" not in streams.replace("2>", ""))
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
+    """As under `nohup`."""
+    code = (
+        "import os, signal; from llm2comp.cli import process\n"
+        "def hang_up(): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "process.end_on_signals(); hang_up(); process.leave_signals(); hang_up()\n"
+        "print('goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
 
 
 def test_a_file_never_gets_what_is_printed_to_a_closed_stream(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ def fault(number: int, status: int, errors: str, left: list[str]) -> str:
     """Return what is wrong with the end of a command; empty if nothing is."""
     if left:
         return f"left: {left}"
-    if number == signal.SIGKILL:
-        return ""
     if status != STATUS[number]:
         return f"status {status}: {errors}"
+    if number == signal.SIGKILL:
+        return ""
     *_, line = errors.splitlines()
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     said = f"llm2comp: stopped{by}; no partial files are left"
@@ -179,8 +179,13 @@ def test_a_signal_leaves_nothing(
 ) -> None:
     command = Command.start(encoder, texts, tmp_path)
     deadline = time.monotonic() + 300
-    while not MOMENTS[moment](command) and time.monotonic() < deadline:
+    while (runs := command.process.poll() is None) and time.monotonic() < deadline:
+        if came := MOMENTS[moment](command):
+            break
         time.sleep(0.02)
+    if not (runs and came):
+        command.process.kill()
+        pytest.fail(f"the moment did not come: {(tmp_path / 'errors.txt').read_text()}")
     assert not fault(number, *command.send(number))
 
 

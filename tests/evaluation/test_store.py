@@ -31,6 +31,8 @@ def test_a_fingerprint_is_the_same_after_use_and_from_disk(
     model.encode([*sentences, " ".join(sentences)], batch_size=3)
     model.tokenizer.padding_side = "right"
     assert store.fingerprint(model) == before
+    model.save_pretrained(str(tmp_path))
+    assert store.fingerprint(SentenceTransformer(str(tmp_path), device="cpu")) == before
 
 
 def test_a_fingerprint_tells_models_apart(model: SentenceTransformer, tiny_backbone: Path) -> None:

@@ -1,8 +1,10 @@
 """An encoder and a run to break, and a cache and a home folder of their own."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,11 +31,25 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logs_are_text(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Check that every message of the log can be written to a file."""
+def _logs_are_text() -> Iterator[None]:
+    """Check that every message of our log can be written to a file.
+
+    The fixture `caplog` would see none of them, because a command keeps them from the root logger.
+    """
+    records: list[logging.LogRecord] = []
+    make = logging.getLogRecordFactory()
+
+    def record(*arguments: Any, **more: Any) -> logging.LogRecord:
+        made = make(*arguments, **more)
+        if made.name.startswith("llm2comp"):
+            records.append(made)
+        return made
+
+    logging.setLogRecordFactory(record)
     yield
-    for record in caplog.get_records("call"):
-        record.getMessage().encode()
+    logging.setLogRecordFactory(make)
+    for one in records:
+        one.getMessage().encode()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import changed, damaged, modest_values, mostly
 
+from llm2comp.errors import UserError
+from llm2comp.evaluation import checked_export
+from llm2comp.inference import compiled
 from llm2comp.utils.checksums import CHECKSUMS
+from llm2comp.utils.choices import Backend
 
 SUBJECTS = ["the river", "a whale", "an old house", "the compiler", "one coin"]
 VERBS = ["rises in", "reads", "keeps", "leaves", "translates", "holds"]
@@ -164,9 +168,33 @@ def test_a_damaged_folder_is_reported_or_refused(
         run([*arguments, _place(data, finished_run if of_run else encoder)], writes=["out.html"])
 
 
+@pytest.fixture
+def _no_downloads_for_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare an export on texts that are here, without its score."""
+    monkeypatch.setattr(checked_export, "_texts", lambda: TEXTS)
+    monkeypatch.setattr(checked_export, "_score", lambda *_: 50.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_downloads_for_export")
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_an_encoder_is_exported(encoder: Path, to: Backend) -> None:
+    """Otherwise the next test would see refusals alone."""
+    try:
+        compiled.require(to)
+    except UserError as error:
+        pytest.skip(str(error))
+    with case("folders: export"):
+        shutil.copytree(encoder, "encoder")
+        outcome = run(["export", "--to", to, "--out", "out", "encoder"], writes=["out"])
+        assert outcome.status == 0, outcome.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_downloads_for_export")
 @cases(6)
 @given(data=st.data(), to=st.sampled_from(["onnx", "openvino"]))
-def test_a_damaged_encoder_is_refused_by_export(
+def test_a_damaged_encoder_is_exported_or_refused(
     encoder: Path, data: st.DataObject, to: str
 ) -> None:
     with case("folders: export"):

@@ -114,11 +114,19 @@ def test_a_folder_that_stock_clients_save_and_load_keeps_the_number(
     np.testing.assert_allclose(stock.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
 
 
-def test_merging_and_k_vectors_see_the_tokens_that_are_there(encoder: Path) -> None:
-    merged = llm2comp.load(encoder, "float32", 1.0, memory_tokens=2)
-    np.testing.assert_allclose(
-        merged.encode(TEXTS), [embedding(encoder, text, 2) for text in TEXTS], atol=1e-6
-    )
+def test_merging_sees_the_tokens_that_are_there(encoder: Path) -> None:
+    """The two nearest of three tokens merge, so the third has half of the weight."""
+    text = TEXTS[1]
+    states = by_hand(encoder, text, 3)
+    unit = normalize(states, dim=-1)
+    cosines = {pair: float(unit[pair[0]] @ unit[pair[1]]) for pair in ((0, 1), (0, 2), (1, 2))}
+    *_, second, (nearest, largest) = sorted(cosines.items(), key=lambda item: item[1])
+    threshold = (largest + second[1]) / 2
+    (alone,) = {0, 1, 2} - set(nearest)
+    expected = normalize((states[list(nearest)].mean(0) + states[alone]) / 2, dim=0)
+    merged = llm2comp.load(encoder, "float32", threshold, memory_tokens=3).encode(text)
+    np.testing.assert_allclose(merged, expected, atol=1e-6)
+    assert np.abs(merged - embedding(encoder, text, 3)).max() > 1e-4
 
 
 @pytest.mark.parametrize("count", [0, 5, -1])
@@ -202,6 +210,26 @@ def test_a_score_has_a_name_of_its_own(
     assert evaluation.CHANGED_MEMORY.search(short)
     assert not evaluation.CHANGED_MEMORY.search(whole)
     assert len(list((tmp_path / "scores").glob("*/*.json"))) == 2
+
+
+def test_a_search_and_an_index_of_k_vectors_have_as_many(
+    encoder: Path, file: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    out, options = tmp_path / "index", {"dtype": "float32", "memory_tokens": 2}
+    llm2comp.export(encoder, "multi-vector", tmp_path / "two", memory_tokens=2)
+    stock = MultiVectorEncoder(str(tmp_path / "two"), device="cpu")
+    texts = file.read_text().splitlines()
+    both = stock.encode_query(["a river"]), stock.encode_document(texts)
+    wanted = sorted((stock.similarity(*both)[0] / 2).tolist(), reverse=True)
+    found = llm2comp.search(encoder, file, "a river", vectors="k", top_k=len(texts), **options)
+    assert [hit.score for hit in found] == pytest.approx(wanted, abs=1e-5)
+    made = llm2comp.index(encoder, file, out, vectors="k", precision="float16", **options)
+    assert (made.about.vectors, made.about.memory_tokens) == (2, 2)
+    hits = llm2comp.open_index(out, dtype="float32").search("a river", top_k=len(texts))
+    assert [hit.score for hit in hits] == pytest.approx(wanted, abs=1e-3)
+    (of_all,) = llm2comp.search(encoder, file, "a river", vectors="k", top_k=1, dtype="float32")
+    assert abs(of_all.score - wanted[0]) > 1e-4
 
 
 def test_an_index_of_an_encoder_of_the_hub_keeps_its_number(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import llm2comp
 from llm2comp import recipe
 from llm2comp.cli.app import app
 from llm2comp.data import catalog
@@ -226,17 +228,53 @@ def test_encode_writes_merged_embeddings(
         result = RUNNER.invoke(app, [*command, *options])
         assert result.exit_code == 0, result.output
         embeddings.append(np.load(out))
-    plain, merged = embeddings
-    assert np.abs(merged - plain).max() > 0.01
-    model = merge_memory(SentenceTransformer(str(folder), device="cpu"), MERGING)
-    np.testing.assert_allclose(merged, model.encode(sentences), atol=1e-5)
+    plain, found = embeddings
+    assert np.abs(found - plain).max() > 0.01
+    np.testing.assert_allclose(found, merged(folder).encode(sentences), atol=1e-5)
+
+
+def merged(folder: Path) -> SentenceTransformer:
+    return merge_memory(SentenceTransformer(str(folder), device="cpu"), MERGING)
 
 
 def test_search_merges_query_and_texts(folder: Path, texts: Path, sentences: list[str]) -> None:
-    command = ["search", str(folder), str(texts), sentences[5], "--top-k", "1"]
-    result = RUNNER.invoke(app, [*command, "--merge", str(MERGING), "--dtype", "float32"])
+    query = "an odd query"
+    scores = [
+        model.encode_document(sentences) @ model.encode_query(query)
+        for model in (merged(folder), SentenceTransformer(str(folder), device="cpu"))
+    ]
+    wanted, plain = (sorted(some.tolist(), reverse=True) for some in scores)
+    options = {"dtype": "float32", "merge_threshold": MERGING, "top_k": 8}
+    hits = llm2comp.search(folder, texts, query, **options)
+    assert [hit.score for hit in hits] == pytest.approx(wanted, abs=1e-5)
+    assert np.abs(np.subtract(wanted, plain)).max() > 1e-3
+    command = ["search", str(folder), str(texts), query, "--top-k", "8", "--dtype", "float32"]
+    result = RUNNER.invoke(app, [*command, "--merge", str(MERGING)])
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"1.000  {sentences[5]}\n"
+    assert result.stdout.splitlines() == [f"{hit.score:.3f}  {hit.text}" for hit in hits]
+
+
+def test_analyze_merges(folder: Path, texts: Path, sentences: list[str], tmp_path: Path) -> None:
+    options = {"data": str(texts), "dtype": "float32", "merge_threshold": MERGING}
+    (found,) = llm2comp.analyze([folder], tmp_path / "out", **options)
+    wanted, plain = (
+        np.linalg.svd(model.encode_query(sentences), compute_uv=False)
+        for model in (merged(folder), SentenceTransformer(str(folder), device="cpu"))
+    )
+    np.testing.assert_allclose(found.spectrum.singular_values[:8], wanted, atol=1e-4)
+    assert np.abs(wanted - plain).max() > 1e-3
+
+
+def test_many_files_are_encoded_merged(
+    folder: Path, texts: Path, sentences: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "vectors"
+    options = {"dtype": "float32", "merge_threshold": MERGING}
+    llm2comp.encode_files(folder, texts.parent / "*.txt", out, **options)
+    found = np.array(pq.read_table(out / "texts.parquet")["embedding"].to_pylist())
+    np.testing.assert_allclose(found, merged(folder).encode(sentences), atol=1e-5)
+    with pytest.raises(UserError, match=f"vectors with merge_threshold {MERGING}, and not none"):
+        llm2comp.encode_files(folder, texts.parent / "*.txt", out, dtype="float32")
 
 
 @pytest.mark.parametrize("command", ["encode", "search", "evaluate"])

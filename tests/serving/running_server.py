@@ -75,7 +75,7 @@ def assert_problem(response: requests.Response, status: int, says: str) -> None:
     assert error.keys() == {"message", "remedy", "type", "param", "code"}
     assert error["remedy"]
     assert error["message"].endswith(f"; {error['remedy']}")
-    assert says in error["message"]
+    assert says in error["message"], error["message"]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

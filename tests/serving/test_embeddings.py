@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import llm2comp
 from llm2comp.cli.app import app
 from llm2comp.serving.settings import Limits
+from llm2comp.utils.choices import Prompt
 
 
 def vectors(response: requests.Response) -> np.ndarray:
@@ -161,9 +162,37 @@ def test_the_shapes_of_others(server: Running, loaded: SentenceTransformer) -> N
     query = loaded.encode_query("whales")
     found = server.post("/embed", json={"inputs": "whales", "prompt_name": "query"})
     np.testing.assert_allclose(found.json(), [query], atol=1e-5)
-    body = {"model": "tiny", "texts": ["whales"], "input_type": "search_query"}
-    found = server.post("/v2/embed", json=body)
-    np.testing.assert_allclose(found.json()["embeddings"]["float"], [query], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        ("search_query", "query"),
+        ("search_document", "document"),
+        ("classification", None),
+        ("clustering", None),
+    ],
+)
+def test_the_shape_of_cohere(
+    server: Running, loaded: SentenceTransformer, kind: str, prompt: Prompt | None
+) -> None:
+    texts = ["whales", "coins of Rome"]
+    expected = llm2comp.encode(loaded, texts, prompt=prompt)
+    body = {"model": "tiny", "texts": texts, "input_type": kind}
+    found = server.post("/v2/embed", json=body | {"embedding_types": ["base64", "float"]}).json()
+    assert found["response_type"] == "embeddings_by_type"
+    assert found["texts"] == texts
+    assert found["embeddings"].keys() == {"base64", "float"}
+    np.testing.assert_allclose(found["embeddings"]["float"], expected, atol=1e-5)
+    packed = [base64.b64decode(row) for row in found["embeddings"]["base64"]]
+    served = np.array([np.frombuffer(row, "<f4") for row in packed])
+    np.testing.assert_allclose(served, expected, atol=1e-5)
+    tokens = int(loaded.preprocess(texts)["attention_mask"].sum())  # without those of the prompt
+    assert found["meta"]["billed_units"] == {"input_tokens": tokens}
+    alone = server.post("/v2/embed", json=body | {"output_dimension": 8}).json()["embeddings"]
+    assert alone.keys() == {"float"}
+    short = expected[:, :8] / np.linalg.norm(expected[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(alone["float"], short, atol=1e-5)
 
 
 def test_the_client_of_openai(server: Running, loaded: SentenceTransformer) -> None:

@@ -76,27 +76,34 @@ def test_a_field_that_is_there_twice(server: Running, path: str, body: bytes, na
     assert answer.json()["error"]["param"] == name
 
 
+NO_OBJECT = "the body is not a JSON object"
+NOT_PARSED = "There was an error parsing the body"
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "says"),
     [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b'"text"',
-        b'{"model": "tiny", "input": "\xff\xfe"}',
-        b"[" * 50_000,
-        b"\x00" * 100,
-        b'{"model": "tiny", "input": NaN}',
-        b'{"model": "\\ud800", "input": "a", "\\ud800": 1}',
-        b'{"model": "tiny", "input": "a lone surrogate \\ud800"}',
-        b'{"model": "tiny", "input": "a", "\\ud800": 1}',
-        b'{"\\ud800": 1, "\\ud800": 2}',
+        (b"", NO_OBJECT),
+        (b"{", NO_OBJECT),
+        (b"[]", NO_OBJECT),
+        (b"null", NO_OBJECT),
+        (b'"text"', NO_OBJECT),
+        (b'{"model": "tiny", "input": "\xff\xfe"}', NOT_PARSED),
+        (b"[" * 50_000, NOT_PARSED),
+        (b"\x00" * 100, NO_OBJECT),
+        (b'{"model": "tiny", "input": NaN}', "input: give a text, a list of texts"),
+        (b'{"model": "\\ud800", "input": "a", "\\ud800": 1}', NO_OBJECT),
+        (
+            b'{"model": "tiny", "input": "a lone surrogate \\ud800"}',
+            "unable to parse raw data as a",
+        ),
+        (b'{"model": "tiny", "input": "a", "\\ud800": 1}', NO_OBJECT),
+        (b'{"\\ud800": 1, "\\ud800": 2}', 'the field "\\ud800" is there twice'),
     ],
-    ids=lambda body: str(body[:20]),
+    ids=lambda value: str(value[:20]),
 )
-def test_a_body_that_is_no_request(server: Running, body: bytes) -> None:
-    assert_problem(server.post("/v1/embeddings", data=body, headers=JSON), 400, "")
+def test_a_body_that_is_no_request(server: Running, body: bytes, says: str) -> None:
+    assert_problem(server.post("/v1/embeddings", data=body, headers=JSON), 400, says)
 
 
 def test_a_body_of_another_type_a_wrong_path_and_a_wrong_method(server: Running) -> None:

@@ -3,10 +3,14 @@
 import json
 import multiprocessing
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
 from llm2comp import recipe
 from llm2comp.errors import UserError
@@ -40,3 +44,21 @@ def test_a_missing_compiler_is_an_error_of_one_line(
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="there is no no-such-compiler"):
         losses(tiny_recipe, tmp_path / "run", "pretext.compile=true")
+
+
+def test_the_blocks_of_every_stage_are_compiled(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def record(module: torch.nn.Module, *_: Any, **__: Any) -> None:
+        compiled.append(type(module).__name__)
+
+    monkeypatch.setenv("CXX", sys.executable)  # anything that can be found
+    monkeypatch.setattr(torch.nn.Module, "compile", record)
+    names = ("pretext", "unsupervised", "supervised")
+    keys = [f"{name}.{key}" for name in names for key in ("compile=true", "steps=1")]
+    settings = recipe.load_recipe(tiny_recipe, ["backbone.dtype=float32", *keys])
+    pipeline.train(settings, tmp_path / "run")
+    layers = AutoConfig.from_pretrained(settings.backbone.name).num_hidden_layers
+    assert compiled == ["LlamaDecoderLayer"] * (len(names) * layers)

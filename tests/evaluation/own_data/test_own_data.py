@@ -227,3 +227,22 @@ def test_the_command_scores_a_file(
     assert (score.samples, score.texts) == (8, 16)
     assert expected.name in done.output
     assert f"{score.main_score:.1f}" in done.output
+
+
+def test_several_files_and_named_tasks_are_scored_by_one_command(
+    tiny_backbone: Path, sentences: list[str], tmp_path: Path, sets: object
+) -> None:
+    folder, out = tmp_path / "encoder", tmp_path / "scores"
+    baselines.build("weighted-mean", tiny_backbone).save_pretrained(str(folder))
+    command = ["evaluate", str(folder), "--tasks", "STS17", "--out", str(out)]
+    expected = {"STS17"}
+    for end in (9, 5):
+        rows: list[dict[str, object]] = [{"anchor": t[:end], "positive": t} for t in sentences]
+        file = jsonl(tmp_path / f"{end}.jsonl", rows)
+        command += ["--data", str(file)]
+        expected.add(OwnData(file).name)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert {result.score.task for result in ResultStore(out).all()} == expected
+    assert len(expected) == 3
+    assert all(name in done.output for name in expected)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 import llm2comp
 from llm2comp.errors import UserError
+from llm2comp.inference.bulk.vector_folder import LOCK
 from llm2comp.utils.checksums import fingerprint
 
 
@@ -42,6 +44,29 @@ def test_files_without_their_bad_rows_are_not_whole(
     done = llm2comp.encode_files(encoder, texts, out, dtype="float32")
     assert (done.failed, done.unchanged, done.rows) == ({}, 2, 4)
     assert not list((out / "_skipped").iterdir())
+
+
+def test_a_second_command_is_refused_while_the_first_one_writes(
+    encoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    llm2comp.encode_files(encoder, texts / "part-00.jsonl", out, dtype="float32")
+    with FileLock(out / LOCK), pytest.raises(UserError, match="another process writes to it; wait"):
+        llm2comp.encode_files(encoder, texts, out, dtype="float32")
+    assert [file.name for file in out.glob("*.parquet")] == ["part-00.parquet"]
+    assert llm2comp.encode_files(encoder, texts, out, dtype="float32").unchanged == 1
+
+
+def test_the_vectors_of_a_file_that_is_gone_stay(
+    encoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    llm2comp.encode_files(encoder, texts, out, dtype="float32")
+    before = (out / "part-00.parquet").read_bytes()
+    (texts / "part-00.jsonl").unlink()
+    done = llm2comp.encode_files(encoder, texts, out, dtype="float32")
+    assert (done.files, done.unchanged, done.failed) == (2, 2, {})
+    assert (out / "part-00.parquet").read_bytes() == before
 
 
 def in_cache(folder: Path, cache: Path, commit: str) -> Path:

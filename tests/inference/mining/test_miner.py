@@ -137,8 +137,10 @@ def test_a_reranker_gives_the_scores_that_the_margin_is_about(
     mined = mine(encoder, pairs, chosen, corpus=corpus, reranker=judge)
     expected = literal(encoder, pairs, corpus, chosen, judge)
     assert {(row.anchor, row.positive): row.negatives for row in mined} == expected
+    assert any(row.negatives for row in mined)
     for row in mined:
-        for text, score in zip([row.positive, *row.negatives], row.scores, strict=False):
+        scored = [row.positive, *row.negatives] if row.negatives else []
+        for text, score in zip(scored, row.scores, strict=True):
             assert score == pytest.approx(float(judge.predict([(row.anchor, text)])[0]), abs=1e-5)
 
 

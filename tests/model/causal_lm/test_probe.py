@@ -137,6 +137,7 @@ def raise_an_error(model: PreTrainedModel) -> None:
     [
         (break_embeddings, "token embeddings give other states than token ids (by "),
         (break_training, "in training its states are others, as if by dropout (by "),
+        (break_logits, "its head does not give the model's own logits (by "),
         (break_padding, "states of a short text with padding on the left in a batch are not "),
         (break_causality, "its attention is not causal (a change of the last token moves "),
         (close_one_layer, "the attention of layers.1.self_attn is not bidirectional"),

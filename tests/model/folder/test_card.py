@@ -37,7 +37,9 @@ def test_a_folder_has_no_path_and_the_modes_of_the_umask(
 
 
 def test_the_shipped_adapters_have_no_path() -> None:
-    for config in released.RELEASED.rglob("adapter_config.json"):
+    configs = list(released.RELEASED.rglob("adapter_config.json"))
+    assert len(configs) == 3
+    for config in configs:
         assert not ABSOLUTE.search(config.read_text()), config
 
 

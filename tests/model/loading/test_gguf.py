@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from llm2comp.errors import UserError
+from llm2comp.model import backbone
 from llm2comp.model.backbone import load_backbone
 
 SIZE: dict[str, Any] = {
@@ -117,6 +118,22 @@ def test_a_converted_model_has_the_logits_of_the_original(
         assert torch.equal(read(text, **plain)["input_ids"], ids)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_are_dequantised_once(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on they are in the cache, for files of the same content."""
+    file = write_gguf(random_model("llama", len(tokenizer)), tokenizer, tmp_path / "tiny.gguf")
+    first, _ = load_backbone(str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "convert_gguf", lambda *_: pytest.fail("it converts again"))
+        again, _ = load_backbone(str(file))
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in first.state_dict().items())
+    write_gguf(random_model("qwen2", len(tokenizer)), tokenizer, file)
+    other, _ = load_backbone(str(file))
+    assert other.config.model_type == "qwen2"
 
 
 CUT = 3000

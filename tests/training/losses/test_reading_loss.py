@@ -12,6 +12,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel
 
 from llm2comp.errors import UserError
 from llm2comp.inference.reading.answering import PROMPT, TOKENS
@@ -205,8 +206,15 @@ def test_a_stopped_run_ends_with_the_same_bits(
 
 
 def test_gradient_checkpointing_changes_nothing(
-    tiny_recipe: Path, folder: Path, tmp_path: Path
+    tiny_recipe: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    enable, enabled = PreTrainedModel.gradient_checkpointing_enable, []
+
+    def record(model: PreTrainedModel, *options: Any, **more: Any) -> None:
+        enabled.append(type(model).__name__)
+        enable(model, *options, **more)
+
+    monkeypatch.setattr(PreTrainedModel, "gradient_checkpointing_enable", record)
     one, other = (
         train(
             recipe_with(
@@ -218,6 +226,7 @@ def test_gradient_checkpointing_changes_nothing(
         )
         for value in ("true", "false")
     )  # fmt: skip
+    assert enabled == ["LlamaModel"]  # in the run with `true` alone
     first, second = (load_file(out / "model" / "model.safetensors") for out in (one, other))
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-4, atol=1e-5)

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from rich.console import Console
 from run_study import edit, go, kept
+from typer.testing import CliRunner
 
+from llm2comp.cli.app import app
 from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
 from llm2comp.model import backbone
@@ -124,7 +126,13 @@ def test_a_failed_trial_is_reported_and_does_not_stop_the_others(
     assert "attention=bidirectional" in found.failed["broken-seed0"]
     assert [row[:2] for row in found.score_table()[1:]] == [["last-token", "1"], ["CTKD", "2"]]
     assert "broken" in (out / "results.json").read_text()
-    assert list(go(study_file, out).failed) == ["broken-seed0", "broken-seed1"]
+    ended = CliRunner().invoke(app, ["study", str(study_file), "--out", str(out)])
+    assert ended.exit_code == 1, ended.output
+    said = [line for line in ended.stderr.splitlines() if line.startswith("llm2comp: ")]
+    assert [line.partition(" failed: ")[0] for line in said] == [
+        "llm2comp: broken-seed0",
+        "llm2comp: broken-seed1",
+    ]
 
 
 def weights(study: Path) -> bytes:
