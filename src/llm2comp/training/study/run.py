@@ -99,6 +99,8 @@ class StudyRun:
             result.error = ""
         self.results.errors.clear()
         best_values = {setting: self._tune(setting) for setting in self.study.settings}
+        if self.results.keep_scores_of(best_values):
+            self.results.write(self.out)
         for seed in self.study.seeds:
             for setting, value in best_values.items():
                 planned = trial(self.study, setting, seed, value)
@@ -230,7 +232,8 @@ class StudyRun:
     def _title(self, planned: Trial) -> str:
         """Say how many trials are left and, once one is trained, how long they will take."""
         trained = [result.seconds for result in self.results.trials.values() if result.seconds]
-        left = self.study.size - len(trained)
+        # More than planned are trained if a value failed and is the best when it is tried again.
+        left = max(1, self.study.size - len(trained))
         title = f"{planned.name}: {left} of {counted(self.study.size, 'trial')} left"
         if trained:
             title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
