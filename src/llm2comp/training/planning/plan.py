@@ -262,7 +262,7 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust)
     precision = recipe.backbone.dtype
     if gpu is not None and precision == "auto":
-        precision = "bfloat16"
+        precision = gpu.precision
     trained = Trained(
         recipe,
         config,
