@@ -194,14 +194,16 @@ class _Source:
             self.in_memory = max(1, min(stage.mini_batch_size, tokens // self.longest))
 
     def tokens_of_step(self) -> float:
-        """Return the tokens of a batch on average, padding included."""
+        """Return the tokens of a batch on average, padding included.
+
+        Too few rows for a batch stand for the rows of a whole one.
+        """
         size = self.in_memory if self.cached else None
         batches = []
         for start in range(0, max(1, self.rows - self._batch + 1), self._batch):
             rows = [column[start : start + self._batch] for column in self._columns]
-            batches.append(
-                sum(_padded([n for row in column for n in row], size) for column in rows)
-            )
+            tokens = sum(_padded([n for row in column for n in row], size) for column in rows)
+            batches.append(tokens * self._batch / len(rows[0]))
         return float(np.mean(batches))
 
 
