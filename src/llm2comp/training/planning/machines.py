@@ -1,6 +1,7 @@
 """GPUs by name: their memory, and how fast they multiply matrices."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llm2comp.errors import UserError
 
@@ -19,7 +20,7 @@ class Gpu:
     name: str
     memory: float
     flops: float
-    precision: str = "bfloat16"
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 UTILISATION = 0.35
