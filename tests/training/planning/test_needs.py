@@ -24,6 +24,7 @@ from llm2comp.training.planning import describe, on_meta, plan, stages
 from llm2comp.training.planning.machines import GPUS, Gpu, gpu_named
 from llm2comp.training.planning.meter import Need, count
 from llm2comp.training.planning.plan import Plan, StagePlan, _trained, plan_run
+from llm2comp.training.planning.rows import some_rows
 from llm2comp.training.planning.step import Step, whole_need
 from llm2comp.training.pretext import pretext_model
 
@@ -228,6 +229,57 @@ def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
     assert gpu_named("h100-80gb") is GPUS["H100-80GB"]
     with pytest.raises(UserError, match="GPU 'H300' is not known; give one of"):
         gpu_named("H300")
+
+
+def test_a_gpu_without_bfloat16_is_planned_in_float32(tiny_recipe: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["pretext.steps=2"])
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
+    assert recipe.backbone.dtype == "auto"
+    assert (_trained(recipe, GPUS["T4"]).dtype, _trained(recipe, GPUS["L4"]).dtype) == (
+        torch.float32,
+        torch.bfloat16,
+    )
+    older, newer = (plan_run(recipe, GPUS[name]) for name in ("T4", "L4"))
+    assert older.stages[0].weights > newer.stages[0].weights
+    assert older.stages[0].seconds / newer.stages[0].seconds == pytest.approx(121 / 8.1)
+    assert "35% of the 8.1 TFLOP/s of a T4 in float32" in describe.notes(older)[1]
+    assert "35% of the 121 TFLOP/s of a L4 in bfloat16" in describe.notes(newer)[1]
+
+
+@pytest.mark.parametrize("weight", [2000, 600])
+def test_a_source_of_small_weight_is_planned_as_it_is_trained(
+    tmp_path: Path, tiny_recipe: Path, weight: int
+) -> None:
+    """A run of 200 steps draws pairs of `rare`, and the first 1,024 rows have one or none."""
+    for name, number in (("rare", 40), ("common", 5000)):
+        pairs = [{"anchor": f"{name} {i}", "positive": f"says {name} {i}"} for i in range(number)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    data = [
+        {"source": str(tmp_path / "rare.jsonl"), "weight": 1},
+        {"source": str(tmp_path / "common.jsonl"), "weight": weight},
+    ]
+    overrides = [f"supervised.data={json.dumps(data)}", "supervised.steps=200"]
+    recipe = load_recipe(tiny_recipe, [*overrides, "supervised.batch_size=32"])
+    stage = recipe.stages[-1]
+    rows = some_rows(recipe, stage, _trained(recipe, GPUS["L4"]).tokenizer)
+    assert min(len(part) for part in rows.values()) >= 2
+    with pytest.raises(UserError, match="rare.jsonl: no pairs to draw"):  # as `train` says it
+        some_rows(recipe, stage.model_copy(update={"steps": 1}), _trained(recipe, None).tokenizer)
+
+
+def test_few_rows_of_a_source_stand_for_its_whole_batches(tiny_recipe: Path) -> None:
+    data = "supervised.data=[{source: a}, {source: b}, {source: c}, {source: d}]"
+    recipe = load_recipe(tiny_recipe, [data, "supervised.batch_size=64"])
+    stage, trained = recipe.stages[-1], _trained(recipe, GPUS["L4"])
+    assert isinstance(stage, Contrastive)
+
+    def tokens(names: str, number: int) -> float:
+        part = Dataset.from_dict({"anchor": ["a river"] * number, "positive": ["a sea"] * number})
+        return stages.contrastive_step(
+            stage, trained, DatasetDict(dict.fromkeys(names, part))
+        ).tokens
+
+    assert tokens("abcd", 16) == pytest.approx(tokens("a", 64))
 
 
 def test_the_start_of_a_name_is_enough_if_it_is_the_only_one() -> None:

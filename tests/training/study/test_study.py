@@ -16,6 +16,7 @@ from llm2comp.errors import UserError
 from llm2comp.evaluation import runner
 from llm2comp.model import backbone
 from llm2comp.recipe import study_path
+from llm2comp.training.monitoring.run_log import RunLog
 from llm2comp.training.run_folder import read_events, read_recipe
 from llm2comp.training.study import results
 from llm2comp.training.study.plan import load_study, trial
@@ -169,6 +170,42 @@ def test_reuse_copies_stage_1_from_another_study(two_stages: Path, tmp_path: Pat
     assert logs[1][: len(logs[0])] == logs[0]  # with its seconds: stage 1 was not trained again
     assert stages_trained(tmp_path / "second") == ["pretext", "unsupervised"]
     assert found.trials["ctkd-seed0"].passages == 24
+
+
+@pytest.mark.parametrize("half_line", [b"", b'{"stage": "pre'], ids=["killed", "power cut"])
+def test_a_study_that_is_stopped_while_it_copies_a_stage_goes_on(
+    two_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half_line: bytes
+) -> None:
+    log = tmp_path / "second" / "cells" / "ctkd-seed0" / "run.jsonl"
+    with monkeypatch.context() as patch:
+        write = RunLog.write
+
+        def stopped(self: RunLog, **event: object) -> None:
+            write(self, **event)
+            if event.get("done"):  # all lines of the stage are written, and its folder has no name
+                raise KeyboardInterrupt
+
+        patch.setattr(RunLog, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            go(two_stages, tmp_path / "second", reuse=[tmp_path / "first"])
+    assert not (log.parent / "1-pretext").exists()
+    log.write_bytes(log.read_bytes() + half_line)
+    found = go(two_stages, tmp_path / "second", reuse=[tmp_path / "first"])
+    assert not found.failed
+    original = (tmp_path / "first" / "cells" / "ctkd-seed0" / "run.jsonl").read_bytes()
+    assert log.read_bytes().startswith(original)
+    assert stages_trained(tmp_path / "second") == ["pretext", "unsupervised"]
+
+
+def test_a_trial_with_a_copied_stage_and_no_recipe_yet_gives_its_stages_to_no_other(
+    study_file: Path, tmp_path: Path, sets: object
+) -> None:
+    """It was killed between the copy and its recipe, and another trial is first to be tried."""
+    edit(study_file, tuning=None, seeds=[0, 1], settings={"CTKD": []})
+    run = StudyRun(load_study(study_file), tmp_path / "study", Console(quiet=True))
+    (tmp_path / "study" / "cells" / "ctkd-seed1" / "1-pretext").mkdir(parents=True)
+    planned = trial(run.study, "CTKD", 0)
+    assert run._reuse_stages(planned.recipe, run._folder(planned)) == planned.recipe
 
 
 def test_nothing_is_copied_from_a_study_that_is_not_named(two_stages: Path, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 from run_study import edit, go
 
+from llm2comp.evaluation.store import Score
 from llm2comp.training.study import results
-from llm2comp.training.study.plan import load_study
+from llm2comp.training.study.plan import Trial, load_study
+from llm2comp.training.study.run import StudyRun
 
 
 def test_every_setting_tries_the_same_values_and_runs_all_seeds_with_its_best(
@@ -87,3 +90,47 @@ def test_tuning_judges_the_last_of_three_stages_and_shares_only_equal_stages(
         for stage in ("1-pretext", "2-unsupervised", "3-supervised")
     ]
     assert equal == [True, True, False]
+
+
+def test_a_value_that_fails_at_first_and_wins_later_has_the_row_alone(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = yaml.safe_load(study_file.read_text())["recipe"] | {"evaluation": {"tasks": ["STS17"]}}
+    edit(study_file, settings={"CTKD": []}, recipe=recipe)
+    full_disk, left = True, []
+
+    def points(planned: Trial) -> list[Score]:  # the smaller value is the better one
+        return [Score("STS17", "cosine", 1 / planned.value, 1, 1, 1, 1, quick=False)]
+
+    def train(run: StudyRun, planned: Trial, result: results.TrialResult) -> None:
+        if full_disk and planned.value == 0.001:
+            raise OSError("No space left on device")
+        if not result.seconds:
+            left.append(int(run._title(planned).split(": ")[1].split()[0]))
+        result.seconds = 1.0
+
+    def judge(run: StudyRun, planned: Trial, result: results.TrialResult) -> None:
+        train(run, planned, result)
+        result.development = points(planned)
+
+    def score(run: StudyRun, planned: Trial, result: results.TrialResult) -> None:
+        train(run, planned, result)
+        result.scores = {"after stage 1": points(planned)}
+
+    monkeypatch.setattr(StudyRun, "_judge", judge)
+    monkeypatch.setattr(StudyRun, "_score", score)
+    out, heading = tmp_path / "study", ["setting", "runs", "STS17", "mean"]
+    first = go(study_file, out)
+    assert first.score_table() == [heading, ["CTKD", "2", "100.0 ± 0.0", "100.0 ± 0.0"]]
+    full_disk = False
+    expected = [heading, ["CTKD", "2", "1000.0 ± 0.0", "1000.0 ± 0.0"]]
+    again = go(study_file, out)
+    assert again.score_table() == expected
+    assert results.read(out, "tiny") == again
+    assert min(left) == 1
+    # A folder in which an earlier version left both is put right, although nothing is to be done.
+    for trial in again.trials.values():
+        trial.scores = trial.scores or {"after stage 1": trial.development}
+    again.write(out)
+    go(study_file, out)
+    assert results.read(out, "tiny").score_table() == expected

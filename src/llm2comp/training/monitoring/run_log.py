@@ -116,6 +116,11 @@ class RunLog:
         if not self.path.exists() or _line(event) not in self._lines_of(event["stage"]):
             self.write(**event)
 
+    def drop_half_line(self) -> None:
+        """Remove the beginning of a last line, as a power cut leaves it."""
+        if self.path.exists() and (whole := self.path.read_bytes()) and whole[-1:] != b"\n":
+            os.truncate(self.path, whole.rfind(b"\n") + 1)
+
     def check(self) -> None:
         """Check that the lines of finished stages are those that were written.
 
@@ -124,8 +129,7 @@ class RunLog:
         Raises:
             UserError: if a line was changed; the message names the file and the line.
         """
-        if self.path.exists() and (whole := self.path.read_bytes()) and whole[-1:] != b"\n":
-            os.truncate(self.path, whole.rfind(b"\n") + 1)
+        self.drop_half_line()
         lines: dict[str, list[bytes]] = {}
         for number, (line, event) in enumerate(read_lines(self.path), start=1):
             seal = event.pop(SEAL, None)

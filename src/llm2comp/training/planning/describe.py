@@ -33,9 +33,10 @@ def notes(plan: Plan) -> list[str]:
     if plan.gpu is None:
         lines.append("Time and memory are extrapolated from steps with few layers on this machine.")
     else:
+        speed = f"{plan.gpu.flops / 1e12:,.4g} TFLOP/s of a {plan.gpu.name} in {plan.gpu.precision}"
         lines.append(
-            f"Memory is counted tensor by tensor, with fused attention. Time assumes "
-            f"{UTILISATION:.0%} of the {plan.gpu.flops / 1e12:,.0f} TFLOP/s of a {plan.gpu.name}."
+            "Memory is counted tensor by tensor, with fused attention. Time assumes "
+            f"{UTILISATION:.0%} of the {speed}."
         )
     if plan.in_4bit:
         lines.append("Frozen linear layers are counted in 4 bits, and the time without them.")

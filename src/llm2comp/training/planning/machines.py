@@ -1,6 +1,7 @@
 """GPUs by name: their memory, and how fast they multiply matrices."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llm2comp.errors import UserError
 
@@ -12,12 +13,14 @@ class Gpu:
     Attributes:
         name: as it is given to `llm2comp plan --gpu`.
         memory: in bytes.
-        flops: operations a second of dense matrix products in bfloat16.
+        flops: operations a second of dense matrix products in `precision`.
+        precision: what `backbone.dtype: auto` is there. Without native bfloat16 it is float32.
     """
 
     name: str
     memory: float
     flops: float
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
 
 UTILISATION = 0.35
@@ -25,7 +28,6 @@ UTILISATION = 0.35
 measurement: published runs of models of 1B to 70B reach 0.3 to 0.5."""
 
 _TABLE = [  # name, GiB, TFLOP/s in bfloat16 without sparsity, from the makers' data sheets
-    ("T4", 16, 65),
     ("L4", 24, 121),
     ("A10", 24, 125),
     ("RTX3090", 24, 71),
@@ -37,7 +39,11 @@ _TABLE = [  # name, GiB, TFLOP/s in bfloat16 without sparsity, from the makers' 
     ("H200-141GB", 141, 989),
     ("B200-180GB", 180, 2250),
 ]
-GPUS = {name: Gpu(name, memory * 2**30, speed * 1e12) for name, memory, speed in _TABLE}
+GPUS = {
+    # The 65 TFLOP/s of its data sheet are those of float16, in which nothing is trained here.
+    "T4": Gpu("T4", 16 * 2**30, 8.1e12, "float32"),
+    **{name: Gpu(name, memory * 2**30, speed * 1e12) for name, memory, speed in _TABLE},
+}
 """GPUs by name."""
 
 

@@ -181,8 +181,10 @@ def _stage_plan(
     changes: dict[str, int | bool] = {}
     for change in smaller(stage):
         changes |= change
-        changed = stage_step(_changed(stage, changes), trained, rows)
-        if weights + changed.peak <= room:
+        smaller_stage = _changed(stage, changes)
+        if isinstance(stage, Pretext) and "batch_size" in change:  # a row is a whole batch
+            rows = some_rows(trained.recipe, smaller_stage, trained.tokenizer)
+        if weights + stage_step(smaller_stage, trained, rows).peak <= room:
             named = [f"{stage.stage}.{key}={str(value).lower()}" for key, value in changes.items()]
             return replace(plan, changes=named)
     return replace(plan, changes=[])
@@ -262,7 +264,7 @@ def _trained(recipe: Recipe, gpu: Gpu | None) -> Trained:
     tokenizer = read_tokenizer(folder, name, trust_remote_code=trust)
     precision = recipe.backbone.dtype
     if gpu is not None and precision == "auto":
-        precision = "bfloat16"
+        precision = gpu.precision
     trained = Trained(
         recipe,
         config,

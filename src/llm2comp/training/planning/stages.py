@@ -1,7 +1,9 @@
 """One step of each kind of stage, at the lengths of its rows."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,17 +12,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm2comp.data.drawn.pair_file import texts_of
+from llm2comp.data.length_batching import batch_by_tokens
 from llm2comp.data.sources import NEGATIVE, SCORE
 from llm2comp.model.attention import record_attention
 from llm2comp.model.causal_lm.dropout import dropout_settings
+from llm2comp.model.compressor import TOKENS_AT_ONCE
 from llm2comp.model.lora import add_adapter
 from llm2comp.recipe import Contrastive, Pretext, Supervised, Unsupervised
 from llm2comp.recipe_parts import dataset_names
+from llm2comp.training.objectives.distillation import Distillation
+from llm2comp.training.objectives.embedding_prediction import EmbeddingPrediction
+from llm2comp.training.objectives.mntp import MaskedNextTokenPrediction
+from llm2comp.training.objectives.objective import Compression
+from llm2comp.training.objectives.reconstruction import Reconstruction
 from llm2comp.training.planning import on_meta
 from llm2comp.training.planning.meter import Need
 from llm2comp.training.planning.reading import reading_step
 from llm2comp.training.planning.step import Step, Trained, whole_need
-from llm2comp.training.pretext import pretext_model
+from llm2comp.training.pretext import objective_of, pretext_model
 
 COLUMNS = ("anchor", "positive", NEGATIVE)
 
@@ -33,12 +42,17 @@ def pretext_step(stage: Pretext, trained: Trained, rows: Dataset) -> Step:
         trained: what the run trains.
         rows: batches, as `llm2comp.data.drawn.batches` writes them.
     """
-    batches = [list(zip(row["input_ids"], row["split"], strict=True)) for row in rows]
-    specials = trained.specials
-    tokens = [sum(split + specials for _, split in batch) for batch in batches]
-    # The batch with the most tokens, as if all of its passages were as long as its longest one.
-    largest = max(batches, key=lambda batch: len(batch) * max(len(ids) for ids, _ in batch))
-    ids, split = max(largest, key=lambda passage: (len(passage[0]), passage[1]))
+    batches = [list(zip(map(len, row["input_ids"]), row["split"], strict=True)) for row in rows]
+    reads = [Reads.of(stage, trained, batch) for batch in batches]
+    largest = max(range(len(reads)), key=lambda place: reads[place].kept)
+    ids = max(rows[largest]["input_ids"], key=len)
+    # The passage is cut where passages are cut on average, and not where it was cut by chance.
+    lengths, texts = (sum(part) for part in zip(*chain(*batches), strict=True))
+    split = len(ids)
+    if not objective_of(stage).whole_passage:
+        split = min(max(1, round(split * texts / lengths)), split - 1)
+    one = Reads.of(stage, trained, [(len(ids), split)])
+    count = max(1, -(-reads[largest].kept // one.kept))
     plain = stage.model_copy(update={"start_from": None, "compile": False})
 
     def build(layers: int, count: int) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -48,14 +62,73 @@ def pretext_step(stage: Pretext, trained: Trained, rows: Dataset) -> Step:
         batch = collator.batch([ids] * count, [split] * count)
         return model, lambda: model(batch)["loss"]
 
-    row_tokens = split + specials
     if trained.device.type == "meta":
-        need = on_meta.pretext_need(stage, trained, len(largest), len(ids), split)
+        need = on_meta.pretext_need(stage, trained, count, len(ids), split)
     else:
-        need = whole_need(trained, build, rows=len(largest), row_tokens=row_tokens)
-    mean = float(np.mean(tokens))
-    share = mean / (len(largest) * row_tokens)
-    return Step(need.bytes, mean, share * need.flops, share * need.seconds)
+        need = whole_need(trained, build, rows=count, row_tokens=one.encoder)
+    passes = [read.passes(stage) for read in reads]
+    share = float(np.mean(passes)) / (count * one.passes(stage))
+    tokens = float(np.mean([read.encoder for read in reads]))
+    return Step(need.bytes, tokens, share * need.flops, share * need.seconds)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The tokens that a batch of stage 1 is read as, padding included.
+
+    Attributes:
+        encoder: that the encoder reads.
+        student: that the frozen model reads after memory, with the memory.
+        teacher: that it reads without memory, and without gradients.
+    """
+
+    encoder: int
+    student: int
+    teacher: int
+
+    @classmethod
+    def of(cls, stage: Pretext, trained: Trained, batch: Sequence[tuple[int, int]]) -> "Reads":
+        """Count the tokens.
+
+        Args:
+            stage: the stage.
+            trained: what the run trains.
+            batch: tokens of each passage, and of its text.
+        """
+        objective, specials = objective_of(stage), trained.specials
+        texts = [specials + text for _, text in batch]
+        encoder, student, teacher = _bucketed(texts, trained), 0, 0
+        if issubclass(objective, EmbeddingPrediction):
+            encoder *= 2  # with each of its two prompts
+        if issubclass(objective, MaskedNextTokenPrediction):
+            encoder = len(texts) * max(texts)  # in one piece, also on a processor
+        if issubclass(objective, Compression):
+            same = issubclass(objective, Reconstruction)
+            wanted = [text if same else length - text for length, text in batch]
+            student = _bucketed([specials + tokens for tokens in wanted], trained)
+        if issubclass(objective, Distillation):
+            teacher = _bucketed([1 + length for length, _ in batch], trained)
+        return cls(encoder, student, teacher)
+
+    @property
+    def kept(self) -> int:
+        """The tokens whose activations are kept for gradients."""
+        return self.encoder + self.student
+
+    def passes(self, stage: Pretext) -> int:
+        """Return how often a token goes through the model, forwards or backwards.
+
+        Weights are frozen, so the backward pass costs about what the forward pass does.
+        """
+        return (3 if stage.gradient_checkpointing else 2) * self.kept + self.teacher
+
+
+def _bucketed(lengths: list[int], trained: Trained) -> int:
+    """Return the tokens of texts that are padded as `map_length_buckets` does it."""
+    if trained.device.type != "cpu":
+        return len(lengths) * max(lengths)
+    buckets = batch_by_tokens(np.array(lengths), TOKENS_AT_ONCE)
+    return sum(len(bucket) * lengths[bucket[0]] for bucket in buckets)
 
 
 def contrastive_step(stage: Contrastive, trained: Trained, data: DatasetDict) -> Step:
@@ -194,14 +267,16 @@ class _Source:
             self.in_memory = max(1, min(stage.mini_batch_size, tokens // self.longest))
 
     def tokens_of_step(self) -> float:
-        """Return the tokens of a batch on average, padding included."""
+        """Return the tokens of a batch on average, padding included.
+
+        Too few rows for a batch stand for the rows of a whole one.
+        """
         size = self.in_memory if self.cached else None
         batches = []
         for start in range(0, max(1, self.rows - self._batch + 1), self._batch):
             rows = [column[start : start + self._batch] for column in self._columns]
-            batches.append(
-                sum(_padded([n for row in column for n in row], size) for column in rows)
-            )
+            tokens = sum(_padded([n for row in column for n in row], size) for column in rows)
+            batches.append(tokens * self._batch / len(rows[0]))
         return float(np.mean(batches))
 
 

@@ -1,7 +1,7 @@
 """The results of a study: the scores of every trial, and their mean and deviation over seeds."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,6 +113,27 @@ class Results:
                 if runs:  # a setting may have fewer stages than another
                     rows.append(Row(name, setting, label, runs))
         return rows
+
+    def keep_scores_of(self, values: Mapping[str, Any]) -> bool:
+        """Remove the scores of trials with another value than the one that their setting takes.
+
+        A value is scored because it was the best of those that could be judged. One that failed
+        then may be better when it is tried again.
+
+        Args:
+            values: of the tuned key, by setting.
+
+        Returns:
+            Whether there were such scores.
+        """
+        others = [
+            trial
+            for trial in self.trials.values()
+            if trial.scores and trial.value != values.get(trial.setting, trial.value)
+        ]
+        for trial in others:
+            trial.scores = {}
+        return bool(others)
 
     def score_table(self) -> tables.Cells:
         """Return a table with the mean and deviation over runs, one line for each of `rows()`.

@@ -37,6 +37,7 @@ from llm2comp.utils.hardware import compute_dtype
 
 TRIALS = "cells"
 """Subfolder of a study with one run folder per trial. Version 0.1 gave it this name."""
+BEGUN = f"{TRIALS}/*/{run_folder.RECIPE}"
 SCORES = "scores"
 """Subfolder of a study with a store of results; a model is `<trial> <label of the stage>`."""
 STUDY = "study.yaml"
@@ -99,6 +100,8 @@ class StudyRun:
             result.error = ""
         self.results.errors.clear()
         best_values = {setting: self._tune(setting) for setting in self.study.settings}
+        if self.results.keep_scores_of(best_values):
+            self.results.write(self.out)
         for seed in self.study.seeds:
             for setting, value in best_values.items():
                 planned = trial(self.study, setting, seed, value)
@@ -223,14 +226,14 @@ class StudyRun:
 
     def _as_begun(self, recipe: Recipe) -> Recipe:
         """Return what to run, so that a study that version 0.1 began compares like with like."""
-        runs = self.out.glob(f"{TRIALS}/*/{run_folder.RECIPE}")
-        begun_by_0_1 = any(run_folder.is_of_0_1(path.parent) for path in runs)
+        begun_by_0_1 = any(run_folder.is_of_0_1(path.parent) for path in self.out.glob(BEGUN))
         return run_folder.as_in_0_1(recipe) if begun_by_0_1 else recipe
 
     def _title(self, planned: Trial) -> str:
         """Say how many trials are left and, once one is trained, how long they will take."""
         trained = [result.seconds for result in self.results.trials.values() if result.seconds]
-        left = self.study.size - len(trained)
+        # More than planned are trained if a value failed and is the best when it is tried again.
+        left = max(1, self.study.size - len(trained))
         title = f"{planned.name}: {left} of {counted(self.study.size, 'trial')} left"
         if trained:
             title += f", about {timedelta(seconds=round(left * mean(trained)))} of training"
@@ -263,7 +266,7 @@ class StudyRun:
     def _trained_runs(self) -> Iterator[Path]:
         """Yield the run folders of this study's trials, then of the studies to reuse."""
         for study in (self.out, *self.reuse):
-            yield from sorted(study.glob(f"{TRIALS}/*"))
+            yield from (path.parent for path in sorted(study.glob(BEGUN)))
 
     def _folder(self, planned: Trial) -> Path:
         return self.out / TRIALS / planned.name
@@ -340,10 +343,12 @@ def _copy_stages(names: Sequence[str], source: Path, target: Path) -> None:
     stages = {folder: stage for stage, folder in STAGE_FOLDERS.items()}
     events = run_folder.read_events(source)
     log = RunLog(target / run_folder.LOG, Console())
+    log.drop_half_line()
     for name in names:
         if not (target / name).exists():
             with atomic_folder(target / name) as partial:
                 shutil.copytree(source / name, partial, dirs_exist_ok=True)
+                log.start_stage(stages[name], None)  # without lines of a copy that was stopped
                 for event in events:
                     if event["stage"] == stages[name]:
                         log.write(**event)
