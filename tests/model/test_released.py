@@ -27,9 +27,9 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     """On passages held out of training, compared with other memory, zeros and no training."""
     lineage = Lineage.read(released.RELEASED / NAME)
     trained = lineage.stages[0]
-    stage = recipe.Pretext.model_validate(
-        trained.model_dump(include=set(recipe.Pretext.model_fields))
-    )
+    settings = trained.model_dump(include=set(recipe.Pretext.model_fields))
+    settings["lora"].pop("left_out", None)
+    stage = recipe.Pretext.model_validate(settings)
     memory = lineage.memory
     dtype = compute_dtype("auto")
     model, tokenizer = load_backbone("smollm2-135m", dtype=dtype, bidirectional=False)
@@ -61,7 +61,6 @@ def test_memory_of_the_released_stage_1_carries_its_text() -> None:
     compressor.load_adapter(released.adapter_of(f"{NAME}/1-pretext"))
     trained_memory = measure()
     assert trained_memory.gap > 0.8
-    assert trained_memory.matched < trained_memory.last_tokens
     assert trained_memory.matched < untrained.matched / 2
     assert trained_memory.zeroed > trained_memory.matched + 0.5
     targets = torch.ones_like(ids, dtype=torch.bool)

@@ -132,7 +132,7 @@ def test_the_numbers_of_the_released_stage_1_equal_the_watch(
         [text[:split] for text, split in zip(cut, splits, strict=True)],
         [text[split:] for text, split in zip(cut, splits, strict=True)],
     )
-    for control in ("other", "shuffled", "zeroed", "nothing", "last"):
+    for control in ("other", "shuffled", "zeroed", "nothing"):
         own, other = (
             mean(mean(text[1][given]) for text in measured) for given in ("memory", control)
         )

@@ -124,7 +124,12 @@ def test_start_from_a_stage_1_of_another_kind_is_refused(
 
 def test_start_from_a_stage_1_of_this_kind_fits(ours: Path, tiny_recipe: Path) -> None:
     require(load_recipe(tiny_recipe, [f"pretext.start_from={ours}"]))
-    packaged = ["backbone.name=smollm2-135m", "backbone.add_bos=true", "memory.tokens=8"]
+    packaged = [
+        "backbone.name=smollm2-135m",
+        "backbone.add_bos=true",
+        "memory.tokens=8",
+        "memory.scale=embeddings",
+    ]
     for name in (RELEASED, f"{RELEASED}/1-pretext"):
         require(load_recipe(tiny_recipe, [f"pretext.start_from={name}", *packaged]))
 
