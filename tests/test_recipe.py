@@ -10,8 +10,6 @@ import yaml
 from llm2comp import recipe as recipe_module
 from llm2comp.data.pairs import add_instruction
 from llm2comp.errors import UserError
-from llm2comp.model import released
-from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Pretext, load_recipe, recipe_path
 from llm2comp.utils.yaml_files import Strict
 
@@ -62,25 +60,6 @@ def test_the_recipe_of_version_0_1_is_still_read() -> None:
     recipe = load_recipe(ROOT / "docs" / "notes" / "smollm2-135m-0.1.yaml")
     assert [stage.steps for stage in recipe.stages] == [500, 24, 90]
     assert recipe.memory.scale == "none"
-
-
-def test_the_released_encoder_comes_from_the_shipped_recipe() -> None:
-    lineage = Lineage.read(released.RELEASED / "smollm2-135m-llm2comp")
-    recipe = load_recipe(recipe_path("smollm2-135m"))
-    for key in ("name", "seed", "backbone", "memory", "prompts", "max_length"):
-        assert getattr(lineage, key) == getattr(recipe, key), key
-    assert [record.stage for record in lineage.stages] == [stage.stage for stage in recipe.stages]
-    for record, stage in zip(lineage.stages, recipe.stages, strict=True):
-        recorded, settings = record.model_dump(), stage.model_dump()
-        assert {"data", "steps", "batch_size", "learning_rate", "lora"} <= settings.keys()
-        for key in settings.keys() & recorded.keys() - {"lora"}:
-            assert recorded[key] == settings[key], (stage.stage, key)
-        assert (
-            recorded["lora"].items()
-            >= {
-                key: value for key, value in settings["lora"].items() if key != "target_modules"
-            }.items()
-        )
 
 
 def test_the_promised_recipes_are_shipped() -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2comp.model import released
 from llm2comp.model.encoder import ADAPTER, copy_adapter
-from llm2comp.model.lineage import LINEAGE, Lineage
+from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import STAGE_FOLDERS
 from llm2comp.training.run_folder import MODEL, SCORES
 from llm2comp.utils.files import atomic_folder
@@ -36,7 +36,8 @@ def pack(run: Path, target: Path) -> None:
             weights = adapter / "adapter_model.safetensors"
             tensors = load_file(weights)
             save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, weights)
-        shutil.copyfile(run / MODEL / LINEAGE, partial / LINEAGE)
+        # What `fetch` builds of rounded adapters gets a reference of its own.
+        lineage.model_copy(update={"reference": None}).write(partial)
         if (run / SCORES).exists():
             shutil.copyfile(run / SCORES, partial / SCORES)
 

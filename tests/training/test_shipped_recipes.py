@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from llm2comp.model import released
 from llm2comp.model.lineage import Lineage
 from llm2comp.recipe import Recipe, load_recipe, recipe_path
 from llm2comp.training import pipeline
@@ -190,3 +191,22 @@ def test_a_recipe_runs_on_two_layers_of_its_backbone(
 def test_there_is_a_configuration_for_every_recipe_of_a_hub_model() -> None:
     shipped = {path.stem for path in recipe_path("demo").parent.glob("*.yaml")}
     assert set(CONFIGS) == shipped - {"demo", "finetune", "smollm2-135m"}
+
+
+def test_the_released_encoder_comes_from_the_shipped_recipe() -> None:
+    lineage = Lineage.read(released.RELEASED / "smollm2-135m-llm2comp")
+    recipe = load_recipe(recipe_path("smollm2-135m"))
+    for key in ("name", "seed", "backbone", "memory", "prompts", "max_length"):
+        assert getattr(lineage, key) == getattr(recipe, key), key
+    assert [record.stage for record in lineage.stages] == [stage.stage for stage in recipe.stages]
+    for record, stage in zip(lineage.stages, recipe.stages, strict=True):
+        recorded, settings = record.model_dump(), stage.model_dump()
+        assert {"data", "steps", "batch_size", "learning_rate", "lora"} <= settings.keys()
+        for key in settings.keys() & recorded.keys() - {"lora"}:
+            assert recorded[key] == settings[key], (stage.stage, key)
+        assert (
+            recorded["lora"].items()
+            >= {
+                key: value for key, value in settings["lora"].items() if key != "target_modules"
+            }.items()
+        )
