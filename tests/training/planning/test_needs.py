@@ -9,6 +9,7 @@ import pytest
 import torch
 from base_encoders import fine_tuning
 from datasets import Dataset, DatasetDict
+from every_objective import OBJECTIVES
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import LlamaConfig
@@ -43,16 +44,6 @@ def test_the_meter_counts_live_tensors_and_no_weights() -> None:
 
     need = count(run, model)
     assert need == Need(6000, 100_000, 0.0)
-
-
-OBJECTIVES = {
-    "distillation": [],
-    "continuation": [],
-    "reconstruction": [],
-    "prefix_reconstruction": [],
-    "mntp": ["pretext.attention=bidirectional"],
-    "embedding_prediction": [],
-}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from every_objective import OBJECTIVES
 from torch import nn
 
 from llm2comp.data.drawn.batches import cut
@@ -101,16 +102,6 @@ def test_the_operations_are_those_of_the_batches_one_by_one(
     step = pretext_step(stage_of(recipe), deep(recipe, GPUS["L4"]), rows)
     assert step.flops == pytest.approx(np.mean([need.flops for need in needs]), rel=0.05)
     assert step.peak == pytest.approx(max(need.bytes for need in needs), rel=0.25)
-
-
-OBJECTIVES = {
-    "distillation": [],
-    "continuation": [],
-    "reconstruction": [],
-    "prefix_reconstruction": [],
-    "mntp": ["pretext.attention=bidirectional"],
-    "embedding_prediction": [],
-}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
