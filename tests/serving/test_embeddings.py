@@ -187,7 +187,9 @@ def test_the_shape_of_cohere(
     packed = [base64.b64decode(row) for row in found["embeddings"]["base64"]]
     served = np.array([np.frombuffer(row, "<f4") for row in packed])
     np.testing.assert_allclose(served, expected, atol=1e-5)
-    tokens = int(loaded.preprocess(texts)["attention_mask"].sum())  # without those of the prompt
+    before = loaded.prompts[prompt] if prompt else ""
+    read = loaded.preprocess([before + text for text in texts])
+    tokens = int(read["attention_mask"].sum())
     assert found["meta"]["billed_units"] == {"input_tokens": tokens}
     alone = server.post("/v2/embed", json=body | {"output_dimension": 8}).json()["embeddings"]
     assert alone.keys() == {"float"}

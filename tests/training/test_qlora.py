@@ -149,7 +149,7 @@ def test_divided_weights_in_4_bits_are_refused(
 
 
 def test_a_plan_counts_frozen_weights_in_4_bits(tiny_recipe: Path) -> None:
-    gpu = next(iter(GPUS.values()))
+    gpu = GPUS["L4"]
     whole, small = (plan_run(load_recipe(tiny_recipe, change), gpu) for change in ([], [IN_4BIT]))
     linear = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     for before, after in zip(whole.stages, small.stages, strict=True):
