@@ -163,7 +163,7 @@ def test_a_large_backbone_takes_what_was_planned(check: Check, workshop: Any) ->
 def test_a_stage_that_does_not_fit_is_not_begun(
     check: Check, workshop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = check.device.STAND_IN.__class__("small", 1e9 + 1e3, 1e12)
+    gpu = check.device.STAND_IN.__class__("small", 1e9 + 1e3, 1e12, 1e12)
     monkeypatch.setattr(check.large, "gpu_here", lambda: gpu)
     rows = run(check, workshop, "large")
     row = rows["pretext: peak memory"]

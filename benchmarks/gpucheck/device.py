@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from llm2comp.training.planning.machines import GPUS, Gpu
 from llm2comp.training.planning.meter import count
 from llm2comp.utils.hardware import processor_name
 
-STAND_IN = Gpu("stand-in", 80 * 2**30, 1e12)
+STAND_IN = Gpu("stand-in", 80 * 2**30, 1e12, 1e12)
 """What a plan for the processor takes for a GPU."""
 SIMILAR = 0.15
 """A card of a known name may have so much more or less memory than its data sheet says."""
@@ -85,8 +85,9 @@ def gpu_here() -> Gpu:
         return STAND_IN
     properties = torch.get_device_module(device()).get_device_properties(0)
     known = known_gpu(properties.name, properties.total_memory)
-    speed = math.nan if known is None else known.flops
-    return Gpu(properties.name, properties.total_memory, speed)
+    if known is None:
+        return Gpu(properties.name, properties.total_memory, math.nan, math.nan)
+    return replace(known, name=properties.name, memory=properties.total_memory)
 
 
 def known_gpu(name: str, memory: float) -> Gpu | None:

@@ -29,7 +29,7 @@ from llm2comp.training.planning.rows import some_rows
 from llm2comp.training.planning.step import Step, whole_need
 from llm2comp.training.pretext import pretext_model
 
-SMALL = Gpu("small", 1e9 + 3e6, 1e12)
+SMALL = Gpu("small", 1e9 + 3e6, 1e12, 1e12)
 """A card with 3 MB beside what CUDA takes."""
 
 
@@ -205,7 +205,7 @@ def test_a_recipe_that_starts_from_nothing_is_refused(tiny_recipe: Path) -> None
 
 
 def test_nothing_helps_where_the_weights_alone_are_too_large(tiny_recipe: Path) -> None:
-    planned = plan_run(load_recipe(tiny_recipe), Gpu("tiny", 1e9 + 1e4, 1e12))
+    planned = plan_run(load_recipe(tiny_recipe), Gpu("tiny", 1e9 + 1e4, 1e12, 1e12))
     assert [stage.changes for stage in planned.stages] == [[], [], []]
     assert "choose a smaller backbone" in describe.notes(planned)[-1]
 
@@ -223,8 +223,7 @@ def test_a_gpu_is_found_in_any_case_and_another_one_is_an_error() -> None:
 
 
 def test_a_gpu_without_bfloat16_is_planned_in_float32(tiny_recipe: Path) -> None:
-    recipe = load_recipe(tiny_recipe, ["pretext.steps=2"])
-    recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
+    recipe = load_recipe(tiny_recipe)
     assert recipe.backbone.dtype == "auto"
     assert (_trained(recipe, GPUS["T4"]).dtype, _trained(recipe, GPUS["L4"]).dtype) == (
         torch.float32,
@@ -235,6 +234,9 @@ def test_a_gpu_without_bfloat16_is_planned_in_float32(tiny_recipe: Path) -> None
     assert older.stages[0].seconds / newer.stages[0].seconds == pytest.approx(121 / 8.1)
     assert "35% of the 8.1 TFLOP/s of a T4 in float32" in describe.notes(older)[1]
     assert "35% of the 121 TFLOP/s of a L4 in bfloat16" in describe.notes(newer)[1]
+    asked = plan_run(load_recipe(tiny_recipe, ["backbone.dtype=float32"]), GPUS["L4"])
+    assert asked.stages[0].seconds / newer.stages[0].seconds == pytest.approx(121 / 30.3)
+    assert "35% of the 30.3 TFLOP/s of a L4 in float32" in describe.notes(asked)[1]
 
 
 @pytest.mark.parametrize("weight", [2000, 600])
@@ -284,7 +286,7 @@ def test_the_start_of_a_name_is_enough_if_it_is_the_only_one() -> None:
 
 def test_numbers_of_a_small_run_are_not_rounded_to_nothing() -> None:
     stage = StagePlan("pretext", 2, 8_400, Step(1e4, 3e9, 4e6, 1.0), 2e5, 2.0)
-    small = Plan([stage], 61_300, 98.6e6, 31_400, None, 1e9, in_4bit=False)
+    small = Plan([stage], 61_300, 98.6e6, 31_400, None, 1e9, torch.float32, in_4bit=False)
     _, row, _ = describe.table(small)
     assert row[4:6] == ["8.4 k", f"{stage.memory / 1e6:.2g} MB"]
     first = describe.notes(small)[0]
@@ -309,7 +311,7 @@ def test_numbers_of_a_small_run_are_not_rounded_to_nothing() -> None:
 )
 def test_what_changes_the_result_is_apart_from_what_does_not(changes: list[str], said: str) -> None:
     stage = StagePlan("pretext", 2, 8, Step(1e4, 3e9, 4e6, 1.0), 2e12, 2.0, changes)
-    plan = Plan([stage], 60, 1e9, 1e9, GPUS["L4"], GPUS["L4"].memory, in_4bit=False)
+    plan = Plan([stage], 60, 1e9, 1e9, GPUS["L4"], GPUS["L4"].memory, torch.bfloat16, in_4bit=False)
     assert describe.notes(plan)[-1].endswith(f"; {said}")
 
 

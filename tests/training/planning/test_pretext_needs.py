@@ -154,5 +154,5 @@ def test_a_smaller_batch_is_advice_for_stage_1(tiny_recipe: Path) -> None:
     )
     room = (large.stages[0].memory + small.stages[0].memory) / 2
     recipe = recipe_of(tiny_recipe, *(o.format(16) for o in overrides))
-    changes = plan_run(recipe, Gpu("small", CONTEXT + room, 1e12)).stages[0].changes
+    changes = plan_run(recipe, Gpu("small", CONTEXT + room, 1e12, 1e12)).stages[0].changes
     assert changes in (["pretext.batch_size=8"], ["pretext.batch_size=4"])

@@ -33,7 +33,8 @@ def notes(plan: Plan) -> list[str]:
     if plan.gpu is None:
         lines.append("Time and memory are extrapolated from steps with few layers on this machine.")
     else:
-        speed = f"{plan.gpu.flops / 1e12:,.4g} TFLOP/s of a {plan.gpu.name} in {plan.gpu.precision}"
+        dtype = str(plan.dtype).removeprefix("torch.")
+        speed = f"{plan.gpu.flops(plan.dtype) / 1e12:,.4g} TFLOP/s of a {plan.gpu.name} in {dtype}"
         lines.append(
             "Memory is counted tensor by tensor, with fused attention. Time assumes "
             f"{UTILISATION:.0%} of the {speed}."

@@ -86,6 +86,7 @@ class Plan:
         disk: bytes that the run writes at most.
         gpu: where it runs; None is this machine.
         room: bytes that a stage may take where it computes.
+        dtype: the precision of training.
         in_4bit: whether frozen linear layers are in 4 bits.
     """
 
@@ -95,6 +96,7 @@ class Plan:
     disk: float
     gpu: Gpu | None
     room: float
+    dtype: torch.dtype
     in_4bit: bool
 
 
@@ -148,6 +150,7 @@ def plan_run(recipe: Recipe, gpu: Gpu | None = None) -> Plan:
         disk_needed(numbers[False] * written.itemsize, counts, keeps_best=keeps_best),
         gpu,
         room,
+        trained.dtype,
         in_4bit,
     )
 
@@ -174,7 +177,9 @@ def _stage_plan(
         return StagePlan(stage.stage, 0, count, Step(0.0, 0.0, 0.0, 0.0), weights, 0.0)
     rows = some_rows(trained.recipe, stage, trained.tokenizer)
     step = stage_step(stage, trained, rows)
-    seconds = stage.steps * (step.flops / (UTILISATION * gpu.flops) if gpu else step.seconds)
+    seconds = stage.steps * (
+        step.flops / (UTILISATION * gpu.flops(trained.dtype)) if gpu else step.seconds
+    )
     plan = StagePlan(stage.stage, stage.steps, count, step, weights, seconds)
     if plan.memory <= room:
         return plan
