@@ -4,7 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # One process per core, at most three: each takes up to 5 GB. The tests of a file share what they train.
-PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile
+# In the order of the folders: files of few long tests would otherwise come last, and one process waits.
+PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minimum test-exhaustive test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean

@@ -138,7 +138,16 @@ def test_an_encoder_of_others_keeps_its_token_types_and_pooling(
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("to", BACKENDS)
+@pytest.mark.parametrize(
+    "to",
+    [
+        BACKENDS[0],
+        *(
+            pytest.param(*to.values, marks=[*to.marks, pytest.mark.exhaustive])
+            for to in BACKENDS[1:]
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "folder",
     [True, pytest.param(False, marks=pytest.mark.exhaustive)],

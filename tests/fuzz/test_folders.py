@@ -192,7 +192,7 @@ def test_an_encoder_is_exported(encoder: Path, to: Backend) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_no_downloads_for_export")
-@cases(6)
+@cases(2)
 @given(data=st.data(), to=st.sampled_from(["onnx", "openvino"]))
 def test_a_damaged_encoder_is_exported_or_refused(
     encoder: Path, data: st.DataObject, to: str
