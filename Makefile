@@ -1,14 +1,15 @@
 # Every target makes its own environment in .venv, once, with the versions of constraints.txt.
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Without --no-compile, pip compiles every module of every package; Python compiles those that are used.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # One process per core, at most three: each takes up to 5 GB. The tests of a file share what they train.
 # In the order of the folders: files of few long tests would otherwise come last, and one process waits.
 PARALLEL := --numprocesses auto --maxprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minimum test-exhaustive test-backbones test-ecosystem test-qlora test-ray fuzz lint bench gpu-check docs release clean
+.PHONY: help demo test test-minimum test-exhaustive test-backbones test-ecosystem test-qlora test-ray fuzz lint minimum bench gpu-check docs release clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +47,10 @@ lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict src
+
+minimum: .venv/.dev  ## check that the lowest versions allowed go together, without installing them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+		--no-build-isolation --constraint constraints-minimum.txt '.[dev]'
 
 bench: .venv/.dev  ## measure speed and memory; writes to benchmarks/results
 	@set -e; for script in $(filter-out benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done

@@ -179,7 +179,7 @@ def tiny_recipe(
                 "data": [{"source": str(folder / "texts.txt")}],
                 "passages": {"min_chars": 10, "max_tokens": 60, "crop": True},
                 "split": {"low": 20, "high": 30, "start": 25, "ramp_steps": 10},
-                "steps": 30,
+                "steps": 20,
                 "batch_size": 4,
                 "memory_learning_rate": 2e-2,
                 "eval_steps": 10,
@@ -189,7 +189,7 @@ def tiny_recipe(
             {
                 "stage": "unsupervised",
                 "data": [{"source": str(folder / "texts.txt")}],
-                "steps": 24,
+                "steps": 12,
                 "batch_size": 8,
                 **common,
             },
@@ -198,7 +198,7 @@ def tiny_recipe(
                 "data": [
                     {"source": str(folder / name)} for name in ("pairs.jsonl", "scored.jsonl")
                 ],
-                "steps": 20,
+                "steps": 12,
                 "batch_size": 8,
                 "mini_batch_size": 4,
                 "memory_learning_rate": 1e-3,

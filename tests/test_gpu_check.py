@@ -144,6 +144,7 @@ def test_losses_that_differ_or_rise_or_are_missing_are_found(
         check.training.losses(exact, "scored")
 
 
+@pytest.mark.exhaustive
 def test_a_large_backbone_takes_what_was_planned(check: Check, workshop: Any) -> None:
     rows = run(check, workshop, "large")
     assert len(rows) == 9
@@ -160,6 +161,7 @@ def test_a_large_backbone_takes_what_was_planned(check: Check, workshop: Any) ->
     assert not list(workshop.folder.glob("large/*.safetensors"))
 
 
+@pytest.mark.exhaustive
 def test_a_stage_that_does_not_fit_is_not_begun(
     check: Check, workshop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,22 @@ BACKENDS = [
     )
     for to in compiled.PACKAGES
 ]
+FIRST_BACKEND = pytest.mark.parametrize(
+    "to",
+    [
+        BACKENDS[0],
+        *(
+            pytest.param(*to.values, marks=[*to.marks, pytest.mark.exhaustive])
+            for to in BACKENDS[1:]
+        ),
+    ],
+)
+FIRST_FOLDER = pytest.mark.parametrize(
+    "folder",
+    [True, pytest.param(False, marks=pytest.mark.exhaustive)],
+    indirect=True,
+    ids=["causal", "bidirectional"],
+)
 SCORE = checked_export._score
 TEXTS = ["a", "The river rises in the mountains.", "Roman coins, found near here. " * 8]
 
@@ -115,7 +131,7 @@ def test_an_export_encodes_as_its_encoder_does(to: Backend, folder: Path, tmp_pa
         encode_file(loaded, file, tmp_path / "v.npy", workers=2)
 
 
-@pytest.mark.parametrize("to", BACKENDS)
+@FIRST_BACKEND
 def test_an_encoder_of_others_keeps_its_token_types_and_pooling(
     to: Backend, sentences: list[str], tmp_path: Path
 ) -> None:
@@ -138,22 +154,8 @@ def test_an_encoder_of_others_keeps_its_token_types_and_pooling(
     np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
-        BACKENDS[0],
-        *(
-            pytest.param(*to.values, marks=[*to.marks, pytest.mark.exhaustive])
-            for to in BACKENDS[1:]
-        ),
-    ],
-)
-@pytest.mark.parametrize(
-    "folder",
-    [True, pytest.param(False, marks=pytest.mark.exhaustive)],
-    indirect=True,
-    ids=["causal", "bidirectional"],
-)
+@FIRST_BACKEND
+@FIRST_FOLDER
 def test_int8_is_smaller_and_another_model_in_the_results(
     to: Backend, folder: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +208,7 @@ def test_the_score_of_the_encoder_is_stored_with_its_lineage(
 
 
 @pytest.mark.parametrize("to", BACKENDS[:1])
+@FIRST_FOLDER
 def test_a_trace_with_the_other_attention_is_refused(
     to: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,7 +175,7 @@ def _no_downloads_for_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checked_export, "_score", lambda *_: 50.0)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("_no_downloads_for_export")
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_an_encoder_is_exported(encoder: Path, to: Backend) -> None:
@@ -190,7 +190,7 @@ def test_an_encoder_is_exported(encoder: Path, to: Backend) -> None:
         assert outcome.status == 0, outcome.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("_no_downloads_for_export")
 @cases(2)
 @given(data=st.data(), to=st.sampled_from(["onnx", "openvino"]))

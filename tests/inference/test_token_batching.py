@@ -26,7 +26,7 @@ def model(tiny_backbone: Path, request: pytest.FixtureRequest) -> SentenceTransf
 
 @pytest.fixture(scope="module")
 def texts(sentences: list[str]) -> list[str]:
-    return [" ".join(sentences[: i % 5]) + " " * (i % 3) for i in range(40)]
+    return [" ".join(sentences[: i % 5]) + " " * (i % 3) for i in range(15)]
 
 
 def _stock(model: SentenceTransformer, texts: list[str], **options: Any) -> Any:

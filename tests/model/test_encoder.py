@@ -38,16 +38,21 @@ def memory_ids(model: SentenceTransformer, k: int) -> list[int]:
     return list(range(rows - k, rows))
 
 
-@pytest.fixture(
-    params=[(True, None), (False, None), (True, False)],
-    ids=["causal", "bidirectional", "without BOS"],
-)
+KINDS = {"causal": (True, None), "bidirectional": (False, None), "without BOS": (True, False)}
+"""Whether attention is causal, and `add_bos`."""
+
+
+@pytest.fixture(params=KINDS)
 def trained(
     request: pytest.FixtureRequest, tiny_backbone: Path, tmp_path: Path
 ) -> tuple[Compressor, Path]:
     """A compressor with a non-trivial adapter, and the encoder folder written from it."""
+    return write_encoder(request.param, tiny_backbone, tmp_path)
+
+
+def write_encoder(kind: str, tiny_backbone: Path, out: Path) -> tuple[Compressor, Path]:
     torch.manual_seed(0)
-    causal, add_bos = request.param
+    causal, add_bos = KINDS[kind]
     run = recipe.Recipe.model_validate(
         {
             "name": "tiny",
@@ -69,12 +74,12 @@ def trained(
     with torch.no_grad():
         for parameter in trainable_parameters(compressor).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    compressor.save_adapter(tmp_path / "adapter")
+    compressor.save_adapter(out / "adapter")
     record = StageRecord.of(run.stages[0], causal=causal, lora={})
     lineage = Lineage.start(run, "memory").after(record)
-    built = encoder.build(lineage, [tmp_path / "adapter"])
-    encoder.save(built, tmp_path / "folder", tmp_path / "adapter", lineage)
-    return compressor, tmp_path / "folder"
+    built = encoder.build(lineage, [out / "adapter"])
+    encoder.save(built, out / "folder", out / "adapter", lineage)
+    return compressor, out / "folder"
 
 
 def in_memory_embeddings(compressor: Compressor, folder: Path) -> torch.Tensor:
@@ -104,22 +109,25 @@ def test_folder_equals_the_model_in_memory(trained: tuple[Compressor, Path]) -> 
     )
 
 
-def test_folder_loads_where_this_package_is_hidden(
-    trained: tuple[Compressor, Path], tmp_path: Path
-) -> None:
-    compressor, folder = trained
+def test_folders_load_where_this_package_is_hidden(tiny_backbone: Path, tmp_path: Path) -> None:
+    made = {kind: write_encoder(kind, tiny_backbone, tmp_path / kind) for kind in KINDS}
     script = """
 import sys
 sys.modules["llm2comp"] = None  # an import would raise
 import numpy as np
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer(sys.argv[1], device="cpu")
-np.save(sys.argv[2], model.encode(sys.argv[3:]))
+out, count, *rest = sys.argv[1:]
+folders, texts = rest[:int(count)], rest[int(count):]
+models = [SentenceTransformer(folder, device="cpu") for folder in folders]
+np.save(out, np.stack([model.encode(texts) for model in models]))
 """
     out = tmp_path / "embeddings.npy"
-    subprocess.run([sys.executable, "-c", script, str(folder), str(out), *TEXTS], check=True)
-    expected = in_memory_embeddings(compressor, folder).numpy()
-    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+    folders = [str(folder) for _, folder in made.values()]
+    command = [sys.executable, "-c", script, str(out), str(len(made)), *folders, *TEXTS]
+    subprocess.run(command, check=True)
+    for found, (compressor, folder) in zip(np.load(out), made.values(), strict=True):
+        expected = in_memory_embeddings(compressor, folder).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_folder_holds_safetensors_and_text_only(trained: tuple[Compressor, Path]) -> None:

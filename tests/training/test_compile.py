@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,29 @@ def losses(recipe_file: Path, folder: Path, *overrides: str) -> list[float]:
     return [event["loss"] for event in events if "loss" in event]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_compiled_blocks_have_the_same_losses(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_compiled_blocks_have_the_same_losses(
+    tiny_recipe: Path, tmp_path: Path, backend: str
+) -> None:
+    """`aot_eager` traces and differentiates as `inductor` does, and writes no C++."""
     plain = losses(tiny_recipe, tmp_path / "plain")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         # In a new process: the compiler imports setuptools, which fails after other tests' imports.
-        given = (tiny_recipe, tmp_path / "compiled", "pretext.compile=true")
-        compiled = process.submit(losses, *given).result()
+        compiled = process.submit(
+            compiled_losses, tiny_recipe, tmp_path / "compiled", backend
+        ).result()
     assert len(plain) == 2
     assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def compiled_losses(recipe_file: Path, folder: Path, backend: str) -> list[float]:
+    torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend=backend)
+    found = losses(recipe_file, folder, "pretext.compile=true")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    return found
 
 
 def test_a_missing_compiler_is_an_error_of_one_line(

@@ -348,5 +348,5 @@ def test_a_healthy_run_has_no_spike_and_logs_the_gradient(
     assert [text for text in caplog.messages if "spike" in text or "no gradient" in text] == []
     events = [json.loads(line) for line in (out / "run.jsonl").open()]
     norms = [event["grad_norm"] for event in events if "loss" in event]
-    assert len(norms) == 30 + 24 + 20
+    assert len(norms) == 20 + 12 + 12
     assert all(0 < norm < 1e3 for norm in norms)

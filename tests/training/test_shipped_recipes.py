@@ -163,7 +163,7 @@ def local(name: str, model: Path, folder: Path, sentences: list[str]) -> Recipe:
     return load_recipe(recipe_path(name), overrides)
 
 
-LARGE = {"llama2-7b", "llama3.2-1b", "mistral-7b", "qwen3-8b"}
+LARGE = {"gemma3-1b", "llama2-7b", "llama3.2-1b", "mistral-7b", "qwen3-8b"}
 
 
 @pytest.mark.parametrize(
