@@ -1,24 +1,13 @@
-"""Run a recipe in processes that are killed at random moments, each time until it is finished.
-
-Usage: run_and_kill.py RECIPE FOLDER SEED KILLS LONGEST_SECONDS
-
-The runs are FOLDER/0, FOLDER/1 and so on, until there were as many kills. The processes are forked
-after the imports, which take most of the time of a new process.
-"""
+"""Run a recipe in processes that are killed at random moments, each time until it is finished."""
 
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
-import torch
-
 from llm2comp.recipe import load_recipe
-from llm2comp.training import pipeline, scoring
-
-assert scoring  # for its imports
+from llm2comp.training import pipeline
 
 
 def train(recipe: Path, out: Path) -> None:
@@ -48,9 +37,12 @@ def killed(recipe: Path, out: Path, seconds: float) -> bool:
     return True
 
 
-def main(recipe: Path, folder: Path, seed: int, kills: int, longest: float) -> None:
-    """Run and kill."""
-    torch.set_num_threads(1)
+def run_and_kill(recipe: Path, folder: Path, seed: int, kills: int, longest: float) -> list[Path]:
+    """Run until there were as many kills, each after at most `longest` seconds.
+
+    Returns:
+        The folders of the runs, FOLDER/0, FOLDER/1 and so on.
+    """
     generator = random.Random(seed)
     done = run = 0
     while done < kills:
@@ -59,6 +51,4 @@ def main(recipe: Path, folder: Path, seed: int, kills: int, longest: float) -> N
             if done == kills:
                 longest = 1e9
         run += 1
-
-
-main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+    return sorted(folder.iterdir())

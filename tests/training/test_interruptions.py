@@ -2,11 +2,8 @@
 
 import gzip
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_and_kill import run_and_kill
 
 from llm2comp.errors import UserError
 from llm2comp.recipe import STAGE_FOLDERS, load_recipe
@@ -78,25 +76,13 @@ def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     patch.setattr(RunProgress, "on_step_end", on_step_end)
 
 
-def kill(recipe: Path, folder: Path, kills: int, longest: float) -> list[Path]:
-    script = Path(__file__).with_name("run_and_kill.py")
-    arguments = [recipe, folder, 0, kills, longest]
-    subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.parametrize(
     ("kills", "longest"), [(4, 4.0), pytest.param(50, 3.0, marks=pytest.mark.exhaustive)]
 )
 def test_killed_at_random_moments_equals_uninterrupted(
     tiny_recipe: Path, uninterrupted: Path, tmp_path: Path, kills: int, longest: float
 ) -> None:
-    runs = kill(tiny_recipe, tmp_path, kills, longest)
+    runs = run_and_kill(tiny_recipe, tmp_path, 0, kills, longest)
     for run in runs:
         assert not list(run.glob(".*")), "hidden files are left"
         assert differing(contents(run), contents(uninterrupted)) == set()
@@ -162,7 +148,7 @@ def test_a_run_on_parts_that_is_killed_equals_one_that_is_not(
     streaming: Path, tmp_path: Path, kills: int, longest: float
 ) -> None:
     pipeline.train(load_recipe(streaming), tmp_path / "whole")
-    for run in kill(streaming, tmp_path / "killed", kills, longest):
+    for run in run_and_kill(streaming, tmp_path / "killed", 0, kills, longest):
         assert differing(contents(run), contents(tmp_path / "whole")) == set()
 
 

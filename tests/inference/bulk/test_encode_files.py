@@ -2,12 +2,11 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -326,16 +325,20 @@ def test_a_driver_that_is_killed_goes_on(
 ) -> None:
     texts, out, whole = (tmp_path / name for name in ("texts", "out", "whole"))
     write_texts(texts, 8, 150, sentences, longest=30)
-    command = [sys.executable, "-m", "llm2comp", "encode", str(encoder), str(texts)]
-    command += ["--out", str(out), "--dtype", "float32", "--keep", "id,text"]
-    command += ["--batch-size", "1"]  # slow enough to be killed
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and len(list(out.glob("*.parquet"))) < 2:
-            time.sleep(0.01)
-        while process.poll() is None and not list(out.glob(".*.part")):
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    arguments = (encoder, texts, out)
+    process = multiprocessing.get_context("fork").Process(
+        target=encode,
+        args=arguments,
+        kwargs={"batch_size": 1},  # slow enough to be killed
+    )
+    process.start()
+    while process.is_alive() and len(list(out.glob("*.parquet"))) < 2:
+        time.sleep(0.01)
+    while process.is_alive() and not list(out.glob(".*.part")):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     there = len(list(out.glob("*.parquet")))
     assert 2 <= there < 8
     done = encode(encoder, texts, out, batch_size=1)
