@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from rich.console import Console
+from run_and_kill import run_and_kill
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from test_interruptions import kill
 
 from llm2comp import recipe
 from llm2comp.data import hub
@@ -386,6 +386,6 @@ def test_killed_at_random_moments_equals_uninterrupted(
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(as_yaml(fine_tuning(bert, pairs, *KINDS[kind])))
-    for run in kill(path, tmp_path / "runs", 10, 2.0):
+    for run in run_and_kill(path, tmp_path / "runs", 0, 10, 2.0):
         assert not list(run.glob(".*")), "hidden files are left"
         assert weights(run / "model") == weights(tuned[kind])

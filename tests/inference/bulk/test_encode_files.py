@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -325,12 +326,8 @@ def test_a_driver_that_is_killed_goes_on(
 ) -> None:
     texts, out, whole = (tmp_path / name for name in ("texts", "out", "whole"))
     write_texts(texts, 8, 150, sentences, longest=30)
-    arguments = (encoder, texts, out)
-    process = multiprocessing.get_context("fork").Process(
-        target=encode,
-        args=arguments,
-        kwargs={"batch_size": 1},  # slow enough to be killed
-    )
+    slowly = partial(encode, encoder, texts, out, batch_size=1)
+    process = multiprocessing.get_context("fork").Process(target=slowly)
     process.start()
     while process.is_alive() and len(list(out.glob("*.parquet"))) < 2:
         time.sleep(0.01)
@@ -341,7 +338,7 @@ def test_a_driver_that_is_killed_goes_on(
     assert process.exitcode == -signal.SIGKILL
     there = len(list(out.glob("*.parquet")))
     assert 2 <= there < 8
-    done = encode(encoder, texts, out, batch_size=1)
+    done = slowly()
     assert (done.files, done.unchanged) == (8, there)
     encode(encoder, texts, whole, batch_size=1)
     assert read_vectors(out) == read_vectors(whole)
