@@ -27,6 +27,7 @@ def losses(recipe_file: Path, folder: Path, *overrides: str) -> list[float]:
     return [event["loss"] for event in events if "loss" in event]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)]
 )
