@@ -37,13 +37,13 @@ def killed(recipe: Path, out: Path, seconds: float) -> bool:
     return True
 
 
-def run_and_kill(recipe: Path, folder: Path, seed: int, kills: int, longest: float) -> list[Path]:
+def run_and_kill(recipe: Path, folder: Path, kills: int, longest: float) -> list[Path]:
     """Run until there were as many kills, each after at most `longest` seconds.
 
     Returns:
         The folders of the runs, FOLDER/0, FOLDER/1 and so on.
     """
-    generator = random.Random(seed)
+    generator = random.Random(0)
     done = run = 0
     while done < kills:
         while killed(recipe, folder / str(run), generator.uniform(0, longest)):

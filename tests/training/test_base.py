@@ -386,6 +386,6 @@ def test_killed_at_random_moments_equals_uninterrupted(
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(as_yaml(fine_tuning(bert, pairs, *KINDS[kind])))
-    for run in run_and_kill(path, tmp_path / "runs", 0, 10, 2.0):
+    for run in run_and_kill(path, tmp_path / "runs", 10, 2.0):
         assert not list(run.glob(".*")), "hidden files are left"
         assert weights(run / "model") == weights(tuned[kind])

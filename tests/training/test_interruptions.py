@@ -82,7 +82,7 @@ def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
 def test_killed_at_random_moments_equals_uninterrupted(
     tiny_recipe: Path, uninterrupted: Path, tmp_path: Path, kills: int, longest: float
 ) -> None:
-    runs = run_and_kill(tiny_recipe, tmp_path, 0, kills, longest)
+    runs = run_and_kill(tiny_recipe, tmp_path, kills, longest)
     for run in runs:
         assert not list(run.glob(".*")), "hidden files are left"
         assert differing(contents(run), contents(uninterrupted)) == set()
@@ -148,7 +148,7 @@ def test_a_run_on_parts_that_is_killed_equals_one_that_is_not(
     streaming: Path, tmp_path: Path, kills: int, longest: float
 ) -> None:
     pipeline.train(load_recipe(streaming), tmp_path / "whole")
-    for run in run_and_kill(streaming, tmp_path / "killed", 0, kills, longest):
+    for run in run_and_kill(streaming, tmp_path / "killed", kills, longest):
         assert differing(contents(run), contents(tmp_path / "whole")) == set()
 
 
